@@ -1,0 +1,137 @@
+// The information buffer: where the digits go that the decay of momentum would destroy.
+//
+//     contract(V, n/d):  r = V mod d          push r in base d:   t = s*d + r
+//                        V = (V div d)*n + p  pop p in base n:    p = t mod n, s = t div n
+//     expand(V, n/d):    the exact inverse
+//
+// div and mod are floor division: V is often negative. Each lane has ONE accumulator s that starts at 0.
+// All lanes see the same (n, d), so a bound B > s is known on the host without looking at data (plan_push),
+// and when a push could pass the capacity, EVERY lane spills its low 8 or 16 bits into a dense plane. The
+// buffer is last in, first out: undoing walks the host's schedule backwards.
+//
+// Exactness of the floor divisions:
+//  64-bit: everything is an integer below 2^50 held in a double, where sums and products that stay below 2^53 are
+//    exact. For an integer x, x/d + c with c = 1/(2d) - 1/2 is at least 1/(2d) away from a tie, and the computed
+//    value is off by less than 1.5 * 2^-52 * |x|/d < 1/(2d): rounding it to nearest gives floor(x/d), whether
+//    the compiler or the hardware fuses the product and the sum or not.
+//  32-bit: quotients by multiplication with m = ceil(2^(31+l)/d), l = ceil(log2 d). For x <= 2^31 + d and d <= 2^13 the
+//    error x*(m*d - 2^(31+l)) stays below 2^(31+l), so (x*m) >> (31+l) is exactly x div d (Granlund, Montgomery 1994).
+//    Velocities are made non-negative by a bias, the first multiple of d from 2^30 on.
+#pragma once
+
+#include "layout.h"
+
+namespace rh {
+
+// What is fixed for one width of state. |X| and |V| stay below their limits, in quanta: a sum of two does not wrap, and
+// V can be divided exactly.
+struct State64 {
+  using Integer = int64_t;
+  using Accumulator = uint64_t;
+  using Real = double;
+  static constexpr int bits = 64;
+  static constexpr int weight_limit_bits = 62;
+  static constexpr int velocity_limit_bits = 50;
+  static constexpr int weight_fraction_bits = 46;    // quantum 1.4e-14, range +-65536
+  static constexpr int velocity_fraction_bits = 38;  // quantum 3.6e-12, range +-4096
+  static constexpr int64_t capacity = int64_t{1} << 50;
+  static constexpr int64_t max_denominator = int64_t{1} << 16;
+  static constexpr double momentum_tolerance = 1.0 / (1 << 24);
+};
+
+struct State32 {
+  using Integer = int32_t;
+  using Accumulator = uint32_t;
+  using Real = float;
+  static constexpr int bits = 32;
+  static constexpr int weight_limit_bits = 30;
+  static constexpr int velocity_limit_bits = 30;
+  static constexpr int weight_fraction_bits = 26;    // quantum 1.5e-8, range +-16
+  static constexpr int velocity_fraction_bits = 23;  // quantum 1.2e-7, range +-128
+  static constexpr int64_t capacity = (int64_t{1} << 31) - (1 << 16);
+  static constexpr int64_t max_denominator = int64_t{1} << 13;
+  static constexpr double momentum_tolerance = 1.0 / (1 << 10);
+};
+
+// One floor divisor of each width, prepared on the host.
+template <class State>
+struct Divisor;
+
+template <>
+struct Divisor<State64> {
+  int64_t value;
+  double real;
+  double reciprocal;
+  double centre;  // c above
+  explicit Divisor(int64_t divisor)
+      : value(divisor), real(static_cast<double>(divisor)), reciprocal(1.0 / real), centre(0.5 / real - 0.5) {}
+
+  // Integers |x| < 2^50 held in reals.
+  template <class Real>
+  RH_INLINE void divide(Real x, Real& quotient, Real& remainder) const {
+    quotient = round_small(exact_multiply_add(x, reciprocal, centre));
+    remainder = exact_multiply_add(quotient, -real, x);
+  }
+};
+
+template <>
+struct Divisor<State32> {
+  uint32_t value;
+  uint32_t multiplier;
+  int32_t shift;
+  uint32_t bias_quotient;
+  explicit Divisor(int64_t divisor) {
+    int log = 0;
+    while ((int64_t{1} << log) < divisor) ++log;
+    value = static_cast<uint32_t>(divisor);
+    shift = 31 + log;
+    multiplier = static_cast<uint32_t>(((uint64_t{1} << shift) + value - 1) / value);
+    bias_quotient = ((uint32_t{1} << 30) + value - 1) / value;
+  }
+  template <class Unsigned>
+  RH_INLINE void divide(Unsigned x, Unsigned& quotient, Unsigned& remainder) const {
+    quotient = multiply_shift(x, multiplier, shift);
+    remainder = x - quotient * value;
+  }
+};
+
+// V -> V * n/d with the remainder kept in s. Contraction by d/n is the exact inverse ("expand").
+template <class Integer, class Accumulator>
+RH_INLINE void contract(Integer& v, Accumulator& s, const Divisor<State64>& n, const Divisor<State64>& d) {
+  using Real = decltype(to_real(v));
+  Real quotient, digit, rest, out;
+  d.divide(to_real(v), quotient, digit);
+  n.divide(exact_multiply_add(to_real(as_signed(s)), d.real, digit), rest, out);
+  s = as_unsigned(round_to_integer(rest));
+  v = round_to_integer(exact_multiply_add(quotient, n.real, out));
+}
+
+template <class Integer, class Accumulator>
+RH_INLINE void contract(Integer& v, Accumulator& s, const Divisor<State32>& n, const Divisor<State32>& d) {
+  Accumulator quotient, digit, rest, out;
+  d.divide(as_unsigned(v) + d.bias_quotient * d.value, quotient, digit);
+  n.divide(s * d.value + digit, rest, out);
+  s = rest;
+  v = as_signed(quotient * n.value + out - d.bias_quotient * n.value);
+}
+
+// The bound after one contraction of a lane, and what every lane must spill before it.
+struct Push {
+  int64_t bound;
+  int spill_bits;  // 0, 8 or 16
+};
+
+// B is an exclusive bound on s before the push. Sixteen bits are spilled when what is left stays far above d (the
+// bound rounds up by less than 1 per push: a loss of about 1/B against a gain of log2(d/n)), else eight.
+template <class State>
+inline Push plan_push(int64_t bound, int64_t n, int64_t d) {
+  int spill_bits = 0;
+  if (bound > State::capacity / d) {
+    int64_t after_short = ((bound - 1) >> 8) + 1, after_long = ((bound - 1) >> 16) + 1;
+    spill_bits = after_long >= 64 * d || after_short > State::capacity / d ? 16 : 8;
+    bound = spill_bits == 16 ? after_long : after_short;
+  }
+  return {(bound * d - 1) / n + 1, spill_bits};
+}
+
+}  // namespace rh

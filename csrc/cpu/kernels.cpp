@@ -1,0 +1,446 @@
+// Compiled once per instruction set with RH_KERNELS naming the table it defines (see setup.py).
+#include "kernels.h"
+
+#include "../core/hash.h"
+#include "../core/sgd.h"
+#if defined(__AVX512DQ__)
+#include "avx512.h"
+#elif defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace rh {
+namespace {
+
+constexpr int J = kLanesPerBlock;
+
+// One lane at a time: the remainder of a row, and whole rows where there is no SIMD form.
+template <class State>
+struct Single {
+  using Integer = typename State::Integer;
+  using Accumulator = typename State::Accumulator;
+  using Real = typename State::Real;
+  static constexpr int width = 1;
+  static RH_INLINE Integer zero() { return 0; }
+  static RH_INLINE Integer any_bit(Integer x) { return x; }
+  // The larger magnitude, as unsigned: the most negative integer is the largest.
+  static RH_INLINE Integer further(Integer record, Integer x) {
+    x = x < 0 ? -x : x;
+    return static_cast<Accumulator>(x) > static_cast<Accumulator>(record) ? x : record;
+  }
+  static RH_INLINE Accumulator greatest(Integer record) { return static_cast<Accumulator>(record); }
+  template <class T>
+  static RH_INLINE T load(const T* p) {
+    return *p;
+  }
+  template <class T>
+  static RH_INLINE void store(T* p, T x) {
+    *p = x;
+  }
+  template <class T>
+  static RH_INLINE Real read(const T* p) {
+    return static_cast<Real>(widen(*p));
+  }
+  template <class T>
+  static RH_INLINE void write(T* p, Integer x, double quantum) {
+    *p = narrow<T>(static_cast<double>(x) * quantum);
+  }
+};
+
+#if defined(__AVX512DQ__)
+template <class State>
+using Wide = Pack<State>;
+#else
+template <class State>
+using Wide = Single<State>;
+#endif
+
+// One row of weights on its way to memory. Streaming stores spare the read of the line that is overwritten
+// whole; they pay when the weights do not fit the cache anyway.
+void write_row(void* to, const void* from, int64_t bytes, bool stream) {
+#if defined(__AVX512F__)
+  if (stream && reinterpret_cast<uintptr_t>(to) % 64 == 0 && bytes % 64 == 0) {
+    for (int64_t i = 0; i < bytes; i += 64)
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(static_cast<char*>(to) + i),
+                          _mm512_load_si512(static_cast<const char*>(from) + i));
+    return;
+  }
+#elif defined(__x86_64__)
+  if (stream && reinterpret_cast<uintptr_t>(to) % 16 == 0 && bytes % 16 == 0) {
+    for (int64_t i = 0; i < bytes; i += 16)
+      _mm_stream_si128(reinterpret_cast<__m128i*>(static_cast<char*>(to) + i),
+                       _mm_load_si128(reinterpret_cast<const __m128i*>(static_cast<const char*>(from) + i)));
+    return;
+  }
+#endif
+  memcpy(to, from, static_cast<size_t>(bytes));
+}
+
+// Sum of hash_word over one row; `first` is the row's first element in the block.
+template <class Integer>
+RH_INLINE uint64_t hash_row(const Integer* row, int count, int first) {
+  constexpr int per_word = 8 / sizeof(Integer);
+  int words = count / per_word, base = first / per_word;
+  uint64_t sum = 0;
+  int i = 0;
+#if defined(__AVX512F__)
+  if (words >= 8) {
+    alignas(64) uint64_t start[8];
+    for (int lane = 0; lane < 8; ++lane) start[lane] = hash_key(base + lane);
+    __m512i key = _mm512_load_si512(start), total = _mm512_setzero_si512();
+    const __m512i stride = _mm512_set1_epi64(static_cast<int64_t>(hash_key(8) - hash_key(0)));
+    for (; i + 8 <= words; i += 8) {
+      __m512i keyed = _mm512_add_epi64(_mm512_loadu_si512(row + i * per_word), key);
+      total = _mm512_add_epi64(total, _mm512_mul_epu32(keyed, _mm512_srli_epi64(keyed, 32)));
+      key = _mm512_add_epi64(key, stride);
+    }
+    sum = static_cast<uint64_t>(_mm512_reduce_add_epi64(total));
+  }
+#endif
+  for (; i < words; ++i) {
+    uint64_t word;
+    memcpy(&word, row + i * per_word, 8);
+    sum += hash_word(word, base + i);
+  }
+  if (count % per_word) {
+    uint32_t last;
+    memcpy(&last, row + count - 1, 4);
+    sum += hash_word(last, base + words);
+  }
+  return sum;
+}
+
+// The same row of the next block: the hardware's prefetcher does not follow rows that are walked backwards, nor
+// streams across pages. Reading past an array's end is harmless to a prefetch.
+template <class T>
+RH_INLINE void prefetch_next(const T* row) {
+  const char* line = reinterpret_cast<const char*>(row + kBlockSize);
+  for (int i = 0; i < static_cast<int>(sizeof(T)) * J; i += 64) __builtin_prefetch(line + i);
+}
+
+template <class Accumulator>
+RH_INLINE void spill(Accumulator* s, int lanes, int bits, void* plane) {
+  if (bits == 16)
+    for (int j = 0; j < lanes; ++j) {
+      static_cast<uint16_t*>(plane)[j] = static_cast<uint16_t>(s[j]);
+      s[j] >>= 16;
+    }
+  else
+    for (int j = 0; j < lanes; ++j) {
+      static_cast<uint8_t*>(plane)[j] = static_cast<uint8_t>(s[j]);
+      s[j] >>= 8;
+    }
+}
+
+template <class Accumulator>
+RH_INLINE void refill(Accumulator* s, int lanes, int bits, const void* plane) {
+  if (bits == 16)
+    for (int j = 0; j < lanes; ++j) s[j] = s[j] << 16 | static_cast<const uint16_t*>(plane)[j];
+  else
+    for (int j = 0; j < lanes; ++j) s[j] = s[j] << 8 | static_cast<const uint8_t*>(plane)[j];
+}
+
+// One slice under one phase. kFull: the block has all lanes and rows, so every loop has a constant length.
+template <class State, class T, bool kDecay>
+struct Worker {
+  using Integer = typename State::Integer;
+  using Accumulator = typename State::Accumulator;
+  using Real = typename State::Real;
+
+  const Bucket& bucket;
+  const Slice& slice;
+  bool hash, stream;
+  Coefficients<State> coefficients;
+  Divisor<State> n, d;
+  double quantum;
+  Outcome outcome;
+
+  Worker(const Bucket& b, const Slice& s, bool with_hash, bool with_stream)
+      : bucket(b),
+        slice(s),
+        hash(with_hash),
+        stream(with_stream),
+        coefficients{static_cast<Real>(s.gradient_coefficient), static_cast<Real>(s.decay_coefficient),
+                     static_cast<Real>(s.lr)},
+        n(b.n),
+        d(b.d),
+        quantum(1.0 / static_cast<double>(int64_t{1} << State::weight_fraction_bits)) {}
+
+  struct Block {
+    int lanes;
+    Integer* x;
+    Integer* v;
+    Accumulator* s;
+    const T* gradient;
+    T* weight;
+    int64_t lane;      // first lane in the bucket
+    int64_t position;  // first element in the bucket's state
+    int64_t size;      // weights in the block
+    int rows() const { return static_cast<int>((size + lanes - 1) / lanes); }
+    int row_count(int k) const { return static_cast<int>(size - static_cast<int64_t>(k) * lanes < lanes ? size - static_cast<int64_t>(k) * lanes : lanes); }
+  };
+
+  Block block(int64_t index) const {
+    int64_t begin = index * kBlockSize, rest = slice.size - begin;
+    int64_t lane = slice.lane_offset + index * kLanesPerBlock, position = slice.state_offset + begin;
+    return {lanes_in_block(slice.size, begin),
+            static_cast<Integer*>(bucket.weights) + position,
+            static_cast<Integer*>(bucket.velocities) + position,
+            static_cast<Accumulator*>(bucket.accumulators) + lane,
+            slice.gradient ? static_cast<const T*>(slice.gradient) + begin : nullptr,
+            static_cast<T*>(slice.weight) + begin,
+            lane,
+            position,
+            rest < kBlockSize ? rest : kBlockSize};
+  }
+
+  void* plane(int k, int64_t lane) const { return static_cast<char*>(bucket.planes[k]) + lane * bucket.spill_bits[k] / 8; }
+
+  template <class L>
+  using ChecksOf = Checks<typename L::Integer>;
+  template <class L>
+  static RH_INLINE ChecksOf<L> no_complaint() {
+    return {L::zero(), L::zero(), L::zero(), L::zero()};
+  }
+  template <class L>
+  RH_INLINE void report(const ChecksOf<L>& checks) {
+    outcome.flags |= (L::any_bit(checks.gradient) >> (State::velocity_limit_bits + 1) ? kBadGradient : 0u) |
+                     (L::any_bit(checks.velocity) >> (State::velocity_limit_bits + 1) ? kVelocityOverflow : 0u) |
+                     (L::any_bit(checks.change | checks.weight) >> (State::weight_limit_bits + 1) ? kWeightOverflow : 0u);
+  }
+
+  RH_INLINE void finish(const Block& b, uint64_t sum, int which) {
+    if (hash) outcome.hash += hash_finish(sum, b.position, which);
+  }
+
+  template <class L>
+  RH_INLINE void step_lanes(Integer* x, Integer* v, Accumulator* s, const T* gradient, T* row, ChecksOf<L>& checks) {
+    auto xj = L::load(x);
+    auto vj = L::load(v);
+    auto sj = L::load(s);
+    contract(vj, sj, n, d);
+    auto quanta = gradient_quanta<kDecay, State>(L::read(gradient), xj, coefficients);
+    vj = vj + quanta;
+    auto change = weight_change<State>(vj, coefficients);
+    xj = xj - change;
+    checks.gradient = checks.gradient | velocity_word<State>(quanta);
+    checks.velocity = checks.velocity | velocity_word<State>(vj);
+    checks.change = checks.change | weight_word<State>(change);
+    checks.weight = checks.weight | weight_word<State>(xj);
+    L::store(s, sj);
+    L::store(v, vj);
+    L::store(x, xj);
+    L::write(row, xj, quantum);
+  }
+
+  template <bool kFull>
+  RH_INLINE void step(const Block& b) {
+    const int lanes = kFull ? J : b.lanes;
+    auto wide = no_complaint<Wide<State>>();
+    auto single = no_complaint<Single<State>>();
+    uint64_t x_sum = 0, v_sum = 0;
+    alignas(64) T row[J];
+    const int rows = kFull ? kWeightsPerLane : b.rows();
+    for (int k = 0; k < kWeightsPerLane; ++k) {
+      if (bucket.spill_bits[k]) spill(b.s, lanes, bucket.spill_bits[k], plane(k, b.lane));
+      if (k >= rows) continue;
+      const int count = kFull ? J : b.row_count(k);
+      Integer* x = b.x + k * lanes;
+      Integer* v = b.v + k * lanes;
+      const T* gradient = b.gradient + k * lanes;
+      if (kFull) {
+        prefetch_next(x);
+        prefetch_next(v);
+        prefetch_next(gradient);
+      }
+      int j = 0;
+      for (; j + Wide<State>::width <= count; j += Wide<State>::width)
+        step_lanes<Wide<State>>(x + j, v + j, b.s + j, gradient + j, row + j, wide);
+      for (; j < count; ++j) step_lanes<Single<State>>(x + j, v + j, b.s + j, gradient + j, row + j, single);
+      write_row(b.weight + k * lanes, row, count * static_cast<int64_t>(sizeof(T)), stream);
+      if (hash) {
+        x_sum += hash_row(x, count, k * lanes);
+        v_sum += hash_row(v, count, k * lanes);
+      }
+    }
+    report<Wide<State>>(wide);
+    report<Single<State>>(single);
+    finish(b, x_sum, 0);
+    finish(b, v_sum, 1);
+  }
+
+  // A tensor without a gradient in this step: only its lanes' accumulators keep pace with the others.
+  void idle(const Block& b) {
+    for (int k = 0; k < kWeightsPerLane; ++k)
+      if (bucket.spill_bits[k]) spill(b.s, b.lanes, bucket.spill_bits[k], plane(k, b.lane));
+    hash_at_rest(b, true, true);
+  }
+
+  void hash_at_rest(const Block& b, bool weights, bool velocities) {
+    if (!hash) return;
+    uint64_t x_sum = 0, v_sum = 0;
+    for (int k = 0; k < b.rows(); ++k) {
+      if (weights) x_sum += hash_row(b.x + k * b.lanes, b.row_count(k), k * b.lanes);
+      if (velocities) v_sum += hash_row(b.v + k * b.lanes, b.row_count(k), k * b.lanes);
+    }
+    if (weights) finish(b, x_sum, 0);
+    if (velocities) finish(b, v_sum, 1);
+  }
+
+  template <class L, bool kBack>
+  RH_INLINE void move_lanes(Integer* x, const Integer* v, T* row) {
+    auto change = weight_change<State>(L::load(v), coefficients);
+    auto xj = kBack ? L::load(x) + change : L::load(x) - change;
+    L::store(x, xj);
+    L::write(row, xj, quantum);
+  }
+
+  template <bool kFull, bool kBack>
+  RH_INLINE void move_weights(const Block& b) {
+    const int lanes = kFull ? J : b.lanes;
+    const int rows = kFull ? kWeightsPerLane : b.rows();
+    uint64_t x_sum = 0;
+    alignas(64) T row[J];
+    for (int k = 0; k < rows; ++k) {
+      const int count = kFull ? J : b.row_count(k);
+      Integer* x = b.x + k * lanes;
+      const Integer* v = b.v + k * lanes;
+      if (kFull) {
+        prefetch_next(x);
+        prefetch_next(v);
+      }
+      int j = 0;
+      for (; j + Wide<State>::width <= count; j += Wide<State>::width)
+        move_lanes<Wide<State>, kBack>(x + j, v + j, row + j);
+      for (; j < count; ++j) move_lanes<Single<State>, kBack>(x + j, v + j, row + j);
+      write_row(b.weight + k * lanes, row, count * static_cast<int64_t>(sizeof(T)), stream);
+      if (hash) x_sum += hash_row(x, count, k * lanes);
+    }
+    finish(b, x_sum, 0);
+  }
+
+  template <class L>
+  RH_INLINE void undo_lanes(const Integer* x, const Integer* from, Integer* v, Accumulator* s, const T* gradient,
+                            ChecksOf<L>& checks, typename L::Integer& furthest) {
+    auto sj = L::load(s);
+    auto quanta = gradient_quanta<kDecay, State>(L::read(gradient), L::load(x), coefficients);
+    auto vj = L::load(from) - quanta;
+    checks.gradient = checks.gradient | velocity_word<State>(quanta);
+    furthest = L::further(furthest, vj);
+    contract(vj, sj, d, n);
+    L::store(s, sj);
+    L::store(v, vj);
+  }
+
+  // Returns false, with nothing changed, if the gradient cannot have produced the velocity.
+  template <bool kFull>
+  RH_INLINE bool undo_velocity(const Block& b) {
+    const int lanes = kFull ? J : b.lanes;
+    const int rows = kFull ? kWeightsPerLane : b.rows();
+    alignas(64) Integer v[kBlockSize];
+    alignas(64) Accumulator s[J];
+    auto wide = no_complaint<Wide<State>>();
+    auto single = no_complaint<Single<State>>();
+    auto wide_furthest = Wide<State>::zero();
+    auto single_furthest = Single<State>::zero();
+    memcpy(s, b.s, sizeof(Accumulator) * static_cast<size_t>(lanes));
+    // What a velocity in range contracts to; anything beyond could not be expanded without a wrap.
+    const auto bound = static_cast<Accumulator>(((int64_t{1} << State::velocity_limit_bits) / bucket.d + 2) * bucket.n);
+    for (int k = kWeightsPerLane - 1; k >= 0; --k) {
+      if (k < rows) {
+        const int count = kFull ? J : b.row_count(k);
+        const Integer* x = b.x + k * lanes;
+        const Integer* from = b.v + k * lanes;
+        const T* gradient = b.gradient + k * lanes;
+        if (kFull) {
+          if (kDecay) prefetch_next(x);
+          prefetch_next(from);
+          prefetch_next(gradient);
+        }
+        int j = 0;
+        for (; j + Wide<State>::width <= count; j += Wide<State>::width)
+          undo_lanes<Wide<State>>(x + j, from + j, v + k * lanes + j, s + j, gradient + j, wide, wide_furthest);
+        for (; j < count; ++j)
+          undo_lanes<Single<State>>(x + j, from + j, v + k * lanes + j, s + j, gradient + j, single,
+                                   single_furthest);
+      }
+      if (bucket.spill_bits[k]) refill(s, lanes, bucket.spill_bits[k], plane(k, b.lane));
+    }
+    report<Wide<State>>(wide);
+    report<Single<State>>(single);
+    if (Wide<State>::greatest(wide_furthest) > bound || Single<State>::greatest(single_furthest) > bound) {
+      outcome.flags |= kForeignGradient;
+      return false;
+    }
+    memcpy(b.v, v, sizeof(Integer) * static_cast<size_t>(b.size));
+    memcpy(b.s, s, sizeof(Accumulator) * static_cast<size_t>(lanes));
+    hash_at_rest(b, false, true);
+    return true;
+  }
+
+  void run(Phase phase, int64_t block_offset, int64_t first, int64_t last) {
+    for (int64_t index = first; index < last; ++index) {
+      Block b = block(index);
+      const bool full = b.size == kBlockSize;
+      uint8_t* skipped = bucket.skipped ? bucket.skipped + block_offset + index : nullptr;
+      if (!b.gradient) {
+        if (phase == Phase::step) idle(b);
+        if (phase == Phase::undo_weights || phase == Phase::redo_weights) hash_at_rest(b, true, false);
+        if (phase == Phase::undo_velocity) {
+          for (int k = kWeightsPerLane - 1; k >= 0; --k)
+            if (bucket.spill_bits[k]) refill(b.s, b.lanes, bucket.spill_bits[k], plane(k, b.lane));
+          hash_at_rest(b, false, true);
+        }
+      } else if (phase == Phase::undo_weights) {
+        full ? move_weights<true, true>(b) : move_weights<false, true>(b);
+      } else if (phase == Phase::redo_weights || (phase == Phase::step && skipped && *skipped)) {
+        full ? move_weights<true, false>(b) : move_weights<false, false>(b);
+      } else if (phase == Phase::step) {
+        full ? step<true>(b) : step<false>(b);
+      } else {
+        bool done = full ? undo_velocity<true>(b) : undo_velocity<false>(b);
+        if (skipped) *skipped = !done;
+      }
+    }
+#if defined(__x86_64__)
+    if (stream) _mm_sfence();
+#endif
+  }
+};
+
+template <class State, class T>
+Outcome run_type(Phase phase, const Bucket& bucket, const Slice& slice, int64_t block_offset, int64_t first,
+                 int64_t last, bool hash, bool stream) {
+  if (slice.decay_coefficient != 0) {
+    Worker<State, T, true> worker(bucket, slice, hash, stream);
+    worker.run(phase, block_offset, first, last);
+    return worker.outcome;
+  }
+  Worker<State, T, false> worker(bucket, slice, hash, stream);
+  worker.run(phase, block_offset, first, last);
+  return worker.outcome;
+}
+
+template <class State>
+Outcome run(Phase phase, const Bucket& bucket, const Slice& slice, int64_t block_offset, int64_t first, int64_t last,
+            bool hash, bool stream) {
+  switch (slice.type) {
+    case ScalarType::float32:
+      return run_type<State, float>(phase, bucket, slice, block_offset, first, last, hash, stream);
+    case ScalarType::float64:
+      return run_type<State, double>(phase, bucket, slice, block_offset, first, last, hash, stream);
+    case ScalarType::bfloat16:
+      return run_type<State, BFloat16>(phase, bucket, slice, block_offset, first, last, hash, stream);
+    default:
+      return run_type<State, Float16>(phase, bucket, slice, block_offset, first, last, hash, stream);
+  }
+}
+
+}  // namespace
+
+#define RH_TEXT_OF(x) #x
+#define RH_TEXT(x) RH_TEXT_OF(x)
+extern const Kernels RH_KERNELS;
+const Kernels RH_KERNELS = {RH_TEXT(RH_KERNELS), run<State64>, run<State32>};
+
+}  // namespace rh
