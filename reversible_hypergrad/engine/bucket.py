@@ -1,0 +1,268 @@
+"""A bucket: tensors that share flat integer states, one information buffer and one momentum."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from reversible_hypergrad import _core
+from reversible_hypergrad._ops import ops
+from reversible_hypergrad.core.fixed_point import FORMATS, FixedPointFormat
+from reversible_hypergrad.engine.initial import InitialWeights
+
+__all__ = ["Bucket", "Coefficients", "Outcome", "Record", "combine", "flat"]
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """One step's ``v' = mu*v + (1-dampening)*(sign*grad + weight_decay*w); w' = w - lr*v'``, in quanta.
+
+    ``gradient`` is velocity quanta per unit of gradient, ``decay`` velocity quanta per quantum of weight, ``lr`` weight
+    quanta per quantum of velocity. Powers of two only move the point, so each is one rounding away from its setting.
+    """
+
+    gradient: float
+    decay: float
+    lr: float
+
+    @staticmethod
+    def of(
+        layout: FixedPointFormat, *, lr: float, weight_decay: float, dampening: float, maximize: bool = False
+    ) -> "Coefficients":
+        share = 1.0 - dampening
+        velocity, weight = 2.0**layout.velocity_fraction_bits, 2.0**layout.weight_fraction_bits
+        return Coefficients(
+            gradient=(-share if maximize else share) * velocity,
+            decay=share * weight_decay * velocity / weight,
+            lr=lr * weight / velocity,
+        )
+
+
+@dataclass
+class Record:
+    """What undoing one step of one bucket needs, beside the gradient."""
+
+    momentum: Fraction
+    coefficients: tuple[Coefficients, ...]  # one for all tensors, or one each
+    active: tuple[bool, ...]  # which tensors had a gradient
+    bound: int  # of the accumulators, before the step
+    spill_bits: tuple[int, ...]  # per row of a block
+    planes: list[Tensor]
+    hash_before: int | None  # of the state before the step; None: not checked
+
+    @property
+    def nbytes(self) -> int:
+        return sum(plane.nbytes for plane in self.planes)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an op reports: a hash of the part of the state that it wrote, and flags (see csrc/core/sgd.h) per tensor."""
+
+    hash: int
+    flags: list[int] = field(default_factory=list)
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """The elements of a dense tensor in memory order, as a view."""
+    return tensor.detach().as_strided((tensor.numel(),), (1,))
+
+
+class Bucket:
+    """The fixed-point state of ``weights``, all on one device: X, V, the accumulators, and the moves between steps.
+
+    The caller keeps the records and hands them back in reverse order. After every call the visible weights are the
+    rounded X. Moves never raise for bad numbers: they report flags and stay exactly invertible.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], names: Sequence[str], state_bits: int) -> None:
+        self.allocate(weights, names, state_bits)
+        self.quantize_weights()
+
+    def allocate(self, weights: Sequence[Tensor], names: Sequence[str], state_bits: int) -> None:
+        """An all-zero state for ``weights``, to be filled."""
+        self.weights = list(weights)
+        self.names = list(names)
+        self.format = FORMATS[state_bits]
+        self.sizes = sizes = [w.numel() for w in self.weights]
+        self.offsets = [0, *itertools.accumulate(_core.state_size(n) for n in sizes)]
+        self.size = sum(sizes)
+        self.lanes = sum(_core.lane_count(n) for n in sizes)
+        self.bound = 1
+        device = self.weights[0].device
+        self.x = torch.zeros(self.offsets[-1], dtype=self.format.dtype, device=device)
+        self.v = torch.zeros_like(self.x)
+        self.accumulators = torch.zeros(self.lanes, dtype=self.format.dtype, device=device)
+        self.outcome = torch.zeros(1 + len(sizes), dtype=torch.int64, device=device)
+        self.skipped = torch.zeros(sum(_core.block_count(n) for n in sizes), dtype=torch.uint8, device=device)
+        self._nothing_skipped = self.skipped[:0]
+        self.initial: list[InitialWeights | None] = [None] * len(sizes)
+
+    def quantize_weights(self) -> None:
+        """X becomes the rounded visible weights; what rounding lost is kept in ``initial``.
+
+        Raises:
+            OverflowError: if a weight is not finite or out of range. Nothing is changed then.
+        """
+        parts, initial = [], []
+        for weight, name in zip(self.weights, self.names, strict=True):
+            scaled = (flat(weight).double() * 2.0**self.format.weight_fraction_bits).round()
+            if not bool((scaled.abs() < 2.0**self.format.weight_limit_bits).all()):
+                raise OverflowError(
+                    f"{name}: its weights must be finite and below {self.format.weight_range:g} in magnitude, the range of "
+                    f"state_bits={self.format.state_bits}; the largest is {flat(weight).abs().max().item():g}. "
+                    + self.remedy("rescale the parameter")
+                )
+            part = scaled.to(self.x.dtype)
+            parts.append(part)
+            initial.append(InitialWeights.differences(flat(weight), self._visible(part, weight.dtype)))
+        for part, offset in zip(parts, self.offsets, strict=False):
+            self.x[offset : offset + part.numel()] = part
+        self.initial = initial
+
+    def remedy(self, otherwise: str) -> str:
+        return f"Use state_bits=64, or {otherwise}" if self.format.state_bits == 32 else otherwise.capitalize()
+
+    def _visible(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return (x.double() * 2.0**-self.format.weight_fraction_bits).to(dtype)
+
+    def state_of(self, index: int, state: Tensor) -> Tensor:
+        """The part of ``x`` or ``v`` that belongs to the tensor ``index``, flat."""
+        return state[self.offsets[index] : self.offsets[index] + self.sizes[index]]
+
+    def edited(self, at_start: bool) -> list[str]:
+        """Names of the tensors whose visible weights are not the ones of the state; reads everything."""
+        names = []
+        for i, weight in enumerate(self.weights):
+            expected = self._visible(self.state_of(i, self.x), weight.dtype)
+            initial = self.initial[i]
+            if at_start and initial is not None:
+                initial.restore(expected)
+            if InitialWeights.differences(flat(weight), expected) is not None:
+                names.append(self.names[i])
+        return names
+
+    def restore_initial(self) -> None:
+        """The visible weights of the start, to the last bit. Call when X is back there."""
+        for weight, initial in zip(self.weights, self.initial, strict=True):
+            if initial is not None:
+                initial.restore(flat(weight))
+
+    def step(
+        self,
+        gradients: Sequence[Tensor | None],
+        momentum: Fraction,
+        coefficients: tuple[Coefficients, ...],
+        hash_before: int | None,
+        with_hash: bool,
+    ) -> tuple[Record, Outcome]:
+        """One step. A tensor whose gradient is None keeps its weights and velocity."""
+        n, d = momentum.numerator, momentum.denominator
+        bound, spill_bits = _core.plan_pushes(self.bound, n, d, _core.WEIGHTS_PER_LANE, self.format.state_bits)
+        planes = [torch.empty(self.lanes * bits // 8, dtype=torch.uint8, device=self.x.device) for bits in spill_bits if bits]
+        active = tuple(g is not None for g in gradients)
+        record = Record(momentum, coefficients, active, self.bound, tuple(spill_bits), planes, hash_before)
+        self._step(record, gradients, self._nothing_skipped, with_hash)
+        self.bound = bound
+        return record, self._read()
+
+    def _step(self, record: Record, gradients: Sequence[Tensor | None], skipped: Tensor, with_hash: bool) -> None:
+        ops.sgd_step(
+            self.weights,
+            self._gradients(gradients),
+            record.active,
+            self.x,
+            self.v,
+            self.accumulators,
+            record.planes,
+            record.spill_bits,
+            self._numbers(record),
+            record.momentum.numerator,
+            record.momentum.denominator,
+            skipped,
+            with_hash,
+            self.outcome,
+        )
+
+    def move_weights(self, record: Record, *, back: bool, with_hash: bool = False) -> Outcome:
+        """X back to before the step (the first phase of undoing), or forward again. The hash is of X alone."""
+        ops.sgd_move_weights(
+            self.weights,
+            record.active,
+            self.x,
+            self.v,
+            self.accumulators,
+            self._numbers(record),
+            back,
+            with_hash,
+            self.outcome,
+        )
+        return self._read()
+
+    def undo_velocity(self, record: Record, gradients: Sequence[Tensor | None], with_hash: bool) -> Outcome:
+        """V and the buffer back to before the step (the second phase), given the step's gradient. The hash is of V."""
+        ops.sgd_undo_velocity(
+            self.weights,
+            self._gradients(gradients),
+            record.active,
+            self.x,
+            self.v,
+            self.accumulators,
+            record.planes,
+            record.spill_bits,
+            self._numbers(record),
+            record.momentum.numerator,
+            record.momentum.denominator,
+            self.skipped,
+            with_hash,
+            self.outcome,
+        )
+        self.bound = record.bound
+        return self._read()
+
+    def redo(self, record: Record, gradients: Sequence[Tensor | None]) -> None:
+        """Takes both phases of undoing back, whatever gradient was used, as long as it is the same one."""
+        bound, _ = _core.plan_pushes(
+            record.bound,
+            record.momentum.numerator,
+            record.momentum.denominator,
+            _core.WEIGHTS_PER_LANE,
+            self.format.state_bits,
+        )
+        self._step(record, gradients, self.skipped, False)
+        self.bound = bound
+
+    def hash(self) -> int:
+        """Of the whole state at rest."""
+        still = Record(Fraction(1), (Coefficients(0.0, 0.0, 0.0),), (False,) * len(self.weights), self.bound, (0,) * 8, [], None)
+        x = self.move_weights(still, back=True, with_hash=True)
+        v = self.undo_velocity(still, self.weights, with_hash=True)
+        return combine(x.hash, v.hash)
+
+    def is_empty(self) -> bool:
+        """Whether no velocity and no information is left: the state before a first step."""
+        return self.bound == 1 and not self.v.any() and not self.accumulators.any()
+
+    def payload_bits(self) -> float:
+        """Bits that the accumulators hold, by their bound."""
+        return self.lanes * math.log2(self.bound)
+
+    def _gradients(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
+        return [weight if g is None else g for g, weight in zip(gradients, self.weights, strict=True)]
+
+    @staticmethod
+    def _numbers(record: Record) -> list[float]:
+        return [number for c in record.coefficients for number in (c.gradient, c.decay, c.lr)]
+
+    def _read(self) -> Outcome:
+        hash_, *flags = self.outcome.tolist()
+        return Outcome(hash_, flags)
+
+
+def combine(first: int, second: int) -> int:
+    """Hashes of two parts of a state add up, modulo 2^64, as int64."""
+    return (first + second + 2**63) % 2**64 - 2**63

@@ -1,0 +1,95 @@
+"""The optimizer's bookkeeping: which tensors move together, and what each step leaves to undo it by."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from reversible_hypergrad import _core
+from reversible_hypergrad.engine.bucket import Bucket, Outcome, Record
+from reversible_hypergrad.optim.settings import Settings
+from reversible_hypergrad.optim.watch import Watch
+
+__all__ = ["CAUSES", "Entry", "Part", "complaint"]
+
+CAUSES = (
+    "The closure gave other gradients than step() saw, or the state was damaged. Likely causes: another batch, unseeded "
+    "randomness (dropout, augmentation), another number of threads, another loss scale or clipping, a module that counts "
+    "its calls. Undo with a closure that replays the step"
+)
+
+
+@dataclass
+class Part:
+    """One bucket of the optimizer: tensors of one group whose first gradient came in the same step."""
+
+    group: int
+    members: tuple[int, ...]  # positions in the group's "params"
+    bucket: Bucket
+    fresh: bool = True  # it started from velocity 0, so without steps it need not exist
+    steps: int = 0
+    hash: int | None = None  # of the present state; None: not computed at this step
+    watch: Watch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.watch = Watch(self.bucket.weights)
+        if self.steps == 0:
+            self.hash = self.bucket.hash()
+
+    @property
+    def at_fresh_start(self) -> bool:
+        return self.fresh and self.steps == 0
+
+    def wrote(self, stepped: bool = False) -> None:
+        """After the kernels wrote the weights: at the start the first weights show to the last bit."""
+        if self.steps == 0 and not stepped:
+            self.bucket.restore_initial()
+        self.watch.wrote()
+
+    def is_restored(self, record: Record, outcome: Outcome, hash_: int) -> bool:
+        """Whether undoing by ``record`` ended where the step began, as far as it is checked."""
+        if any(outcome.flags) or (record.hash_before is not None and hash_ != record.hash_before):
+            return False
+        return not self.at_fresh_start or self.bucket.is_empty()
+
+    def suspects(self, outcome: Outcome) -> str:
+        names = [name for name, flags in zip(self.bucket.names, outcome.flags, strict=True) if flags]
+        return ", ".join((names or self.bucket.names)[:3])
+
+
+@dataclass
+class Entry:
+    """One step: the settings of every group, and the record of every part that existed then."""
+
+    settings: list[Settings]
+    records: list[Record]
+
+
+def complaint(
+    parts: Sequence[Part], gradients: Sequence[Sequence[Tensor | None]], outcomes: Sequence[Outcome]
+) -> ArithmeticError:
+    """The error for a refused step, by the first offending parameter."""
+    for part, grads, outcome in zip(parts, gradients, outcomes, strict=True):
+        bucket, layout = part.bucket, part.bucket.format
+        for name, gradient, flags in zip(bucket.names, grads, outcome.flags, strict=True):
+            if flags and gradient is not None and not bool(torch.isfinite(gradient).all()):
+                return FloatingPointError(
+                    f"{name}: its gradient is not finite, so the step was refused and nothing has changed. Skip such steps "
+                    "(torch.amp.GradScaler does), lower the learning rate, or clip"
+                )
+            if flags & (_core.BAD_GRADIENT | _core.VELOCITY_OVERFLOW):
+                what = "gradient" if flags & _core.BAD_GRADIENT else "velocity"
+                largest = "" if gradient is None else f"; the largest gradient is {gradient.abs().max().item():g}"
+                return OverflowError(
+                    f"{name}: its {what} is beyond the fixed-point range +-{layout.velocity_range:g} of state_bits="
+                    f"{layout.state_bits}{largest}. The step was refused and nothing has changed. "
+                    + bucket.remedy("scale the loss down, or clip the gradient")
+                )
+            if flags:
+                return OverflowError(
+                    f"{name}: a weight would leave the fixed-point range +-{layout.weight_range:g} of state_bits="
+                    f"{layout.state_bits}. The step was refused and nothing has changed. "
+                    + bucket.remedy("lower the learning rate, or rescale the parameter")
+                )
+    raise AssertionError("complaint() needs an outcome with flags")
