@@ -3,10 +3,12 @@ torch-free core for NumPy (pybind11). Everything else is in pyproject.toml."""
 
 import os
 import platform
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pybind11
+import torch
 from setuptools import Extension, setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
@@ -30,6 +32,11 @@ if platform.machine() == "x86_64":
 
 class BuildWithKernels(BuildExtension):
     """Compiles the kernels with flags of their own, then lets torch build the extensions and links them in."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        # An editable install would build in a folder that is thrown away; this one makes rebuilds short.
+        self.build_temp = f"build/{sys.implementation.cache_tag}-torch{torch.__version__}"
 
     def build_extensions(self):
         ops = next(ext for ext in self.extensions if ext.name.endswith("._C"))

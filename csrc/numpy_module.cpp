@@ -39,11 +39,11 @@ std::pair<int64_t, int64_t> approximate_momentum(double momentum, int state_bits
                                   "full copy can undo");
     rh::Rational r = rh::approximate_momentum(momentum, State::momentum_tolerance, State::max_denominator);
     if (r.d == 0)
-      throw std::invalid_argument("momentum: " + std::to_string(momentum) + " is too close to " + (momentum > 0.5 ? "1" : "0") +
-                                  " for a fraction n/d with d <= " + std::to_string(State::max_denominator) +
-                                  ", the limit of state_bits=" + std::to_string(State::bits) +
-                                  (State::bits == 32 ? ". Use state_bits=64 or a less extreme momentum"
-                                                     : ". Use a less extreme momentum, or exactly 1"));
+      throw std::invalid_argument(
+          "momentum: " + std::to_string(momentum) + " is too close to " + (momentum > 0.5 ? "1" : "0") +
+          " for a fraction n/d with d <= " + std::to_string(State::max_denominator) +
+          ", the limit of state_bits=" + std::to_string(State::bits) +
+          (State::bits == 32 ? ". Use state_bits=64 or a less extreme momentum" : ". Use a less extreme momentum, or exactly 1"));
     return std::pair<int64_t, int64_t>(r.n, r.d);
   });
 }
@@ -94,8 +94,7 @@ py::dict format_of(int state_bits) {
   return with_state(state_bits, [](auto state) {
     using State = decltype(state);
     return py::dict("state_bits"_a = State::bits, "weight_fraction_bits"_a = State::weight_fraction_bits,
-                    "velocity_fraction_bits"_a = State::velocity_fraction_bits,
-                    "weight_limit_bits"_a = State::weight_limit_bits,
+                    "velocity_fraction_bits"_a = State::velocity_fraction_bits, "weight_limit_bits"_a = State::weight_limit_bits,
                     "velocity_limit_bits"_a = State::velocity_limit_bits, "capacity"_a = State::capacity,
                     "max_denominator"_a = State::max_denominator);
   });

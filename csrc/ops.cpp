@@ -86,8 +86,7 @@ std::vector<rh::Slice> make_slices(const Call& call, std::vector<int64_t>& first
       slice.gradient = slice.weight;  // phases without gradients only ask whether there is one
       if (!call.gradients.empty()) {
         const Tensor& gradient = call.gradients[i];
-        STD_TORCH_CHECK(gradient.is_cpu() && gradient.scalar_type() == weight.scalar_type() &&
-                            gradient.numel() == weight.numel(),
+        STD_TORCH_CHECK(gradient.is_cpu() && gradient.scalar_type() == weight.scalar_type() && gradient.numel() == weight.numel(),
                         "gradients[", i, "]: expected the device, dtype and size of its weight");
         slice.gradient = gradient.data_ptr();
       }
@@ -121,9 +120,9 @@ void run(rh::Phase phase, const Call& call, const Tensor* skipped) {
   std::vector<rh::Slice> slices = make_slices(call, first_block);
   const bool wide = call.x.scalar_type() == ScalarType::Long;
   wide ? check_state<rh::State64>(call) : check_state<rh::State32>(call);
-  STD_TORCH_CHECK(call.outcome.scalar_type() == ScalarType::Long &&
-                      call.outcome.numel() == 1 + static_cast<int64_t>(slices.size()),
-                  "outcome: expected int64 of one element more than there are weights");
+  STD_TORCH_CHECK(
+      call.outcome.scalar_type() == ScalarType::Long && call.outcome.numel() == 1 + static_cast<int64_t>(slices.size()),
+      "outcome: expected int64 of one element more than there are weights");
 
   rh::Bucket bucket{call.x.data_ptr(), call.v.data_ptr(), call.accumulators.data_ptr(), call.n, call.d, {}, {}, nullptr};
   STD_TORCH_CHECK(call.spill_bits.size() == rh::kWeightsPerLane, "spill_bits: expected ", rh::kWeightsPerLane, " entries");
@@ -132,8 +131,7 @@ void run(rh::Phase phase, const Call& call, const Tensor* skipped) {
     const int64_t bits = call.spill_bits[static_cast<size_t>(k)];
     STD_TORCH_CHECK(bits == 0 || bits == 8 || bits == 16, "spill_bits: expected 0, 8 or 16");
     if (bits == 0 || (phase != rh::Phase::step && phase != rh::Phase::undo_velocity)) continue;
-    STD_TORCH_CHECK(next_plane < call.planes.size() &&
-                        call.planes[next_plane].numel() == call.accumulators.numel() * bits / 8 &&
+    STD_TORCH_CHECK(next_plane < call.planes.size() && call.planes[next_plane].numel() == call.accumulators.numel() * bits / 8 &&
                         call.planes[next_plane].scalar_type() == ScalarType::Byte,
                     "planes: expected a uint8 plane of lanes * bits / 8 for every row that spills");
     bucket.spill_bits[k] = static_cast<int>(bits);
@@ -174,24 +172,56 @@ void run(rh::Phase phase, const Call& call, const Tensor* skipped) {
 void sgd_step(std::vector<Tensor> weights, std::vector<Tensor> gradients, std::vector<bool> active, Tensor state_weights,
               Tensor velocities, Tensor accumulators, std::vector<Tensor> planes, std::vector<int64_t> spill_bits,
               std::vector<double> coefficients, int64_t n, int64_t d, Tensor skipped, bool hash, Tensor outcome) {
-  Call call{std::move(weights), std::move(gradients), std::move(active), state_weights, velocities, accumulators,
-            std::move(planes), std::move(spill_bits), std::move(coefficients), n, d, hash, outcome};
+  Call call{std::move(weights),
+            std::move(gradients),
+            std::move(active),
+            state_weights,
+            velocities,
+            accumulators,
+            std::move(planes),
+            std::move(spill_bits),
+            std::move(coefficients),
+            n,
+            d,
+            hash,
+            outcome};
   run(rh::Phase::step, call, skipped.numel() ? &skipped : nullptr);
 }
 
 void sgd_move_weights(std::vector<Tensor> weights, std::vector<bool> active, Tensor state_weights, Tensor velocities,
                       Tensor accumulators, std::vector<double> coefficients, bool back, bool hash, Tensor outcome) {
-  Call call{std::move(weights), {}, std::move(active), state_weights, velocities, accumulators,
-            {}, std::vector<int64_t>(rh::kWeightsPerLane, 0), std::move(coefficients), 1, 1, hash, outcome};
+  Call call{std::move(weights),
+            {},
+            std::move(active),
+            state_weights,
+            velocities,
+            accumulators,
+            {},
+            std::vector<int64_t>(rh::kWeightsPerLane, 0),
+            std::move(coefficients),
+            1,
+            1,
+            hash,
+            outcome};
   run(back ? rh::Phase::undo_weights : rh::Phase::redo_weights, call, nullptr);
 }
 
-void sgd_undo_velocity(std::vector<Tensor> weights, std::vector<Tensor> gradients, std::vector<bool> active,
-                       Tensor state_weights, Tensor velocities, Tensor accumulators, std::vector<Tensor> planes,
-                       std::vector<int64_t> spill_bits, std::vector<double> coefficients, int64_t n, int64_t d,
-                       Tensor skipped, bool hash, Tensor outcome) {
-  Call call{std::move(weights), std::move(gradients), std::move(active), state_weights, velocities, accumulators,
-            std::move(planes), std::move(spill_bits), std::move(coefficients), n, d, hash, outcome};
+void sgd_undo_velocity(std::vector<Tensor> weights, std::vector<Tensor> gradients, std::vector<bool> active, Tensor state_weights,
+                       Tensor velocities, Tensor accumulators, std::vector<Tensor> planes, std::vector<int64_t> spill_bits,
+                       std::vector<double> coefficients, int64_t n, int64_t d, Tensor skipped, bool hash, Tensor outcome) {
+  Call call{std::move(weights),
+            std::move(gradients),
+            std::move(active),
+            state_weights,
+            velocities,
+            accumulators,
+            std::move(planes),
+            std::move(spill_bits),
+            std::move(coefficients),
+            n,
+            d,
+            hash,
+            outcome};
   run(rh::Phase::undo_velocity, call, &skipped);
 }
 

@@ -16,10 +16,10 @@
 namespace rh {
 
 enum Flag : uint32_t {
-  kBadGradient = 1,        // not finite, or beyond the range of velocity
+  kBadGradient = 1,  // not finite, or beyond the range of velocity
   kVelocityOverflow = 2,
   kWeightOverflow = 4,
-  kForeignGradient = 8,    // on the way back: a gradient that cannot have produced this velocity
+  kForeignGradient = 8,  // on the way back: a gradient that cannot have produced this velocity
 };
 
 template <class State>
@@ -45,6 +45,7 @@ RH_INLINE Integer weight_word(Integer x) {
   return x + (typename State::Integer{1} << State::weight_limit_bits);
 }
 
+// kDecay = false does not look at x, for callers that need not read it then.
 template <bool kDecay, class State, class Real, class Integer>
 RH_INLINE Integer gradient_quanta(Real gradient, Integer x, const Coefficients<State>& c) {
   Real g = gradient * c.gradient;

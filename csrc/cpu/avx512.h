@@ -10,12 +10,24 @@ namespace rh {
 
 #define RH_PACK static inline __attribute__((always_inline))
 
-struct I64x8 { __m512i r; };
-struct U64x8 { __m512i r; };
-struct F64x8 { __m512d r; };
-struct I32x16 { __m512i r; };
-struct U32x16 { __m512i r; };
-struct F32x16 { __m512 r; };
+struct I64x8 {
+  __m512i r;
+};
+struct U64x8 {
+  __m512i r;
+};
+struct F64x8 {
+  __m512d r;
+};
+struct I32x16 {
+  __m512i r;
+};
+struct U32x16 {
+  __m512i r;
+};
+struct F32x16 {
+  __m512 r;
+};
 
 RH_PACK F64x8 operator+(F64x8 a, F64x8 b) { return {_mm512_add_pd(a.r, b.r)}; }
 RH_PACK F64x8 operator+(F64x8 a, double b) { return {_mm512_add_pd(a.r, _mm512_set1_pd(b))}; }
@@ -85,9 +97,7 @@ struct Pack<State64> {
     return {_mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
   }
   // The weight that the model sees: x quanta, rounded to the parameter's type.
-  RH_PACK void write(float* p, Integer x, double quantum) {
-    _mm256_storeu_ps(p, _mm512_cvtpd_ps((to_real(x) * quantum).r));
-  }
+  RH_PACK void write(float* p, Integer x, double quantum) { _mm256_storeu_ps(p, _mm512_cvtpd_ps((to_real(x) * quantum).r)); }
   RH_PACK void write(double* p, Integer x, double quantum) { _mm512_storeu_pd(p, (to_real(x) * quantum).r); }
   RH_PACK void write(BFloat16* p, Integer x, double quantum) {
     __m256i bits = _mm256_castps_si256(_mm512_cvtpd_ps((to_real(x) * quantum).r));
@@ -124,9 +134,7 @@ struct Pack<State32> {
     __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))};
   }
-  RH_PACK Real read(const Float16* p) {
-    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
-  }
+  RH_PACK Real read(const Float16* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
   // int32 -> float rounds once and the quantum is a power of two: the same float as by way of double.
   RH_PACK __m512 value(Integer x, double quantum) { return (to_real(x) * static_cast<float>(quantum)).r; }
   RH_PACK void write(float* p, Integer x, double quantum) { _mm512_storeu_ps(p, value(x, quantum)); }

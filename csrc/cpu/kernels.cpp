@@ -141,7 +141,7 @@ RH_INLINE void refill(Accumulator* s, int lanes, int bits, const void* plane) {
 }
 
 // One slice under one phase. kFull: the block has all lanes and rows, so every loop has a constant length.
-template <class State, class T, bool kDecay>
+template <class State, class T>
 struct Worker {
   using Integer = typename State::Integer;
   using Accumulator = typename State::Accumulator;
@@ -160,8 +160,7 @@ struct Worker {
         slice(s),
         hash(with_hash),
         stream(with_stream),
-        coefficients{static_cast<Real>(s.gradient_coefficient), static_cast<Real>(s.decay_coefficient),
-                     static_cast<Real>(s.lr)},
+        coefficients{static_cast<Real>(s.gradient_coefficient), static_cast<Real>(s.decay_coefficient), static_cast<Real>(s.lr)},
         n(b.n),
         d(b.d),
         quantum(1.0 / static_cast<double>(int64_t{1} << State::weight_fraction_bits)) {}
@@ -177,7 +176,9 @@ struct Worker {
     int64_t position;  // first element in the bucket's state
     int64_t size;      // weights in the block
     int rows() const { return static_cast<int>((size + lanes - 1) / lanes); }
-    int row_count(int k) const { return static_cast<int>(size - static_cast<int64_t>(k) * lanes < lanes ? size - static_cast<int64_t>(k) * lanes : lanes); }
+    int row_count(int k) const {
+      return static_cast<int>(size - static_cast<int64_t>(k) * lanes < lanes ? size - static_cast<int64_t>(k) * lanes : lanes);
+    }
   };
 
   Block block(int64_t index) const {
@@ -219,7 +220,8 @@ struct Worker {
     auto vj = L::load(v);
     auto sj = L::load(s);
     contract(vj, sj, n, d);
-    auto quanta = gradient_quanta<kDecay, State>(L::read(gradient), xj, coefficients);
+    auto quanta = coefficients.decay != 0 ? gradient_quanta<true, State>(L::read(gradient), xj, coefficients)
+                                          : gradient_quanta<false, State>(L::read(gradient), xj, coefficients);
     vj = vj + quanta;
     auto change = weight_change<State>(vj, coefficients);
     xj = xj - change;
@@ -310,8 +312,7 @@ struct Worker {
         prefetch_next(v);
       }
       int j = 0;
-      for (; j + Wide<State>::width <= count; j += Wide<State>::width)
-        move_lanes<Wide<State>, kBack>(x + j, v + j, row + j);
+      for (; j + Wide<State>::width <= count; j += Wide<State>::width) move_lanes<Wide<State>, kBack>(x + j, v + j, row + j);
       for (; j < count; ++j) move_lanes<Single<State>, kBack>(x + j, v + j, row + j);
       write_row(b.weight + k * lanes, row, count * static_cast<int64_t>(sizeof(T)), stream);
       if (hash) x_sum += hash_row(x, count, k * lanes);
@@ -319,11 +320,11 @@ struct Worker {
     finish(b, x_sum, 0);
   }
 
-  template <class L>
+  template <class L, bool kDecay>
   RH_INLINE void undo_lanes(const Integer* x, const Integer* from, Integer* v, Accumulator* s, const T* gradient,
                             ChecksOf<L>& checks, typename L::Integer& furthest) {
     auto sj = L::load(s);
-    auto quanta = gradient_quanta<kDecay, State>(L::read(gradient), L::load(x), coefficients);
+    auto quanta = gradient_quanta<kDecay, State>(L::read(gradient), kDecay ? L::load(x) : L::zero(), coefficients);
     auto vj = L::load(from) - quanta;
     checks.gradient = checks.gradient | velocity_word<State>(quanta);
     furthest = L::further(furthest, vj);
@@ -333,7 +334,7 @@ struct Worker {
   }
 
   // Returns false, with nothing changed, if the gradient cannot have produced the velocity.
-  template <bool kFull>
+  template <bool kFull, bool kDecay>
   RH_INLINE bool undo_velocity(const Block& b) {
     const int lanes = kFull ? J : b.lanes;
     const int rows = kFull ? kWeightsPerLane : b.rows();
@@ -359,10 +360,9 @@ struct Worker {
         }
         int j = 0;
         for (; j + Wide<State>::width <= count; j += Wide<State>::width)
-          undo_lanes<Wide<State>>(x + j, from + j, v + k * lanes + j, s + j, gradient + j, wide, wide_furthest);
+          undo_lanes<Wide<State>, kDecay>(x + j, from + j, v + k * lanes + j, s + j, gradient + j, wide, wide_furthest);
         for (; j < count; ++j)
-          undo_lanes<Single<State>>(x + j, from + j, v + k * lanes + j, s + j, gradient + j, single,
-                                   single_furthest);
+          undo_lanes<Single<State>, kDecay>(x + j, from + j, v + k * lanes + j, s + j, gradient + j, single, single_furthest);
       }
       if (bucket.spill_bits[k]) refill(s, lanes, bucket.spill_bits[k], plane(k, b.lane));
     }
@@ -398,7 +398,8 @@ struct Worker {
       } else if (phase == Phase::step) {
         full ? step<true>(b) : step<false>(b);
       } else {
-        bool done = full ? undo_velocity<true>(b) : undo_velocity<false>(b);
+        bool done = coefficients.decay != 0 ? (full ? undo_velocity<true, true>(b) : undo_velocity<false, true>(b))
+                                            : (full ? undo_velocity<true, false>(b) : undo_velocity<false, false>(b));
         if (skipped) *skipped = !done;
       }
     }
@@ -409,21 +410,16 @@ struct Worker {
 };
 
 template <class State, class T>
-Outcome run_type(Phase phase, const Bucket& bucket, const Slice& slice, int64_t block_offset, int64_t first,
-                 int64_t last, bool hash, bool stream) {
-  if (slice.decay_coefficient != 0) {
-    Worker<State, T, true> worker(bucket, slice, hash, stream);
-    worker.run(phase, block_offset, first, last);
-    return worker.outcome;
-  }
-  Worker<State, T, false> worker(bucket, slice, hash, stream);
+Outcome run_type(Phase phase, const Bucket& bucket, const Slice& slice, int64_t block_offset, int64_t first, int64_t last,
+                 bool hash, bool stream) {
+  Worker<State, T> worker(bucket, slice, hash, stream);
   worker.run(phase, block_offset, first, last);
   return worker.outcome;
 }
 
 template <class State>
-Outcome run(Phase phase, const Bucket& bucket, const Slice& slice, int64_t block_offset, int64_t first, int64_t last,
-            bool hash, bool stream) {
+Outcome run(Phase phase, const Bucket& bucket, const Slice& slice, int64_t block_offset, int64_t first, int64_t last, bool hash,
+            bool stream) {
   switch (slice.type) {
     case ScalarType::float32:
       return run_type<State, float>(phase, bucket, slice, block_offset, first, last, hash, stream);

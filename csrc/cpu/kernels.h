@@ -11,11 +11,11 @@ namespace rh {
 
 // One tensor's part of a bucket.
 struct Slice {
-  void* weight;            // size elements of type `type`
-  const void* gradient;    // the same; null: the tensor takes no part in this step
+  void* weight;          // size elements of type `type`
+  const void* gradient;  // the same; null: the tensor takes no part in this step
   int64_t size;
-  int64_t state_offset;    // first element in the bucket's X and V
-  int64_t lane_offset;     // first lane in the bucket's accumulators and planes
+  int64_t state_offset;  // first element in the bucket's X and V
+  int64_t lane_offset;   // first lane in the bucket's accumulators and planes
   ScalarType type;
   double gradient_coefficient;  // velocity quanta per unit of gradient
   double decay_coefficient;     // velocity quanta per quantum of weight
@@ -41,8 +41,8 @@ struct Outcome {
 enum class Phase { step, undo_weights, redo_weights, undo_velocity };
 
 // Blocks [first, last) of one slice; `block_offset` is the slice's first block in `skipped`.
-using Run = Outcome (*)(Phase phase, const Bucket& bucket, const Slice& slice, int64_t block_offset, int64_t first,
-                        int64_t last, bool hash, bool stream);
+using Run = Outcome (*)(Phase phase, const Bucket& bucket, const Slice& slice, int64_t block_offset, int64_t first, int64_t last,
+                        bool hash, bool stream);
 
 struct Kernels {
   const char* name;

@@ -1,0 +1,45 @@
+# `make test` on a fresh machine needs Python >= 3.10 with venv, a C++17 compiler and make; everything else is installed
+# into .venv. TORCH may name another version or build, e.g. `make test TORCH=torch==2.11.0`.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+.PHONY: build test test-slow bench lint format clean
+
+build: .venv/built
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --group dev
+	touch $@
+
+# --no-build-isolation: an isolated build would fetch a torch of its own. Objects stay in build/, so rebuilds are short.
+.venv/built: .venv/installed $(SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+test: build
+	$(BIN)/python -m pytest
+
+test-slow: build
+	$(BIN)/python -m pytest -m slow
+
+bench: build
+	$(BIN)/python -m bench.sgd_step
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+
+format: build
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+
+clean:
+	rm -rf .venv build *.egg-info reversible_hypergrad/*.so
