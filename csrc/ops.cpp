@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -58,6 +59,7 @@ struct Call {
   std::vector<Tensor> planes;  // one per row that spills
   std::vector<int64_t> spill_bits;
   std::vector<double> coefficients;
+  std::vector<Tensor> lr_elements;  // empty, or one per weight: empty, or one number per element
   int64_t n, d;
   bool hash;
   Tensor outcome;
@@ -68,6 +70,7 @@ std::vector<rh::Slice> make_slices(const Call& call, std::vector<int64_t>& first
   STD_TORCH_CHECK(call.active.size() == count, "active: expected ", count, " entries");
   STD_TORCH_CHECK(call.coefficients.size() == 3 || call.coefficients.size() == 3 * count,
                   "coefficients: expected 3 numbers, or 3 for each of the ", count, " weights");
+  STD_TORCH_CHECK(call.lr_elements.empty() || call.lr_elements.size() == count, "lr_elements: expected ", count, " tensors");
   STD_TORCH_CHECK(call.gradients.empty() || call.gradients.size() == count, "gradients: expected ", count, " tensors");
   std::vector<rh::Slice> slices(count);
   int64_t state = 0, lanes = 0, blocks = 0;
@@ -94,6 +97,13 @@ std::vector<rh::Slice> make_slices(const Call& call, std::vector<int64_t>& first
     slice.gradient_coefficient = c[0];
     slice.decay_coefficient = c[1];
     slice.lr = c[2];
+    slice.lr_elements = nullptr;
+    if (!call.lr_elements.empty() && call.lr_elements[i].numel() > 0) {
+      const auto type = call.x.scalar_type() == ScalarType::Long ? ScalarType::Double : ScalarType::Float;
+      STD_TORCH_CHECK(call.lr_elements[i].scalar_type() == type && call.lr_elements[i].numel() == slice.size, "lr_elements[", i,
+                      "]: expected one number per weight, float64 (float32) for 64-bit (32-bit) state");
+      slice.lr_elements = call.lr_elements[i].data_ptr();
+    }
     first_block.push_back(blocks);
     state += rh::state_size(slice.size);
     lanes += rh::lane_count(slice.size);
@@ -171,7 +181,8 @@ void run(rh::Phase phase, const Call& call, const Tensor* skipped) {
 
 void sgd_step(std::vector<Tensor> weights, std::vector<Tensor> gradients, std::vector<bool> active, Tensor state_weights,
               Tensor velocities, Tensor accumulators, std::vector<Tensor> planes, std::vector<int64_t> spill_bits,
-              std::vector<double> coefficients, int64_t n, int64_t d, Tensor skipped, bool hash, Tensor outcome) {
+              std::vector<double> coefficients, int64_t n, int64_t d, Tensor skipped, bool hash, Tensor outcome,
+              std::optional<std::vector<Tensor>> lr_elements) {
   Call call{std::move(weights),
             std::move(gradients),
             std::move(active),
@@ -181,6 +192,7 @@ void sgd_step(std::vector<Tensor> weights, std::vector<Tensor> gradients, std::v
             std::move(planes),
             std::move(spill_bits),
             std::move(coefficients),
+            lr_elements.value_or(std::vector<Tensor>{}),
             n,
             d,
             hash,
@@ -189,7 +201,8 @@ void sgd_step(std::vector<Tensor> weights, std::vector<Tensor> gradients, std::v
 }
 
 void sgd_move_weights(std::vector<Tensor> weights, std::vector<bool> active, Tensor state_weights, Tensor velocities,
-                      Tensor accumulators, std::vector<double> coefficients, bool back, bool hash, Tensor outcome) {
+                      Tensor accumulators, std::vector<double> coefficients, bool back, bool hash, Tensor outcome,
+                      std::optional<std::vector<Tensor>> lr_elements) {
   Call call{std::move(weights),
             {},
             std::move(active),
@@ -199,6 +212,7 @@ void sgd_move_weights(std::vector<Tensor> weights, std::vector<bool> active, Ten
             {},
             std::vector<int64_t>(rh::kWeightsPerLane, 0),
             std::move(coefficients),
+            lr_elements.value_or(std::vector<Tensor>{}),
             1,
             1,
             hash,
@@ -218,6 +232,7 @@ void sgd_undo_velocity(std::vector<Tensor> weights, std::vector<Tensor> gradient
             std::move(planes),
             std::move(spill_bits),
             std::move(coefficients),
+            {},
             n,
             d,
             hash,
@@ -246,10 +261,11 @@ STABLE_TORCH_LIBRARY(reversible_hypergrad, m) {
   m.def(
       "sgd_step(Tensor(a!)[] weights, Tensor[] gradients, bool[] active, Tensor(b!) state_weights, Tensor(c!) velocities,"
       " Tensor(d!) accumulators, Tensor(e!)[] planes, int[] spill_bits, float[] coefficients, int n, int d,"
-      " Tensor skipped, bool hash, Tensor(f!) outcome) -> ()");
+      " Tensor skipped, bool hash, Tensor(f!) outcome, Tensor[]? lr_elements=None) -> ()");
   m.def(
       "sgd_move_weights(Tensor(a!)[] weights, bool[] active, Tensor(b!) state_weights, Tensor velocities,"
-      " Tensor accumulators, float[] coefficients, bool back, bool hash, Tensor(c!) outcome) -> ()");
+      " Tensor accumulators, float[] coefficients, bool back, bool hash, Tensor(c!) outcome,"
+      " Tensor[]? lr_elements=None) -> ()");
   m.def(
       "sgd_undo_velocity(Tensor[] weights, Tensor[] gradients, bool[] active, Tensor state_weights, Tensor(a!) velocities,"
       " Tensor(b!) accumulators, Tensor[] planes, int[] spill_bits, float[] coefficients, int n, int d,"

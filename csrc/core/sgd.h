@@ -53,9 +53,10 @@ RH_INLINE Integer gradient_quanta(Real gradient, Integer x, const Coefficients<S
   return round_to_integer(g);
 }
 
-template <class State, class Integer>
-RH_INLINE Integer weight_change(Integer v, const Coefficients<State>& c) {
-  return round_to_integer(to_real(v) * c.lr);
+// lr: one number, or one per lane.
+template <class State, class Integer, class Rate>
+RH_INLINE Integer weight_change(Integer v, Rate lr) {
+  return round_to_integer(to_real(v) * lr);
 }
 
 }  // namespace rh

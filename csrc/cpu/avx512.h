@@ -33,6 +33,7 @@ RH_PACK F64x8 operator+(F64x8 a, F64x8 b) { return {_mm512_add_pd(a.r, b.r)}; }
 RH_PACK F64x8 operator+(F64x8 a, double b) { return {_mm512_add_pd(a.r, _mm512_set1_pd(b))}; }
 RH_PACK F64x8 operator-(F64x8 a, double b) { return {_mm512_sub_pd(a.r, _mm512_set1_pd(b))}; }
 RH_PACK F64x8 operator*(F64x8 a, double b) { return {_mm512_mul_pd(a.r, _mm512_set1_pd(b))}; }
+RH_PACK F64x8 operator*(F64x8 a, F64x8 b) { return {_mm512_mul_pd(a.r, b.r)}; }
 RH_PACK F64x8 exact_multiply_add(F64x8 a, double b, F64x8 c) { return {_mm512_fmadd_pd(a.r, _mm512_set1_pd(b), c.r)}; }
 RH_PACK F64x8 exact_multiply_add(F64x8 a, double b, double c) { return exact_multiply_add(a, b, F64x8{_mm512_set1_pd(c)}); }
 RH_PACK I64x8 round_to_integer(F64x8 x) { return {_mm512_cvtpd_epi64(x.r)}; }
@@ -45,6 +46,7 @@ RH_PACK I64x8 operator-(I64x8 a, I64x8 b) { return {_mm512_sub_epi64(a.r, b.r)};
 RH_PACK I64x8 operator|(I64x8 a, I64x8 b) { return {_mm512_or_si512(a.r, b.r)}; }
 
 RH_PACK F32x16 operator+(F32x16 a, F32x16 b) { return {_mm512_add_ps(a.r, b.r)}; }
+RH_PACK F32x16 operator*(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.r, b.r)}; }
 RH_PACK F32x16 operator*(F32x16 a, float b) { return {_mm512_mul_ps(a.r, _mm512_set1_ps(b))}; }
 RH_PACK I32x16 round_to_integer(F32x16 x) { return {_mm512_cvtps_epi32(x.r)}; }
 RH_PACK F32x16 to_real(I32x16 x) { return {_mm512_cvtepi32_ps(x.r)}; }
@@ -84,6 +86,7 @@ struct Pack<State64> {
   RH_PACK Integer further(Integer record, Integer x) { return {_mm512_max_epu64(record.r, _mm512_abs_epi64(x.r))}; }
   RH_PACK uint64_t greatest(Integer record) { return _mm512_reduce_max_epu64(record.r); }
   RH_PACK Integer load(const int64_t* p) { return {_mm512_loadu_si512(p)}; }
+  RH_PACK Real load(const double* p) { return {_mm512_loadu_pd(p)}; }
   RH_PACK Accumulator load(const uint64_t* p) { return {_mm512_loadu_si512(p)}; }
   RH_PACK void store(int64_t* p, Integer x) { _mm512_storeu_si512(p, x.r); }
   RH_PACK void store(uint64_t* p, Accumulator x) { _mm512_storeu_si512(p, x.r); }
@@ -122,6 +125,7 @@ struct Pack<State32> {
   RH_PACK Integer further(Integer record, Integer x) { return {_mm512_max_epu32(record.r, _mm512_abs_epi32(x.r))}; }
   RH_PACK uint32_t greatest(Integer record) { return _mm512_reduce_max_epu32(record.r); }
   RH_PACK Integer load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+  RH_PACK Real load(const float* p) { return {_mm512_loadu_ps(p)}; }
   RH_PACK Accumulator load(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
   RH_PACK void store(int32_t* p, Integer x) { _mm512_storeu_si512(p, x.r); }
   RH_PACK void store(uint32_t* p, Accumulator x) { _mm512_storeu_si512(p, x.r); }

@@ -1,6 +1,8 @@
 // Compiled once per instruction set with RH_KERNELS naming the table it defines (see setup.py).
 #include "kernels.h"
 
+#include <type_traits>
+
 #include "../core/hash.h"
 #include "../core/sgd.h"
 #if defined(__AVX512DQ__)
@@ -171,6 +173,7 @@ struct Worker {
     Integer* v;
     Accumulator* s;
     const T* gradient;
+    const Real* lr;
     T* weight;
     int64_t lane;      // first lane in the bucket
     int64_t position;  // first element in the bucket's state
@@ -189,6 +192,7 @@ struct Worker {
             static_cast<Integer*>(bucket.velocities) + position,
             static_cast<Accumulator*>(bucket.accumulators) + lane,
             slice.gradient ? static_cast<const T*>(slice.gradient) + begin : nullptr,
+            slice.lr_elements ? static_cast<const Real*>(slice.lr_elements) + begin : nullptr,
             static_cast<T*>(slice.weight) + begin,
             lane,
             position,
@@ -215,7 +219,8 @@ struct Worker {
   }
 
   template <class L>
-  RH_INLINE void step_lanes(Integer* x, Integer* v, Accumulator* s, const T* gradient, T* row, ChecksOf<L>& checks) {
+  RH_INLINE void step_lanes(Integer* x, Integer* v, Accumulator* s, const T* gradient, const Real* lr, T* row,
+                            ChecksOf<L>& checks) {
     auto xj = L::load(x);
     auto vj = L::load(v);
     auto sj = L::load(s);
@@ -223,7 +228,7 @@ struct Worker {
     auto quanta = coefficients.decay != 0 ? gradient_quanta<true, State>(L::read(gradient), xj, coefficients)
                                           : gradient_quanta<false, State>(L::read(gradient), xj, coefficients);
     vj = vj + quanta;
-    auto change = weight_change<State>(vj, coefficients);
+    auto change = lr ? weight_change<State>(vj, L::load(lr)) : weight_change<State>(vj, coefficients.lr);
     xj = xj - change;
     checks.gradient = checks.gradient | velocity_word<State>(quanta);
     checks.velocity = checks.velocity | velocity_word<State>(vj);
@@ -247,6 +252,7 @@ struct Worker {
       if (bucket.spill_bits[k]) spill(b.s, lanes, bucket.spill_bits[k], plane(k, b.lane));
       if (k >= rows) continue;
       const int count = kFull ? J : b.row_count(k);
+      const Real* lr = b.lr ? b.lr + k * lanes : nullptr;
       Integer* x = b.x + k * lanes;
       Integer* v = b.v + k * lanes;
       const T* gradient = b.gradient + k * lanes;
@@ -257,8 +263,8 @@ struct Worker {
       }
       int j = 0;
       for (; j + Wide<State>::width <= count; j += Wide<State>::width)
-        step_lanes<Wide<State>>(x + j, v + j, b.s + j, gradient + j, row + j, wide);
-      for (; j < count; ++j) step_lanes<Single<State>>(x + j, v + j, b.s + j, gradient + j, row + j, single);
+        step_lanes<Wide<State>>(x + j, v + j, b.s + j, gradient + j, lr ? lr + j : lr, row + j, wide);
+      for (; j < count; ++j) step_lanes<Single<State>>(x + j, v + j, b.s + j, gradient + j, lr ? lr + j : lr, row + j, single);
       write_row(b.weight + k * lanes, row, count * static_cast<int64_t>(sizeof(T)), stream);
       if (hash) {
         x_sum += hash_row(x, count, k * lanes);
@@ -290,8 +296,9 @@ struct Worker {
   }
 
   template <class L, bool kBack>
-  RH_INLINE void move_lanes(Integer* x, const Integer* v, T* row) {
-    auto change = weight_change<State>(L::load(v), coefficients);
+  RH_INLINE void move_lanes(Integer* x, const Integer* v, const Real* lr, T* row) {
+    auto vj = L::load(v);
+    auto change = lr ? weight_change<State>(vj, L::load(lr)) : weight_change<State>(vj, coefficients.lr);
     auto xj = kBack ? L::load(x) + change : L::load(x) - change;
     L::store(x, xj);
     L::write(row, xj, quantum);
@@ -305,6 +312,7 @@ struct Worker {
     alignas(64) T row[J];
     for (int k = 0; k < rows; ++k) {
       const int count = kFull ? J : b.row_count(k);
+      const Real* lr = b.lr ? b.lr + k * lanes : nullptr;
       Integer* x = b.x + k * lanes;
       const Integer* v = b.v + k * lanes;
       if (kFull) {
@@ -312,8 +320,9 @@ struct Worker {
         prefetch_next(v);
       }
       int j = 0;
-      for (; j + Wide<State>::width <= count; j += Wide<State>::width) move_lanes<Wide<State>, kBack>(x + j, v + j, row + j);
-      for (; j < count; ++j) move_lanes<Single<State>, kBack>(x + j, v + j, row + j);
+      for (; j + Wide<State>::width <= count; j += Wide<State>::width)
+        move_lanes<Wide<State>, kBack>(x + j, v + j, lr ? lr + j : lr, row + j);
+      for (; j < count; ++j) move_lanes<Single<State>, kBack>(x + j, v + j, lr ? lr + j : lr, row + j);
       write_row(b.weight + k * lanes, row, count * static_cast<int64_t>(sizeof(T)), stream);
       if (hash) x_sum += hash_row(x, count, k * lanes);
     }
@@ -350,6 +359,7 @@ struct Worker {
     for (int k = kWeightsPerLane - 1; k >= 0; --k) {
       if (k < rows) {
         const int count = kFull ? J : b.row_count(k);
+        const Real* lr = b.lr ? b.lr + k * lanes : nullptr;
         const Integer* x = b.x + k * lanes;
         const Integer* from = b.v + k * lanes;
         const T* gradient = b.gradient + k * lanes;
@@ -378,10 +388,19 @@ struct Worker {
     return true;
   }
 
+  // Calls f with std::true_type for a full block, where there is that form.
+  template <class F>
+  static RH_INLINE void in_form(bool full, F f) {
+    if constexpr (std::is_same<T, float>::value)
+      if (full) return f(std::true_type{});
+    f(std::false_type{});
+  }
+
   void run(Phase phase, int64_t block_offset, int64_t first, int64_t last) {
     for (int64_t index = first; index < last; ++index) {
       Block b = block(index);
-      const bool full = b.size == kBlockSize;
+      // Loops of constant length are worth their compile time for the usual type only.
+      const bool full = std::is_same<T, float>::value && b.size == kBlockSize;
       uint8_t* skipped = bucket.skipped ? bucket.skipped + block_offset + index : nullptr;
       if (!b.gradient) {
         if (phase == Phase::step) idle(b);
@@ -392,14 +411,17 @@ struct Worker {
           hash_at_rest(b, false, true);
         }
       } else if (phase == Phase::undo_weights) {
-        full ? move_weights<true, true>(b) : move_weights<false, true>(b);
+        in_form(full, [&](auto form) { move_weights<form.value, true>(b); });
       } else if (phase == Phase::redo_weights || (phase == Phase::step && skipped && *skipped)) {
-        full ? move_weights<true, false>(b) : move_weights<false, false>(b);
+        in_form(full, [&](auto form) { move_weights<form.value, false>(b); });
       } else if (phase == Phase::step) {
-        full ? step<true>(b) : step<false>(b);
+        in_form(full, [&](auto form) { step<form.value>(b); });
       } else {
-        bool done = coefficients.decay != 0 ? (full ? undo_velocity<true, true>(b) : undo_velocity<false, true>(b))
-                                            : (full ? undo_velocity<true, false>(b) : undo_velocity<false, false>(b));
+        bool done;
+        if (full && coefficients.decay == 0)
+          in_form(full, [&](auto form) { done = undo_velocity<form.value, !form.value>(b); });
+        else
+          in_form(full, [&](auto form) { done = undo_velocity<form.value, true>(b); });
         if (skipped) *skipped = !done;
       }
     }

@@ -20,6 +20,7 @@ struct Slice {
   double gradient_coefficient;  // velocity quanta per unit of gradient
   double decay_coefficient;     // velocity quanta per quantum of weight
   double lr;                    // weight quanta per quantum of velocity
+  const void* lr_elements;      // the same per weight, of the state's Real (float for 32 bits, double for 64); null: lr
 };
 
 // The state that a bucket's tensors share, and one step's contraction.

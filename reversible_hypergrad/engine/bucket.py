@@ -28,17 +28,29 @@ class Coefficients:
     gradient: float
     decay: float
     lr: float
+    lr_elements: Tensor | None = None  # per weight, flat in memory order, in place of lr
 
     @staticmethod
     def of(
-        layout: FixedPointFormat, *, lr: float, weight_decay: float, dampening: float, maximize: bool = False
+        layout: FixedPointFormat,
+        *,
+        lr: float | Tensor,
+        weight_decay: float,
+        dampening: float,
+        maximize: bool = False,
     ) -> "Coefficients":
+        """``lr``: a number, or one per weight as a tensor of the weight's shape and strides."""
         share = 1.0 - dampening
         velocity, weight = 2.0**layout.velocity_fraction_bits, 2.0**layout.weight_fraction_bits
+        elements = None
+        if isinstance(lr, Tensor):
+            real = torch.float64 if layout.state_bits == 64 else torch.float32
+            elements, lr = (flat(lr).double() * (weight / velocity)).to(real), 0.0
         return Coefficients(
             gradient=(-share if maximize else share) * velocity,
             decay=share * weight_decay * velocity / weight,
             lr=lr * weight / velocity,
+            lr_elements=elements,
         )
 
 
@@ -186,6 +198,7 @@ class Bucket:
             skipped,
             with_hash,
             self.outcome,
+            self._lr_elements(record),
         )
 
     def move_weights(self, record: Record, *, back: bool, with_hash: bool = False) -> Outcome:
@@ -200,6 +213,7 @@ class Bucket:
             back,
             with_hash,
             self.outcome,
+            self._lr_elements(record),
         )
         return self._read()
 
@@ -257,6 +271,13 @@ class Bucket:
     @staticmethod
     def _numbers(record: Record) -> list[float]:
         return [number for c in record.coefficients for number in (c.gradient, c.decay, c.lr)]
+
+    def _lr_elements(self, record: Record) -> list[Tensor] | None:
+        rates = [c.lr_elements for c in record.coefficients]
+        if all(rate is None for rate in rates):
+            return None
+        none = self._nothing_skipped
+        return [none if rate is None else rate for rate in rates]
 
     def _read(self) -> Outcome:
         hash_, *flags = self.outcome.tolist()

@@ -10,7 +10,7 @@ __global__ void step(typename State::Integer* x, typename State::Integer* v, typ
   const int i = threadIdx.x;
   rh::contract(v[i], s[i], n, d);
   v[i] += rh::gradient_quanta<true, State>(static_cast<typename State::Real>(rh::widen(gradient[i])), x[i], c);
-  x[i] -= rh::weight_change<State>(v[i], c);
+  x[i] -= rh::weight_change<State>(v[i], c.lr);
   weight[i] = rh::narrow<T>(static_cast<double>(x[i]) * quantum);
   *hash += rh::hash_finish(rh::hash_word(static_cast<uint64_t>(v[i]), i), i, 1);
 }
