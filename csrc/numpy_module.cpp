@@ -81,11 +81,14 @@ void contract(Array<typename State::Integer> values, Array<typename State::Accum
                                 std::to_string(accumulators.size()));
   auto* v = values.mutable_data();
   auto* s = accumulators.mutable_data();
-  constexpr int64_t limit = int64_t{1} << State::velocity_limit_bits;
+  // A decay takes velocities in range; its inverse takes what such a decay can give.
+  const rh::Contracted<State> valid = n <= d ? rh::Contracted<State>(1, 1) : rh::Contracted<State>(d, n);
   for (py::ssize_t i = 0; i < values.size(); ++i)
-    if (v[i] >= limit || v[i] < -limit)
-      throw std::overflow_error("values[" + std::to_string(i) + "]: expected a magnitude below 2^" +
-                                std::to_string(State::velocity_limit_bits) + ", got " + std::to_string(v[i]));
+    if (static_cast<typename State::Accumulator>(v[i] - valid.low) >= valid.count)
+      throw std::overflow_error("values[" + std::to_string(i) + "]: " + std::to_string(v[i]) + " is " +
+                                (n <= d ? "beyond" : "nothing that a contraction gives inside") + " the velocity range +-2^" +
+                                std::to_string(State::velocity_limit_bits) + " quanta of " + std::to_string(State::bits) +
+                                "-bit state. Use smaller values");
   const rh::Divisor<State> numerator(n), denominator(d);
   for (py::ssize_t i = 0; i < values.size(); ++i) rh::contract(v[i], s[i], numerator, denominator);
 }

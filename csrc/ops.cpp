@@ -91,6 +91,9 @@ std::vector<rh::Slice> make_slices(const Call& call, std::vector<int64_t>& first
         const Tensor& gradient = call.gradients[i];
         STD_TORCH_CHECK(gradient.is_cpu() && gradient.scalar_type() == weight.scalar_type() && gradient.numel() == weight.numel(),
                         "gradients[", i, "]: expected the device, dtype and size of its weight");
+        for (int64_t dim = 0; slice.size > 1 && dim < weight.dim(); ++dim)
+          STD_TORCH_CHECK(weight.size(dim) == 1 || (gradient.dim() == weight.dim() && gradient.stride(dim) == weight.stride(dim)),
+                          "gradients[", i, "]: expected the strides of its weight");
         slice.gradient = gradient.data_ptr();
       }
     }
@@ -112,6 +115,8 @@ std::vector<rh::Slice> make_slices(const Call& call, std::vector<int64_t>& first
   first_block.push_back(blocks);
   STD_TORCH_CHECK(call.x.numel() == state && call.v.numel() == state, "state_weights and velocities: expected ", state,
                   " elements");
+  for (const Tensor* t : {&call.x, &call.v, &call.accumulators, &call.outcome})
+    STD_TORCH_CHECK(t->is_cpu() && t->is_contiguous(), "state and outcome: expected contiguous CPU tensors");
   STD_TORCH_CHECK(call.accumulators.numel() == lanes, "accumulators: expected ", lanes, " elements");
   return slices;
 }

@@ -50,11 +50,12 @@ FORMATS = {
 # Momentum and host schedule ------------------------------------------------------------------------------------------
 
 
-def simplest_fraction(momentum: float, state_bits: int) -> tuple[int, int] | None:
-    """n/d of the smallest d within the tolerance of momentum, found by trying every d; None where none is allowed."""
+def simplest_fraction(momentum: float, state_bits: int, hair: Fraction = Fraction(0)) -> tuple[int, int] | None:
+    """n/d of the smallest d within the tolerance (+ hair) of momentum, by trying every d; None where none is allowed."""
     fmt = FORMATS[state_bits]
     mu = Fraction(momentum)
     slack = fmt.tolerance * min(mu, 1 - mu)
+    slack = max(slack + hair, Fraction(0)) if mu < 1 else slack
     (low, low_den), (high, high_den) = (mu - slack).as_integer_ratio(), (mu + slack).as_integer_ratio()
     for d in range(1, fmt.max_denominator + 1):
         n = -(-low * d // low_den)  # smallest n with n/d >= mu - slack
@@ -181,9 +182,7 @@ class Bucket:
             if spill:
                 planes.append(b"".join((s & ((1 << spill) - 1)).to_bytes(spill // 8, "little") for s in self.s))
                 self.s = [s >> spill for s in self.s]
-            for x, v, rows, gradient, (a, b, lr) in zip(
-                self.x, self.v, self._rows, gradients, coefficients, strict=True
-            ):
+            for x, v, rows, gradient, (a, b, lr) in zip(self.x, self.v, self._rows, gradients, coefficients, strict=True):
                 if gradient is None:
                     continue
                 for lane, i in rows[row]:
@@ -201,9 +200,7 @@ class Bucket:
         bits = self.format.state_bits
         planes = list(planes)
         for row in reversed(range(ROWS)):
-            for x, v, rows, gradient, (a, b, lr) in zip(
-                self.x, self.v, self._rows, gradients, coefficients, strict=True
-            ):
+            for x, v, rows, gradient, (a, b, lr) in zip(self.x, self.v, self._rows, gradients, coefficients, strict=True):
                 if gradient is None:
                     continue
                 for lane, i in reversed(rows[row]):

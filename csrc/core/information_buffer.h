@@ -14,7 +14,7 @@
 //    exact. For an integer x, x/d + c with c = 1/(2d) - 1/2 is at least 1/(2d) away from a tie, and the computed
 //    value is off by less than 1.5 * 2^-52 * |x|/d < 1/(2d): rounding it to nearest gives floor(x/d), whether
 //    the compiler or the hardware fuses the product and the sum or not.
-//  32-bit: quotients by multiplication with m = ceil(2^(31+l)/d), l = ceil(log2 d). For x <= 2^31 + d and d <= 2^13 the
+//  32-bit: quotients by multiplication with m = ceil(2^(31+l)/d), l = ceil(log2 d). For x <= 2^31 + 2d and d <= 2^13 the
 //    error x*(m*d - 2^(31+l)) stays below 2^(31+l), so (x*m) >> (31+l) is exactly x div d (Granlund, Montgomery 1994).
 //    Velocities are made non-negative by a bias, the first multiple of d from 2^30 on.
 #pragma once
@@ -114,6 +114,20 @@ RH_INLINE void contract(Integer& v, Accumulator& s, const Divisor<State32>& n, c
   s = rest;
   v = as_signed(quotient * n.value + out - d.bias_quotient * n.value);
 }
+
+// The values that contracting a velocity in [-2^limit, 2^limit) by n/d can give: `count` of them from `low` on. Expanding
+// anything else could wrap; expanding one of them stays where contracting it again is exact.
+template <class State>
+struct Contracted {
+  typename State::Integer low;
+  typename State::Accumulator count;
+  Contracted(int64_t n, int64_t d) {
+    constexpr int64_t limit = int64_t{1} << State::velocity_limit_bits;
+    const int64_t below = (limit + d - 1) / d, above = (limit - 1) / d + 1;
+    low = static_cast<typename State::Integer>(-below * n);
+    count = static_cast<typename State::Accumulator>((below + above) * n);
+  }
+};
 
 // The bound after one contraction of a lane, and what every lane must spill before it.
 struct Push {

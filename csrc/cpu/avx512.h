@@ -42,6 +42,7 @@ RH_PACK U64x8 as_unsigned(I64x8 x) { return {x.r}; }
 RH_PACK I64x8 as_signed(U64x8 x) { return {x.r}; }
 RH_PACK I64x8 operator+(I64x8 a, I64x8 b) { return {_mm512_add_epi64(a.r, b.r)}; }
 RH_PACK I64x8 operator+(I64x8 a, int64_t b) { return {_mm512_add_epi64(a.r, _mm512_set1_epi64(b))}; }
+RH_PACK I64x8 operator-(I64x8 a, int64_t b) { return {_mm512_sub_epi64(a.r, _mm512_set1_epi64(b))}; }
 RH_PACK I64x8 operator-(I64x8 a, I64x8 b) { return {_mm512_sub_epi64(a.r, b.r)}; }
 RH_PACK I64x8 operator|(I64x8 a, I64x8 b) { return {_mm512_or_si512(a.r, b.r)}; }
 
@@ -54,6 +55,7 @@ RH_PACK U32x16 as_unsigned(I32x16 x) { return {x.r}; }
 RH_PACK I32x16 as_signed(U32x16 x) { return {x.r}; }
 RH_PACK I32x16 operator+(I32x16 a, I32x16 b) { return {_mm512_add_epi32(a.r, b.r)}; }
 RH_PACK I32x16 operator+(I32x16 a, int32_t b) { return {_mm512_add_epi32(a.r, _mm512_set1_epi32(b))}; }
+RH_PACK I32x16 operator-(I32x16 a, int32_t b) { return {_mm512_sub_epi32(a.r, _mm512_set1_epi32(b))}; }
 RH_PACK I32x16 operator-(I32x16 a, I32x16 b) { return {_mm512_sub_epi32(a.r, b.r)}; }
 RH_PACK I32x16 operator|(I32x16 a, I32x16 b) { return {_mm512_or_si512(a.r, b.r)}; }
 RH_PACK U32x16 operator+(U32x16 a, U32x16 b) { return {_mm512_add_epi32(a.r, b.r)}; }
@@ -83,7 +85,7 @@ struct Pack<State64> {
   static constexpr int width = 8;
   RH_PACK Integer zero() { return {_mm512_setzero_si512()}; }
   RH_PACK int64_t any_bit(Integer x) { return _mm512_reduce_or_epi64(x.r); }
-  RH_PACK Integer further(Integer record, Integer x) { return {_mm512_max_epu64(record.r, _mm512_abs_epi64(x.r))}; }
+  RH_PACK Integer further(Integer record, Integer x) { return {_mm512_max_epu64(record.r, x.r)}; }
   RH_PACK uint64_t greatest(Integer record) { return _mm512_reduce_max_epu64(record.r); }
   RH_PACK Integer load(const int64_t* p) { return {_mm512_loadu_si512(p)}; }
   RH_PACK Real load(const double* p) { return {_mm512_loadu_pd(p)}; }
@@ -122,7 +124,7 @@ struct Pack<State32> {
   static constexpr int width = 16;
   RH_PACK Integer zero() { return {_mm512_setzero_si512()}; }
   RH_PACK int32_t any_bit(Integer x) { return _mm512_reduce_or_epi32(x.r); }
-  RH_PACK Integer further(Integer record, Integer x) { return {_mm512_max_epu32(record.r, _mm512_abs_epi32(x.r))}; }
+  RH_PACK Integer further(Integer record, Integer x) { return {_mm512_max_epu32(record.r, x.r)}; }
   RH_PACK uint32_t greatest(Integer record) { return _mm512_reduce_max_epu32(record.r); }
   RH_PACK Integer load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
   RH_PACK Real load(const float* p) { return {_mm512_loadu_ps(p)}; }

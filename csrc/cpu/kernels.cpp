@@ -25,9 +25,8 @@ struct Single {
   static constexpr int width = 1;
   static RH_INLINE Integer zero() { return 0; }
   static RH_INLINE Integer any_bit(Integer x) { return x; }
-  // The larger magnitude, as unsigned: the most negative integer is the largest.
+  // The larger one, as unsigned.
   static RH_INLINE Integer further(Integer record, Integer x) {
-    x = x < 0 ? -x : x;
     return static_cast<Accumulator>(x) > static_cast<Accumulator>(record) ? x : record;
   }
   static RH_INLINE Accumulator greatest(Integer record) { return static_cast<Accumulator>(record); }
@@ -154,6 +153,7 @@ struct Worker {
   bool hash, stream;
   Coefficients<State> coefficients;
   Divisor<State> n, d;
+  Contracted<State> contracted;
   double quantum;
   Outcome outcome;
 
@@ -165,6 +165,7 @@ struct Worker {
         coefficients{static_cast<Real>(s.gradient_coefficient), static_cast<Real>(s.decay_coefficient), static_cast<Real>(s.lr)},
         n(b.n),
         d(b.d),
+        contracted(b.n, b.d),
         quantum(1.0 / static_cast<double>(int64_t{1} << State::weight_fraction_bits)) {}
 
   struct Block {
@@ -336,7 +337,7 @@ struct Worker {
     auto quanta = gradient_quanta<kDecay, State>(L::read(gradient), kDecay ? L::load(x) : L::zero(), coefficients);
     auto vj = L::load(from) - quanta;
     checks.gradient = checks.gradient | velocity_word<State>(quanta);
-    furthest = L::further(furthest, vj);
+    furthest = L::further(furthest, vj - contracted.low);
     contract(vj, sj, d, n);
     L::store(s, sj);
     L::store(v, vj);
@@ -354,8 +355,6 @@ struct Worker {
     auto wide_furthest = Wide<State>::zero();
     auto single_furthest = Single<State>::zero();
     memcpy(s, b.s, sizeof(Accumulator) * static_cast<size_t>(lanes));
-    // What a velocity in range contracts to; anything beyond could not be expanded without a wrap.
-    const auto bound = static_cast<Accumulator>(((int64_t{1} << State::velocity_limit_bits) / bucket.d + 2) * bucket.n);
     for (int k = kWeightsPerLane - 1; k >= 0; --k) {
       if (k < rows) {
         const int count = kFull ? J : b.row_count(k);
@@ -378,7 +377,8 @@ struct Worker {
     }
     report<Wide<State>>(wide);
     report<Single<State>>(single);
-    if (Wide<State>::greatest(wide_furthest) > bound || Single<State>::greatest(single_furthest) > bound) {
+    if (Wide<State>::greatest(wide_furthest) >= contracted.count ||
+        Single<State>::greatest(single_furthest) >= contracted.count) {
       outcome.flags |= kForeignGradient;
       return false;
     }

@@ -119,7 +119,7 @@ class InformationBuffer:
         accumulators: Integers = self.accumulators.copy()
         _core.contract(quanta, accumulators, momentum.denominator, momentum.numerator)
         if last.plane is not None:
-            accumulators = (accumulators << 8 * last.plane.itemsize) | last.plane
+            accumulators = np.bitwise_or(accumulators << 8 * last.plane.itemsize, last.plane, dtype=accumulators.dtype)
         self.accumulators, self.bound = accumulators, last.bound
         self._history.pop()
         return quanta
