@@ -1,0 +1,50 @@
+"""Timing that holds on a noisy machine: candidates take turns in one process, and ratios are taken turn by turn."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+__all__ = ["conditions", "in_turns", "median", "ratio"]
+
+
+def in_turns(candidates: dict[str, Callable[[], object]], turns: int, warm_up: int = 2) -> dict[str, list[float]]:
+    """Seconds of each call, one call of each candidate per turn, so that a slow phase of the machine hits all."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(warm_up + turns):
+        for name, call in candidates.items():
+            start = time.perf_counter()
+            call()
+            if turn >= warm_up:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def median(samples: list[float]) -> float:
+    return statistics.median(samples)
+
+
+def ratio(samples: list[float], baseline: list[float]) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile of the ratio turn by turn."""
+    ratios = sorted(a / b for a, b in zip(samples, baseline, strict=True))
+    if len(ratios) < 4:
+        return ratios[0], statistics.median(ratios), ratios[-1]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return low, middle, high
+
+
+def conditions() -> str:
+    """The machine and versions, in one line."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    return (
+        f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"Python {platform.python_version()}, {platform.system()}"
+    )
