@@ -1,8 +1,10 @@
 """Exact hypergradients through training, by SGD with momentum whose every step can be undone bit for bit."""
 
 from reversible_hypergrad import core
+from reversible_hypergrad.adjoints import Reversible
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.optim import ReversibleSGD
+from reversible_hypergrad.training import SGD, TrainedWeights, train
 
-__all__ = ["ReversalError", "ReversibleSGD", "core"]
+__all__ = ["SGD", "ReversalError", "Reversible", "ReversibleSGD", "TrainedWeights", "core", "train"]
 __version__ = "0.1.0"

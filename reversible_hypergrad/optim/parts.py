@@ -1,17 +1,12 @@
 """The optimizer's bookkeeping: which tensors move together, and what each step leaves to undo it by."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
-
-from reversible_hypergrad import _core
 from reversible_hypergrad.engine.bucket import Bucket, Outcome, Record
 from reversible_hypergrad.optim.settings import Settings
 from reversible_hypergrad.optim.watch import Watch
 
-__all__ = ["CAUSES", "Entry", "Part", "complaint"]
+__all__ = ["CAUSES", "Entry", "Part"]
 
 CAUSES = (
     "The closure gave other gradients than step() saw, or the state was damaged. Likely causes: another batch, unseeded "
@@ -64,32 +59,3 @@ class Entry:
 
     settings: list[Settings]
     records: list[Record]
-
-
-def complaint(
-    parts: Sequence[Part], gradients: Sequence[Sequence[Tensor | None]], outcomes: Sequence[Outcome]
-) -> ArithmeticError:
-    """The error for a refused step, by the first offending parameter."""
-    for part, grads, outcome in zip(parts, gradients, outcomes, strict=True):
-        bucket, layout = part.bucket, part.bucket.format
-        for name, gradient, flags in zip(bucket.names, grads, outcome.flags, strict=True):
-            if flags and gradient is not None and not bool(torch.isfinite(gradient).all()):
-                return FloatingPointError(
-                    f"{name}: its gradient is not finite, so the step was refused and nothing has changed. Skip such steps "
-                    "(torch.amp.GradScaler does), lower the learning rate, or clip"
-                )
-            if flags & (_core.BAD_GRADIENT | _core.VELOCITY_OVERFLOW):
-                what = "gradient" if flags & _core.BAD_GRADIENT else "velocity"
-                largest = "" if gradient is None else f"; the largest gradient is {gradient.abs().max().item():g}"
-                return OverflowError(
-                    f"{name}: its {what} is beyond the fixed-point range +-{layout.velocity_range:g} of state_bits="
-                    f"{layout.state_bits}{largest}. The step was refused and nothing has changed. "
-                    + bucket.remedy("scale the loss down, or clip the gradient")
-                )
-            if flags:
-                return OverflowError(
-                    f"{name}: a weight would leave the fixed-point range +-{layout.weight_range:g} of state_bits="
-                    f"{layout.state_bits}. The step was refused and nothing has changed. "
-                    + bucket.remedy("lower the learning rate, or rescale the parameter")
-                )
-    raise AssertionError("complaint() needs an outcome with flags")

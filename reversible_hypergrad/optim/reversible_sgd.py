@@ -9,10 +9,11 @@ from torch.optim import Optimizer
 
 from reversible_hypergrad.core.rational import information_limit
 from reversible_hypergrad.engine.bucket import Bucket, Outcome, Record, combine
+from reversible_hypergrad.engine.complaint import complaint
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.optim import saved
 from reversible_hypergrad.optim.gradients import gather, refuse_missing
-from reversible_hypergrad.optim.parts import CAUSES, Entry, Part, complaint
+from reversible_hypergrad.optim.parts import CAUSES, Entry, Part
 from reversible_hypergrad.optim.settings import Settings, check_parameter, check_unsupported
 
 __all__ = ["ReversibleSGD"]
@@ -167,7 +168,7 @@ class ReversibleSGD(Optimizer):
                 part.bucket.move_weights(record, back=True)
                 part.bucket.undo_velocity(record, grads, False)
                 part.wrote()
-            raise complaint(parts, gradients, outcomes)
+            raise complaint([part.bucket for part in parts], gradients, outcomes)
 
         for part, outcome in zip(parts, outcomes, strict=True):
             part.hash = outcome.hash if with_hash else None

@@ -1,0 +1,60 @@
+"""Where the spilled planes of an information buffer wait until they are read once, in reverse order."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+__all__ = ["MemoryPlanes", "PlaneStore", "open_store"]
+
+
+class PlaneStore(ABC):
+    """Last in, first out."""
+
+    nbytes: int = 0  # of all planes now held
+
+    @abstractmethod
+    def push(self, plane: Tensor) -> None: ...
+
+    @abstractmethod
+    def pop(self) -> Tensor: ...
+
+    def flush(self) -> None:
+        """Returns when every plane is where it belongs. Raises what went wrong on the way."""
+
+    def close(self) -> None:
+        """Lets everything go."""
+
+
+class MemoryPlanes(PlaneStore):
+    """In memory, on ``device`` if one is given, else where they are made."""
+
+    def __init__(self, kept_on: torch.device | None = None, used_on: torch.device | None = None) -> None:
+        self._planes: list[Tensor] = []
+        self._kept_on = kept_on
+        self._used_on = used_on
+
+    def push(self, plane: Tensor) -> None:
+        self._planes.append(plane if self._kept_on is None else plane.to(self._kept_on))
+        self.nbytes += plane.nbytes
+
+    def pop(self) -> Tensor:
+        plane = self._planes.pop()
+        self.nbytes -= plane.nbytes
+        return plane if self._used_on is None else plane.to(self._used_on)
+
+    def close(self) -> None:
+        self._planes.clear()
+        self.nbytes = 0
+
+
+def open_store(place: str | Path, device: torch.device) -> PlaneStore:
+    """The store for ``Reversible(buffer=place)`` of a bucket on ``device``."""
+    if place == "device":
+        return MemoryPlanes()
+    if place == "host":
+        return MemoryPlanes(torch.device("cpu"), device)
+    from reversible_hypergrad.adjoints.plane_file import PlaneFile
+
+    return PlaneFile(Path(place), device)

@@ -1,0 +1,138 @@
+"""An inner problem as the adjoints see it: weights, settings per step, and a gradient that can be asked for twice."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Cotangents", "Evaluation", "Gradient", "Problem", "Report", "Setting", "Settings"]
+
+
+class Evaluation(ABC):
+    """The gradient at one step's weights, and its graph until ``products`` was called or the object is dropped."""
+
+    loss: Tensor
+    gradients: list[Tensor]  # one per weight, detached, in its weight's memory order
+
+    @abstractmethod
+    def products(self, directions: Sequence[Tensor]) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """``directions`` times the second derivatives: by the weights, and by the hyperparameters. None stands for zero."""
+
+
+class Gradient(ABC):
+    """The gradient as a function of the step, at the present weights: the same bits whenever the weights are the same."""
+
+    @abstractmethod
+    def __call__(self, step: int) -> Evaluation: ...
+
+    @abstractmethod
+    def diagnose(self, step: int) -> str:
+        """After a failed reversal: what is seen to differ when ``step`` is evaluated twice, or an empty string."""
+
+    @abstractmethod
+    def restart(self) -> None:
+        """Puts whatever the evaluations change beside the weights (buffers) back to before the first step."""
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """One of lr, momentum, dampening, weight_decay for one or several parameters. Compared by identity."""
+
+    numbers: Sequence[float]  # one for all steps, or one per step; empty if elementwise
+    elementwise: Tensor | None = None  # one per weight, flat, in the weight's memory order
+    source: int | None = None  # which tensor given to the optimizer gets its gradient; None: no gradient is wanted
+
+    def at(self, step: int) -> float:
+        return self.numbers[step] if len(self.numbers) > 1 else self.numbers[0]
+
+    def accumulate(self, gradients: Sequence[Tensor], step: int, value: Tensor) -> None:
+        """Adds one step's derivative. ``gradients`` holds one tensor per source, shaped as the source."""
+        assert self.source is not None
+        target = gradients[self.source]
+        if len(self.numbers) > 1:
+            target.view(-1)[step] += value
+        else:
+            target += value.reshape(target.shape)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the optimizer does with one parameter."""
+
+    lr: Setting
+    momentum: Setting
+    dampening: Setting
+    weight_decay: Setting
+
+
+@dataclass
+class Report:
+    """What a run took. Filled by the forward run, and again by each backward.
+
+    Attributes:
+        steps, weights: of the run.
+        hyperparameters: elements that get a gradient, initial weights not counted.
+        forward_seconds, backward_seconds: wall-clock time of the last of each; 0 before.
+        state_bytes: integers of weights and velocities, held from forward to backward.
+        information_bytes: accumulators and spilled planes at the end of training.
+        log_bytes: hashes and the spill schedule.
+        trajectory_bytes: what storing the weights of every step would have taken.
+        information_bits: information_bytes in bits per weight and step. limit_bits: log2(1/momentum), averaged.
+        checks: steps back that were compared with the hash of the step forward, over all backwards.
+        restored: whether the last backward ended at the initial weights, bit for bit.
+    """
+
+    steps: int
+    weights: int
+    hyperparameters: int
+    trajectory_bytes: int
+    forward_seconds: float = 0.0
+    backward_seconds: float = 0.0
+    state_bytes: int = 0
+    information_bytes: int = 0
+    log_bytes: int = 0
+    information_bits: float = 0.0
+    limit_bits: float = 0.0
+    checks: int = 0
+    restored: bool = False
+
+
+@dataclass
+class Problem:
+    """A training run before it runs. ``weights`` are written in place; their first values are the initial weights."""
+
+    names: list[str]
+    weights: list[Tensor]
+    settings: list[Settings]  # one per weight
+    steps: int
+    gradient: Gradient
+    sources: list[Tensor]  # the tensors given to the optimizer, detached
+    hyperparameters: list[Tensor]  # those that want gradients, detached
+    report: Report
+    progress: Callable[[str, int], Any]  # a bar, or something that looks like one
+
+
+@dataclass
+class Cotangents:
+    """Gradients of something downstream, by everything that went into a run."""
+
+    initial: list[Tensor]  # by the initial weights
+    sources: list[Tensor]
+    hyperparameters: list[Tensor]
+
+    @staticmethod
+    def zeros(problem: Problem) -> "Cotangents":
+        """Sums run in float64: T terms of float32 would lose digits, and the cost is small beside the products'."""
+
+        def sums(tensors: Sequence[Tensor]) -> list[Tensor]:
+            return [torch.zeros(t.shape, dtype=torch.float64, device=t.device) for t in tensors]
+
+        return Cotangents([], sums(problem.sources), sums(problem.hyperparameters))
+
+    def add_hyperparameters(self, products: Sequence[Tensor | None]) -> None:
+        for total, product in zip(self.hyperparameters, products, strict=True):
+            if product is not None:
+                total += product

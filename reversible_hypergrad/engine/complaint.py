@@ -1,0 +1,40 @@
+"""Why a step was refused."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from reversible_hypergrad import _core
+from reversible_hypergrad.engine.bucket import Bucket, Outcome
+
+__all__ = ["complaint"]
+
+
+def complaint(
+    buckets: Sequence[Bucket], gradients: Sequence[Sequence[Tensor | None]], outcomes: Sequence[Outcome]
+) -> ArithmeticError:
+    """The error for a refused step, by the first offending parameter."""
+    for bucket, grads, outcome in zip(buckets, gradients, outcomes, strict=True):
+        layout = bucket.format
+        for name, gradient, flags in zip(bucket.names, grads, outcome.flags, strict=True):
+            if flags and gradient is not None and not bool(torch.isfinite(gradient).all()):
+                return FloatingPointError(
+                    f"{name}: its gradient is not finite, so the step was refused and nothing has changed. Skip such steps "
+                    "(torch.amp.GradScaler does), lower the learning rate, or clip"
+                )
+            if flags & (_core.BAD_GRADIENT | _core.VELOCITY_OVERFLOW):
+                what = "gradient" if flags & _core.BAD_GRADIENT else "velocity"
+                largest = "" if gradient is None else f"; the largest gradient is {gradient.abs().max().item():g}"
+                return OverflowError(
+                    f"{name}: its {what} is beyond the fixed-point range +-{layout.velocity_range:g} of state_bits="
+                    f"{layout.state_bits}{largest}. The step was refused and nothing has changed. "
+                    + bucket.remedy("scale the loss down, or clip the gradient")
+                )
+            if flags:
+                return OverflowError(
+                    f"{name}: a weight would leave the fixed-point range +-{layout.weight_range:g} of state_bits="
+                    f"{layout.state_bits}. The step was refused and nothing has changed. "
+                    + bucket.remedy("lower the learning rate, or rescale the parameter")
+                )
+    raise AssertionError("complaint() needs an outcome with flags")

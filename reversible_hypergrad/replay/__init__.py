@@ -1,0 +1,1 @@
+"""What makes a step's gradient come out the same twice: batches by step, seeded randomness, pinned settings."""

@@ -1,0 +1,41 @@
+"""Batches by step: a run asks for them twice, forwards and then backwards."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = ["BatchOf", "batches_by_step"]
+
+BatchOf = Callable[[int], Any]
+
+
+def batches_by_step(batches: Any, steps: int | None) -> tuple[BatchOf, int]:
+    """A function from step to batch, and the number of steps.
+
+    Raises:
+        TypeError: for an iterator, or anything else that cannot give a batch again. ValueError: for too many steps.
+    """
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 0):
+        raise ValueError(f"steps: expected an integer >= 0, got {steps!r}")
+    length = len(batches) if hasattr(batches, "__len__") else None
+    if callable(batches):
+        if steps is None and length is None:
+            raise ValueError("steps: expected a number, since a function of the step has no length; got None")
+        return batches, steps if steps is not None else int(length or 0)
+    if hasattr(batches, "__next__"):
+        raise TypeError(
+            f"batches: got an iterator ({type(batches).__name__}), which is consumed by the forward run, but undoing a step "
+            "needs its batch again. Pass list(batches), a function step -> batch, or rh.ReplayableLoader(dataset, ...)"
+        )
+    if not hasattr(batches, "__getitem__") or length is None or isinstance(batches, Mapping | str | bytes):
+        raise TypeError(
+            f"batches: expected a sequence or a function step -> batch, got {type(batches).__name__}, which cannot give the "
+            "batch of a step again. Pass list(batches), or rh.ReplayableLoader(dataset, ...) in place of a DataLoader"
+        )
+    if steps is None:
+        steps = length
+    if steps > length:
+        raise ValueError(
+            f"steps: expected at most {length}, the number of batches, got {steps}. To go through them again, pass "
+            "lambda step: batches[step % len(batches)]"
+        )
+    return batches.__getitem__, steps

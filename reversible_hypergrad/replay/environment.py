@@ -1,0 +1,135 @@
+"""The process-wide settings and random numbers that a gradient's bits depend on."""
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+__all__ = ["Environment", "seed_step"]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Settings as they were when a run began, to be put in force for its whole life, backward included.
+
+    One thread and two give different bits in every model; flash attention has no second derivative; cuDNN's benchmark
+    mode picks algorithms by the clock.
+    """
+
+    threads: int
+    matmul_precision: str
+    default_dtype: torch.dtype
+    autocast: tuple[tuple[str, torch.dtype], ...]  # the device types for which it was on
+    cuda_devices: tuple[torch.device, ...]
+
+    @staticmethod
+    def current(devices: Iterable[torch.device] = ()) -> "Environment":
+        """The settings now; ``devices`` are those whose random numbers the run may draw."""
+        cuda = tuple(sorted({d for d in devices if d.type == "cuda"}, key=str))
+        kinds = ["cpu", *(["cuda"] if cuda else [])]
+        return Environment(
+            threads=torch.get_num_threads(),
+            matmul_precision=torch.get_float32_matmul_precision(),
+            default_dtype=torch.get_default_dtype(),
+            autocast=tuple((kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind)),
+            cuda_devices=cuda,
+        )
+
+    @contextmanager
+    def pinned(self) -> Iterator[None]:
+        """Puts the settings in force, and everything back afterwards, random states of torch, NumPy and Python included."""
+        with ExitStack() as stack:
+            stack.enter_context(_random_states_kept(self.cuda_devices))
+            stack.enter_context(_restoring(torch.get_num_threads, torch.set_num_threads, self.threads))
+            stack.enter_context(_restoring(torch.get_default_dtype, torch.set_default_dtype, self.default_dtype))
+            stack.enter_context(
+                _restoring(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, self.matmul_precision)
+            )
+            stack.enter_context(_deterministic_algorithms())
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if self.cuda_devices:
+                stack.enter_context(_deterministic_cudnn())
+            on = dict(self.autocast)
+            for kind in ("cpu", "cuda") if self.cuda_devices else ("cpu",):
+                if kind in on or torch.is_autocast_enabled(kind):
+                    # Its cache would keep casts of weights that a step has moved since.
+                    dtype = on.get(kind, torch.get_autocast_dtype(kind))
+                    stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=kind in on, cache_enabled=False))
+            yield
+
+
+def seed_step(seed: int, step: int, cuda_devices: Iterable[torch.device] = ()) -> None:
+    """Seeds torch's, NumPy's and Python's generators by (seed, step). About 20 us."""
+    word = _mix(_mix(seed) ^ step)
+    torch.default_generator.manual_seed(word)
+    np.random.seed(word & 0xFFFFFFFF)  # noqa: NPY002  (a user's loss may draw from the global generator)
+    random.seed(word)
+    for device in cuda_devices:
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(word)
+
+
+def _mix(x: int) -> int:
+    """The finalizer of SplitMix64: neighbours become unrelated 64-bit words."""
+    x = (x + 0x9E3779B97F4A7C15) & (2**64 - 1)
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+    return x ^ (x >> 31)
+
+
+@contextmanager
+def _random_states_kept(cuda_devices: tuple[torch.device, ...]) -> Iterator[None]:
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    cuda = [torch.cuda.get_rng_state(device) for device in cuda_devices]
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(cpu)
+        for device, state in zip(cuda_devices, cuda, strict=True):
+            torch.cuda.set_rng_state(state, device)
+
+
+@contextmanager
+def _restoring(read: Any, write: Any, value: Any) -> Iterator[None]:
+    before = read()
+    if before != value:
+        write(value)
+    try:
+        yield
+    finally:
+        if read() != before:
+            write(before)
+
+
+@contextmanager
+def _deterministic_algorithms() -> Iterator[None]:
+    """Where torch has a deterministic algorithm, take it; where it has none, it warns and the hashes will tell."""
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True, warn_only=not enabled or warn_only)
+    if not enabled:
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _deterministic_cudnn() -> Iterator[None]:
+    cudnn = torch.backends.cudnn
+    before = (cudnn.benchmark, cudnn.deterministic)
+    cudnn.benchmark, cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before

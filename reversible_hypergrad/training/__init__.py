@@ -1,0 +1,8 @@
+"""A whole training run as one differentiable function."""
+
+from reversible_hypergrad.adjoints.problem import Report
+from reversible_hypergrad.training.sgd import SGD
+from reversible_hypergrad.training.train import train
+from reversible_hypergrad.training.trained import TrainedWeights
+
+__all__ = ["SGD", "Report", "TrainedWeights", "train"]

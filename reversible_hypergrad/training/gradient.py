@@ -1,0 +1,184 @@
+"""The training loss's gradient as a function of the step: one code path for training and for its reversal."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from reversible_hypergrad.adjoints.problem import Evaluation, Gradient
+from reversible_hypergrad.replay.batches import BatchOf
+from reversible_hypergrad.replay.environment import seed_step
+
+__all__ = ["Loss", "LossGradient", "private_copy"]
+
+Loss = Callable[[nn.Module, Any, Any], Tensor]
+
+
+def private_copy(model: nn.Module) -> nn.Module:
+    """A deep copy, ties and modes kept. Cached non-leaf tensors, which torch cannot deep-copy, are copied detached."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo)
+
+
+class LossGradient(Gradient):
+    """``autograd.grad(create_graph=True)`` of ``loss(model, batch, hyperparameters)``, always.
+
+    A plain backward gives other bits for some layers (LSTM, GroupNorm, SiLU, weight_norm), so the forward run takes this path
+    as well, although it needs no second derivatives.
+
+    Args:
+        model: the private copy; its ``weights`` are moved in place by the run.
+        leaves, spec: the flattened hyperparameters; ``wanted`` are the positions that get gradients.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: Sequence[Tensor],
+        names: Sequence[str],
+        loss: Loss,
+        batches: BatchOf,
+        leaves: Sequence[Any],
+        spec: Any,
+        wanted: Sequence[int],
+        seed: int,
+    ) -> None:
+        self.model, self.weights, self.names = model, list(weights), list(names)
+        self.loss, self.batches, self.seed = loss, batches, seed
+        leaves = list(leaves)
+        for i in wanted:
+            leaves[i] = leaves[i].detach().requires_grad_()
+        self.wanted: list[Tensor] = [leaves[i] for i in wanted]
+        self.hyperparameters = _pytree.tree_unflatten(leaves, spec)
+        self.cuda_devices = tuple({w.device for w in weights if w.device.type == "cuda"})
+        self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        self._checked = False
+
+    def __call__(self, step: int) -> "LossEvaluation":
+        loss, gradients = self._evaluate(step, self.batches)
+        return LossEvaluation(self, loss.detach(), gradients)
+
+    def _evaluate(self, step: int, batches: BatchOf) -> tuple[Tensor, list[Tensor | None]]:
+        seed_step(self.seed, step, self.cuda_devices)
+        with torch.enable_grad():
+            loss = self.loss(self.model, batches(step), self.hyperparameters)
+            if not self._checked:
+                self._check(loss)
+                self._checked = True
+            gradients = torch.autograd.grad(loss, self.weights, create_graph=True, allow_unused=True)
+        return loss, list(gradients)
+
+    def dense(self, i: int, gradient: Tensor | None) -> Tensor:
+        """As the kernels need it: in its weight's memory order, zero where the loss does not use the weight."""
+        weight = self.weights[i]
+        if gradient is None:
+            return torch.zeros_like(weight, requires_grad=False)
+        if gradient.layout is not torch.strided:
+            raise RuntimeError(
+                f"{self.names[i]}: expected a dense gradient, got layout {gradient.layout}. Use sparse=False in the layer"
+            )
+        gradient = gradient.detach()
+        if gradient.stride() != weight.stride():
+            gradient = torch.empty_like(weight, requires_grad=False).copy_(gradient)
+        return gradient
+
+    def _check(self, loss: Any) -> None:
+        """Of the first loss: a scalar that reaches the weights, and nothing that wants a gradient but will not get one."""
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise TypeError(f"loss: expected it to return a scalar tensor, got {got}. Reduce it, as with .mean()")
+        if loss.grad_fn is None:
+            raise ValueError(
+                "loss: its result does not depend on the model's weights. Call the model that is passed to it, without "
+                "torch.no_grad() or detach()"
+            )
+        known = {id(t) for t in (*self.weights, *self.wanted)}
+        for tensor in _graph_leaves(loss):
+            if id(tensor) not in known:
+                raise ValueError(
+                    f"loss: it depends on a tensor of shape {tuple(tensor.shape)} that requires grad but is neither a weight of "
+                    "the model passed to it nor among the hyperparameters, so its gradient would be lost. Use the model that is "
+                    "the loss's first argument; pass the tensor in hyperparameters=, or detach() it"
+                )
+
+    def restart(self) -> None:
+        for buffer, first in self._buffers:
+            buffer.copy_(first)
+
+    def diagnose(self, step: int) -> str:
+        """Evaluates ``step`` twice more: what differs then is the cause."""
+        try:
+            seed_step(self.seed, step, self.cuda_devices)
+            first = self.batches(step)
+            seed_step(self.seed, step, self.cuda_devices)
+            second = self.batches(step)
+            if not _same(first, second):
+                return f"Seen: the batch of step {step} is another one each time it is asked for"
+            results = [self._evaluate(step, lambda _: first) for _ in range(2)]
+            if not _same(results[0], results[1]):
+                return (
+                    f"Seen: with the same weights, batch and seed, the gradient at step {step} is another one at each call, so "
+                    "the loss or the model draws unseeded random numbers or counts its calls"
+                )
+        except Exception as error:
+            return f"Seen: evaluating step {step} again raised {type(error).__name__}: {error}"
+        return (
+            f"Seen: batch and gradient of step {step} are the same when asked for twice now, so what changed did so between "
+            "training and this backward, or depends on the order of steps"
+        )
+
+
+class LossEvaluation(Evaluation):
+    def __init__(self, owner: LossGradient, loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
+        self.loss = loss
+        self._owner = owner
+        self._attached = [(i, g) for i, g in enumerate(gradients) if g is not None and g.requires_grad]
+        self.gradients = [owner.dense(i, g) for i, g in enumerate(gradients)]
+
+    def products(self, directions: Sequence[Tensor]) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        owner, attached = self._owner, self._attached
+        weights, wanted = owner.weights, owner.wanted
+        if not attached:
+            return [None] * len(weights), [None] * len(wanted)
+        results = torch.autograd.grad(
+            [g for _, g in attached],
+            [*weights, *wanted],
+            [directions[i].to(g.dtype) for i, g in attached],
+            allow_unused=True,
+        )
+        self._attached = []
+        return list(results[: len(weights)]), list(results[len(weights) :])
+
+
+def _graph_leaves(loss: Tensor) -> list[Tensor]:
+    leaves, seen, waiting = [], set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, Tensor):
+            leaves.append(variable)
+        waiting.extend(parent for parent, _ in node.next_functions)
+    return leaves
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two nests hold the same bits. What is not a tensor counts as the same."""
+    first, second = _pytree.tree_leaves(a), _pytree.tree_leaves(b)
+    if len(first) != len(second):
+        return False
+    for x, y in zip(first, second, strict=True):
+        if isinstance(x, Tensor) and (not isinstance(y, Tensor) or x.shape != y.shape):
+            return False
+        if isinstance(x, Tensor) and not torch.equal(x, y) and not bool(((x == y) | ((x != x) & (y != y))).all()):
+            return False
+    return True

@@ -1,0 +1,222 @@
+"""train(): a whole training run as one node of autograd."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from reversible_hypergrad.adjoints import Adjoint, Problem, Report, Reversible, Run
+from reversible_hypergrad.optim.settings import check_parameter
+from reversible_hypergrad.replay.batches import batches_by_step
+from reversible_hypergrad.replay.environment import Environment
+from reversible_hypergrad.training.gradient import Loss, LossGradient, private_copy
+from reversible_hypergrad.training.progress import bars
+from reversible_hypergrad.training.sgd import SGD
+from reversible_hypergrad.training.trained import TrainedWeights
+
+__all__ = ["train"]
+
+
+def train(
+    model: nn.Module,
+    loss: Loss,
+    batches: Any,
+    *,
+    steps: int | None = None,
+    optimizer: SGD,
+    hyperparameters: Any = None,
+    initial: Mapping[str, Tensor] | None = None,
+    adjoint: Adjoint | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> TrainedWeights:
+    """Trains a copy of ``model`` and returns the trained weights as a differentiable function of everything that went in.
+
+    ``backward`` through any number of losses of the result gives exact gradients with respect to the tensors in
+    ``hyperparameters``, those given to :class:`SGD`, and the initial weights: the model's own parameters, or those in
+    ``initial``. The run is one autograd node; what its backward keeps and computes is ``adjoint``'s business.
+
+    Args:
+        model: any module with trainable parameters, dense and floating point. It is not modified; modes (train, eval), ties
+            and frozen parameters (``requires_grad=False``) count. Its parameters' ``.grad`` receive the gradients by
+            the initial weights.
+        loss: ``loss(model, batch, hyperparameters)`` -> scalar tensor. ``model`` is the copy at the present weights, whether
+            called or asked for ``named_parameters()``. A weight that the loss does not use has gradient zero.
+        batches: a sequence, a function from step to batch, or :class:`ReplayableLoader`. It is asked for each step twice.
+        steps: how many; ``len(batches)`` if None.
+        optimizer: an :class:`SGD`.
+        hyperparameters: any nest (dict, list, tuple) of tensors, passed to ``loss``. They may be of any shape, and be results
+            of other computations. Do not modify them in place before ``backward``.
+        initial: name -> initial weight of the parameter's shape, dtype and device, for some or all trained parameters.
+        adjoint: the memory strategy, :class:`Reversible` () if None.
+        seed: before each step torch's, NumPy's and Python's generators are seeded by (seed, step), for the batch and the loss;
+            afterwards they are as before the call.
+        progress: show bars for training and for undoing.
+
+    Returns:
+        A dict of name -> trained tensor, with ``.buffers`` and ``.report``; works with ``torch.func.functional_call``.
+
+    Raises:
+        TypeError, ValueError: for arguments that cannot be honoured, by name. FloatingPointError, OverflowError: a gradient is
+        not finite, or something leaves the fixed-point range, at the step that the message says. ReversalError: from
+        ``backward``, if the trajectory was not restored bit for bit; no gradient is returned then. RuntimeError: double
+        backward. After any error the model, the hyperparameters and random states are as before.
+
+    Cost: forward as ordinary training, plus one copy of the model; backward about three times that, whatever the number of
+    hyperparameters. Inside a run deterministic algorithms, the math attention kernel and the number of threads are pinned.
+
+    >>> import torch, reversible_hypergrad as rh
+    >>> model = torch.nn.Linear(3, 1)
+    >>> data = [(torch.randn(8, 3), torch.randn(8, 1)) for _ in range(20)]
+    >>> def loss(model, batch, log_l2):
+    ...     penalty = sum(log_l2[n].exp() * p.square().sum() for n, p in model.named_parameters())
+    ...     return (model(batch[0]) - batch[1]).square().mean() + penalty
+    >>> log_l2 = {n: torch.tensor(-5.0, requires_grad=True) for n, _ in model.named_parameters()}
+    >>> log_lr = torch.full((20,), -3.0, requires_grad=True)
+    >>> trained = rh.train(model, loss, data, optimizer=rh.SGD(lr=log_lr.exp()), hyperparameters=log_l2)
+    >>> x, y = data[0]
+    >>> (torch.func.functional_call(model, trained, x) - y).square().mean().backward()
+    >>> log_lr.grad.shape, log_l2["bias"].grad.shape, trained.report.restored
+    (torch.Size([20]), torch.Size([]), True)
+
+    Source: Maclaurin, Duvenaud, Adams, *Gradient-based Hyperparameter Optimization through Reversible Learning*, ICML 2015.
+    """
+    if not isinstance(optimizer, SGD):
+        raise TypeError(f"optimizer: expected rh.SGD(...), got {type(optimizer).__name__}")
+    adjoint = Reversible() if adjoint is None else adjoint
+    if not isinstance(adjoint, Adjoint):
+        raise TypeError(f"adjoint: expected an object such as rh.Reversible(), got {type(adjoint).__name__}")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed: expected an integer, got {seed!r}")
+    batch_of, steps = batches_by_step(batches, steps)
+
+    starts = _starts(model, initial)
+    private = private_copy(model)
+    own = dict(private.named_parameters())
+    weights: list[Tensor] = [own[name] for name in starts]
+    for name, weight in zip(starts, weights, strict=True):
+        check_parameter(weight, name)
+    with torch.no_grad():
+        for name in initial or ():
+            own[name].copy_(starts[name])
+
+    resolved = optimizer.resolve(list(starts), weights, steps)
+    leaves, spec = _pytree.tree_flatten(hyperparameters)
+    wanted = _wanted(leaves)
+    report = Report(
+        steps=steps,
+        weights=sum(w.numel() for w in weights),
+        hyperparameters=sum(t.numel() for t in (*resolved.tensors, *(leaves[i] for i in wanted))),
+        trajectory_bytes=steps * sum(w.nbytes for w in weights),
+    )
+    names = list(starts)
+    problem = Problem(
+        names=names,
+        weights=weights,
+        settings=resolved.settings,
+        steps=steps,
+        gradient=LossGradient(private, weights, names, loss, batch_of, leaves, spec, wanted, seed),
+        sources=[t.detach() for t in resolved.tensors],
+        hyperparameters=[leaves[i].detach() for i in wanted],
+        report=report,
+        progress=bars(progress),
+    )
+    inputs = [*starts.values(), *resolved.tensors, *(leaves[i] for i in wanted)]
+    unchanged = [t for t in (*leaves, *_given_tensors(optimizer)) if isinstance(t, Tensor)]
+    record = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    devices = {w.device for w in weights}
+    call = _Call(adjoint.start(problem), problem, Environment.current(devices), unchanged, record)
+    outputs = _Training.apply(call, *inputs)  # type: ignore[no-untyped-call]
+    buffers = {name: buffer.detach().clone() for name, buffer in private.named_buffers()}
+    return TrainedWeights(dict(zip(names, outputs, strict=True)), buffers, report)
+
+
+class _Call:
+    """What forward and backward of one call of ``train`` share."""
+
+    def __init__(self, run: Run, problem: Problem, environment: Environment, unchanged: Sequence[Tensor], record: bool) -> None:
+        self.run, self.problem, self.environment = run, problem, environment
+        self.unchanged, self.record = unchanged, record
+
+
+class _Training(torch.autograd.Function):
+    """Initial weights, the optimizer's tensors and hyperparameters in, trained weights out."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, *inputs: Tensor) -> tuple[Tensor, ...]:
+        began = time.perf_counter()
+        with call.environment.pinned():
+            call.run.forward(call.record)
+        outputs = tuple(weight.detach().clone() for weight in call.problem.weights)
+        call.problem.report.forward_seconds = time.perf_counter() - began
+        if call.record:
+            ctx.call = call
+            ctx.set_materialize_grads(False)
+            # Saved for torch's own checks only: none of them may change in place before backward, and a second backward needs
+            # retain_graph=True. The marker is there in case there is nothing else.
+            ctx.save_for_backward(*call.unchanged, torch.empty(0))
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "train() was differentiated with create_graph=True, but second derivatives through it are not supported: its "
+                "backward undoes integers, which leaves no graph. Use create_graph=False; for second-order terms, write the "
+                "inner loop in plain autograd"
+            )
+        _ = ctx.saved_tensors
+        call: _Call = ctx.call
+        began = time.perf_counter()
+        with call.environment.pinned():
+            result = call.run.pull_back(cotangents)
+        call.problem.report.backward_seconds = time.perf_counter() - began
+        problem = call.problem
+        sources = [total.to(t.dtype) for total, t in zip(result.sources, problem.sources, strict=True)]
+        own = [total.to(t.dtype) for total, t in zip(result.hyperparameters, problem.hyperparameters, strict=True)]
+        return (None, *result.initial, *sources, *own)
+
+
+def _starts(model: nn.Module, initial: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Name -> initial weight, attached to its graph, for every trained parameter."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    starts: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ValueError(f"model: the parameter {name!r} is not initialized. Run the model once on a batch")
+        if parameter.requires_grad:
+            starts[name] = parameter
+    if not starts:
+        raise ValueError("model: expected parameters that require grad, got none to train")
+    for name, value in (initial or {}).items():
+        if name not in starts:
+            raise ValueError(f"initial: {name!r} is not a trained parameter of the model; they are {', '.join(starts)}")
+        expected = starts[name]
+        if not isinstance(value, Tensor):
+            raise TypeError(f"initial[{name!r}]: expected a tensor, got {type(value).__name__}")
+        if value.shape != expected.shape or value.dtype != expected.dtype or value.device != expected.device:
+            raise ValueError(
+                f"initial[{name!r}]: expected shape {tuple(expected.shape)}, {expected.dtype} on {expected.device}, got "
+                f"{tuple(value.shape)}, {value.dtype} on {value.device}"
+            )
+        starts[name] = value
+    return starts
+
+
+def _wanted(leaves: Sequence[Any]) -> list[int]:
+    """Positions of the hyperparameters that require grad."""
+    for leaf in leaves:
+        if isinstance(leaf, nn.Module):
+            raise TypeError(
+                f"hyperparameters: expected a nest of tensors, got the module {type(leaf).__name__}. Pass "
+                "dict(module.named_parameters()), and torch.func.functional_call(module, ...) in the loss"
+            )
+    return [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+
+
+def _given_tensors(optimizer: SGD) -> list[Any]:
+    return [v for given in optimizer.given.values() for v in (given.values() if isinstance(given, Mapping) else [given])]

@@ -1,0 +1,42 @@
+"""What a training run returns."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree
+
+from reversible_hypergrad.adjoints.problem import Report
+
+__all__ = ["TrainedWeights"]
+
+
+class TrainedWeights(dict[str, Tensor]):
+    """Parameter name -> trained tensor, attached to autograd as one node.
+
+    Attributes:
+        buffers: name -> the buffers after training (BatchNorm's running statistics), detached.
+        report: what the run took.
+
+    ``torch.func.functional_call(model, trained, x)`` runs the trained model, and
+    ``functional_call(model, (trained, trained.buffers), x)`` with the trained buffers, as evaluation needs.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor], report: Report) -> None:
+        super().__init__(weights)
+        self.buffers = dict(buffers)
+        self.report = report
+
+
+def _flatten(trained: TrainedWeights) -> tuple[list[Any], Any]:
+    return list(trained.values()), list(trained)
+
+
+def _unflatten(values: Any, names: Any) -> dict[str, Any]:
+    return dict(zip(names, values, strict=True))
+
+
+# So that trained weights can stand wherever a dict of tensors can, such as in another run's hyperparameters.
+_pytree.register_pytree_node(
+    TrainedWeights, _flatten, _unflatten, serialized_type_name="reversible_hypergrad.training.TrainedWeights"
+)
