@@ -25,7 +25,7 @@ INSTRUCTION_SETS = {"portable": []}
 if platform.machine() == "x86_64":
     INSTRUCTION_SETS |= {
         "portable": ["-march=x86-64"],
-        "avx2": ["-march=x86-64-v3"],
+        "avx2": ["-march=x86-64-v3", "-Wno-uninitialized"],
         "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-Wno-uninitialized", "-Wno-maybe-uninitialized"],
     }
 

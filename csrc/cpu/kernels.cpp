@@ -7,6 +7,8 @@
 #include "../core/sgd.h"
 #if defined(__AVX512DQ__)
 #include "avx512.h"
+#elif defined(__AVX2__)
+#include "avx2.h"
 #elif defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -48,7 +50,7 @@ struct Single {
   }
 };
 
-#if defined(__AVX512DQ__)
+#if defined(__AVX2__)
 template <class State>
 using Wide = Pack<State>;
 #else
@@ -358,7 +360,6 @@ struct Worker {
     for (int k = kWeightsPerLane - 1; k >= 0; --k) {
       if (k < rows) {
         const int count = kFull ? J : b.row_count(k);
-        const Real* lr = b.lr ? b.lr + k * lanes : nullptr;
         const Integer* x = b.x + k * lanes;
         const Integer* from = b.v + k * lanes;
         const T* gradient = b.gradient + k * lanes;
