@@ -4,7 +4,18 @@ from reversible_hypergrad import core
 from reversible_hypergrad.adjoints import Reversible
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.optim import ReversibleSGD
-from reversible_hypergrad.training import SGD, TrainedWeights, train
+from reversible_hypergrad.replay import ReplayableLoader
+from reversible_hypergrad.training import SGD, TrainedWeights, check_replayable, train
 
-__all__ = ["SGD", "ReversalError", "Reversible", "ReversibleSGD", "TrainedWeights", "core", "train"]
+__all__ = [
+    "SGD",
+    "ReplayableLoader",
+    "ReversalError",
+    "Reversible",
+    "ReversibleSGD",
+    "TrainedWeights",
+    "check_replayable",
+    "core",
+    "train",
+]
 __version__ = "0.1.0"

@@ -84,14 +84,14 @@ class PlaneFile(PlaneStore):
         self._sizes, self._sums, self.nbytes = array("q"), array("L"), 0
 
     def _write(self, plane: Tensor, offset: int) -> int:
-        view = memoryview(plane.numpy()).cast("B")
+        view = memoryview(plane.numpy()).cast("B")  # type: ignore[arg-type]
         written = 0
         while written < len(view):
             written += os.pwrite(self._file.fileno(), view[written:], offset + written)
         return zlib.crc32(view)
 
     def _finish_write(self) -> None:
-        size, future = self._writes.popleft()
+        _, future = self._writes.popleft()
         try:
             self._sums.append(future.result())
         except OSError as error:

@@ -20,9 +20,10 @@ class PlaneStore(ABC):
     @abstractmethod
     def pop(self) -> Tensor: ...
 
-    def flush(self) -> None:
+    def flush(self) -> None:  # noqa: B027
         """Returns when every plane is where it belongs. Raises what went wrong on the way."""
 
+    @abstractmethod
     def close(self) -> None:
         """Lets everything go."""
 

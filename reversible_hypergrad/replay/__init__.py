@@ -1,1 +1,5 @@
 """What makes a step's gradient come out the same twice: batches by step, seeded randomness, pinned settings."""
+
+from reversible_hypergrad.replay.loader import ReplayableLoader
+
+__all__ = ["ReplayableLoader"]

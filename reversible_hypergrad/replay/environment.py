@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["Environment", "seed_step"]
+__all__ = ["Environment", "mix", "seed_step"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Environment:
 
 def seed_step(seed: int, step: int, cuda_devices: Iterable[torch.device] = ()) -> None:
     """Seeds torch's, NumPy's and Python's generators by (seed, step). About 20 us."""
-    word = _mix(_mix(seed) ^ step)
+    word = mix(mix(seed) ^ step)
     torch.default_generator.manual_seed(word)
     np.random.seed(word & 0xFFFFFFFF)  # noqa: NPY002  (a user's loss may draw from the global generator)
     random.seed(word)
@@ -74,7 +74,7 @@ def seed_step(seed: int, step: int, cuda_devices: Iterable[torch.device] = ()) -
             torch.cuda.manual_seed(word)
 
 
-def _mix(x: int) -> int:
+def mix(x: int) -> int:
     """The finalizer of SplitMix64: neighbours become unrelated 64-bit words."""
     x = (x + 0x9E3779B97F4A7C15) & (2**64 - 1)
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)

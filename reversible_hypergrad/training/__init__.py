@@ -1,8 +1,9 @@
 """A whole training run as one differentiable function."""
 
 from reversible_hypergrad.adjoints.problem import Report
+from reversible_hypergrad.training.check import Replayability, check_replayable
 from reversible_hypergrad.training.sgd import SGD
 from reversible_hypergrad.training.train import train
 from reversible_hypergrad.training.trained import TrainedWeights
 
-__all__ = ["SGD", "Report", "TrainedWeights", "train"]
+__all__ = ["SGD", "Replayability", "Report", "TrainedWeights", "check_replayable", "train"]

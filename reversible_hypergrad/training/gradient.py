@@ -12,7 +12,7 @@ from reversible_hypergrad.adjoints.problem import Evaluation, Gradient
 from reversible_hypergrad.replay.batches import BatchOf
 from reversible_hypergrad.replay.environment import seed_step
 
-__all__ = ["Loss", "LossGradient", "private_copy"]
+__all__ = ["Loss", "LossGradient", "private_copy", "same_bits"]
 
 Loss = Callable[[nn.Module, Any, Any], Tensor]
 
@@ -119,10 +119,10 @@ class LossGradient(Gradient):
             first = self.batches(step)
             seed_step(self.seed, step, self.cuda_devices)
             second = self.batches(step)
-            if not _same(first, second):
+            if not same_bits(first, second):
                 return f"Seen: the batch of step {step} is another one each time it is asked for"
             results = [self._evaluate(step, lambda _: first) for _ in range(2)]
-            if not _same(results[0], results[1]):
+            if not same_bits(results[0], results[1]):
                 return (
                     f"Seen: with the same weights, batch and seed, the gradient at step {step} is another one at each call, so "
                     "the loss or the model draws unseeded random numbers or counts its calls"
@@ -171,14 +171,14 @@ def _graph_leaves(loss: Tensor) -> list[Tensor]:
     return leaves
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Whether two nests hold the same bits. What is not a tensor counts as the same."""
+def same_bits(a: Any, b: Any) -> bool:
+    """Whether two nests hold the same tensors, NaNs included. What is not a tensor counts as the same."""
     first, second = _pytree.tree_leaves(a), _pytree.tree_leaves(b)
     if len(first) != len(second):
         return False
     for x, y in zip(first, second, strict=True):
-        if isinstance(x, Tensor) and (not isinstance(y, Tensor) or x.shape != y.shape):
-            return False
-        if isinstance(x, Tensor) and not torch.equal(x, y) and not bool(((x == y) | ((x != x) & (y != y))).all()):
+        if not isinstance(x, Tensor):
+            continue
+        if not isinstance(y, Tensor) or x.shape != y.shape or not bool(((x == y) | ((x != x) & (y != y))).all()):
             return False
     return True

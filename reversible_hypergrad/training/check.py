@@ -1,0 +1,173 @@
+"""Whether a user's loss can be replayed and differentiated twice, and which module spoils it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from reversible_hypergrad.replay.environment import Environment, seed_step
+from reversible_hypergrad.training.gradient import Loss, LossGradient, private_copy, same_bits
+
+__all__ = ["Replayability", "check_replayable"]
+
+
+@dataclass
+class Replayability:
+    """What :func:`check_replayable` found. True if nothing is wrong; ``str()`` of it is a report.
+
+    Attributes:
+        same_loss, same_gradients: whether two evaluations gave the same bits.
+        second_derivatives: whether the gradient could be differentiated again.
+        problems: one sentence each, with the module's name where one was found.
+    """
+
+    same_loss: bool = True
+    same_gradients: bool = True
+    second_derivatives: bool = True
+    problems: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return not self.problems
+
+    def __str__(self) -> str:
+        if self:
+            return "replays bit for bit, and has second derivatives"
+        return "\n".join(self.problems)
+
+
+def check_replayable(model: nn.Module, loss: Loss, batch: Any, hyperparameters: Any = None, seed: int = 0) -> Replayability:
+    """Tells whether :func:`train` can undo training with this loss, before any training.
+
+    Evaluates loss and gradient twice on a copy of ``model``, seeded and pinned as in a run, compares them bit for bit,
+    differentiates the gradient, and looks for the first module whose output differed or that has no second derivative.
+
+    Args:
+        model, loss, hyperparameters, seed: as for :func:`train`. batch: one batch.
+
+    Returns:
+        A :class:`Replayability`, true if all is well.
+
+    Raises:
+        What the loss itself raises, and TypeError or ValueError for a loss that is no scalar or does not reach the weights.
+
+    Cost: two gradients and one Hessian-vector product, and up to one more of each per module if something is wrong.
+
+    >>> import torch, reversible_hypergrad as rh
+    >>> def loss(model, batch, hyperparameters):
+    ...     return model(batch).square().mean()
+    >>> print(rh.check_replayable(torch.nn.Linear(3, 1), loss, torch.randn(8, 3)))
+    replays bit for bit, and has second derivatives
+    >>> class Forgetful(torch.nn.Module):
+    ...     calls = 0
+    ...     def forward(self, x):
+    ...         self.calls += 1
+    ...         return x * self.calls
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 1), Forgetful())
+    >>> print(rh.check_replayable(model, loss, torch.randn(8, 3)).problems[0])
+    the output of '1' (Forgetful) was another one at the second call: it draws unseeded random numbers or counts its calls
+    """
+    result = Replayability()
+    private = private_copy(model)
+    trained = {name: p for name, p in private.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ValueError("model: expected parameters that require grad, got none")
+    leaves, spec = _pytree.tree_flatten(hyperparameters)
+    wanted = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    gradient = LossGradient(private, list(trained.values()), list(trained), loss, lambda step: batch, leaves, spec, wanted, seed)
+    with Environment.current({w.device for w in trained.values()}).pinned():
+        watch = _Watch(private)
+        first, second = gradient(0), None
+        watch.compare = True
+        second = gradient(0)
+        watch.remove()
+        result.same_loss = same_bits(first.loss, second.loss)
+        different = [n for n, a, b in zip(trained, first.gradients, second.gradients, strict=True) if not same_bits(a, b)]
+        result.same_gradients = not different
+        if watch.first is not None:
+            result.problems.append(
+                f"the output of {watch.first} was another one at the second call: it draws unseeded random numbers or counts its "
+                "calls"
+            )
+        elif different or not result.same_loss:
+            what = f"the gradient of {', '.join(different[:3])}" if different else "the loss"
+            result.problems.append(
+                f"{what} was another one at the second call, though every module gave the same output: the loss function itself "
+                "draws unseeded random numbers or counts its calls, or a backward is not deterministic"
+            )
+        try:
+            first.products([torch.ones_like(g) for g in first.gradients])
+        except (RuntimeError, NotImplementedError) as error:
+            result.second_derivatives = False
+            culprit = watch.without_second_derivative(seed)
+            where = f"{culprit} has" if culprit else "the loss has"
+            result.problems.append(f"{where} no second derivative: {str(error).splitlines()[0]}")
+    return result
+
+
+class _Watch:
+    """Forward hooks that keep every module's first inputs and outputs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.compare = False
+        self.first: str | None = None  # the first module whose output differed though its inputs did not
+        self._calls: dict[str, list[tuple[Any, Any]]] = {}
+        self._counts: dict[str, int] = {}
+        self._modules = {name: module for name, module in model.named_modules() if name or not list(model.children())}
+        self._handles = [m.register_forward_hook(self._hook(name)) for name, m in self._modules.items()]
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            calls = self._calls.setdefault(name, [])
+            if not self.compare:
+                calls.append((_detached(inputs), _detached(output)))
+                return
+            count = self._counts.get(name, 0)
+            self._counts[name] = count + 1
+            if self.first is None and count < len(calls):
+                inputs_before, output_before = calls[count]
+                if same_bits(inputs_before, inputs) and not same_bits(output_before, output):
+                    self.first = _described(name, module)
+
+        return hook
+
+    def without_second_derivative(self, seed: int) -> str | None:
+        """The first innermost module that fails alone, on its own inputs."""
+        for name, module in sorted(self._modules.items(), key=lambda item: len(list(item[1].modules()))):
+            for inputs, _ in self._calls.get(name, [])[:1]:
+                seed_step(seed, 0)
+                try:
+                    _differentiate_twice(module, inputs)
+                except Exception:
+                    return _described(name, module)
+        return None
+
+
+def _differentiate_twice(module: nn.Module, inputs: Any) -> None:
+    leaves, spec = _pytree.tree_flatten(inputs)
+    leaves = [x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in leaves]
+    sources = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
+    sources += [p for p in module.parameters() if p.requires_grad]
+    with torch.enable_grad():
+        outputs = _pytree.tree_leaves(module(*_pytree.tree_unflatten(leaves, spec)))
+        total = sum(y.square().sum() for y in outputs if isinstance(y, Tensor) and y.requires_grad)
+        if not isinstance(total, Tensor):
+            return
+        gradients = torch.autograd.grad(total, sources, create_graph=True, allow_unused=True)
+        again = [g.sum() for g in gradients if g is not None and g.requires_grad]
+        if again:
+            torch.autograd.grad(sum(again[1:], again[0]), sources, allow_unused=True)
+
+
+def _detached(nest: Any) -> Any:
+    return _pytree.tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, nest)
+
+
+def _described(name: str, module: nn.Module) -> str:
+    return f"{name!r} ({type(module).__name__})" if name else f"the model ({type(module).__name__})"

@@ -1,0 +1,219 @@
+"""Planted faults: each ends in an error that names it, and leaves model and hyperparameters as they were."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import reversible_hypergrad as rh
+from reversible_hypergrad.adjoints.reversible import ReversibleRun
+
+STEPS = 60
+
+
+class Task:
+    """A small problem whose parts can be replaced, and what must be unchanged after a failure."""
+
+    def __init__(self, width=64):
+        torch.manual_seed(0)
+        self.model = torch.nn.Sequential(torch.nn.Linear(4, width), torch.nn.Tanh(), torch.nn.Linear(width, 1))
+        self.x, self.y = torch.randn(STEPS, 8, 4), torch.randn(STEPS, 8, 1)
+        self.log_l2 = torch.tensor(-4.0, requires_grad=True)
+        self.before = [p.detach().clone() for p in self.model.parameters()]
+
+    def batch(self, step):
+        return self.x[step], self.y[step]
+
+    def loss(self, model, batch, hyperparameters):
+        return F.mse_loss(model(batch[0]), batch[1]) + hyperparameters.exp() * sum(p.square().sum() for p in model.parameters())
+
+    def train(self, loss=None, batch=None, **settings):
+        adjoint = rh.Reversible(**settings)
+        arguments = {"steps": STEPS, "optimizer": rh.SGD(lr=0.05), "hyperparameters": self.log_l2, "adjoint": adjoint}
+        return rh.train(self.model, loss or self.loss, batch or self.batch, **arguments)
+
+    def backward(self, trained):
+        sum(w.square().sum() for w in trained.values()).backward()
+
+    def check_untouched(self):
+        assert all(torch.equal(p, b) for p, b in zip(self.model.parameters(), self.before, strict=True))
+        assert all(p.grad is None for p in self.model.parameters())
+        assert self.log_l2.grad is None
+        assert float(self.log_l2) == -4.0
+
+
+@pytest.fixture
+def task():
+    return Task()
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Every reversible run that is started, to be damaged."""
+    started = []
+    before = ReversibleRun.__init__
+
+    def spy(self, *arguments):
+        before(self, *arguments)
+        started.append(self)
+
+    monkeypatch.setattr(ReversibleRun, "__init__", spy)
+    return started
+
+
+def test_unseeded_randomness(task):
+    own = torch.Generator()
+    own.seed()
+
+    def loss(model, batch, hyperparameters):
+        noise = 0.1 * torch.randn(batch[0].shape, generator=own)
+        return task.loss(model, (batch[0] + noise, batch[1]), hyperparameters)
+
+    trained = task.train(loss=loss)
+    with pytest.raises(rh.ReversalError, match=r"step 59 .*gradient at step 59 is another one at each call.*unseeded random"):
+        task.backward(trained)
+    task.check_untouched()
+
+
+def test_batches_that_differ_on_the_second_call(task):
+    calls = []
+
+    def batch(step):
+        calls.append(step)
+        return task.x[step] + len(calls), task.y[step]
+
+    trained = task.train(batch=batch)
+    with pytest.raises(rh.ReversalError, match="the batch of step 59 is another one each time"):
+        task.backward(trained)
+    task.check_untouched()
+
+
+def test_a_module_that_counts_its_calls(task):
+    class Counter(torch.nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return x * (1 + 0.01 * self.calls)
+
+    task.model.append(Counter())
+    trained = task.train()
+    with pytest.raises(rh.ReversalError, match="counts its calls"):
+        task.backward(trained)
+    task.check_untouched()
+
+
+def test_another_number_of_threads_does_not_matter(set_num_threads):
+    task = Task(width=512)
+    task.x, task.y = torch.randn(STEPS, 300, 4), torch.randn(STEPS, 300, 1)
+    set_num_threads(2)
+    trained = task.train()
+    set_num_threads(1)
+    task.backward(trained)
+    assert torch.get_num_threads() == 1
+    assert trained.report.restored
+
+
+@pytest.mark.parametrize("state_bits", [64, 32])
+@pytest.mark.parametrize("what", ["x", "v", "accumulators", "plane"])
+def test_one_flipped_bit(task, runs, what, state_bits):
+    trained = task.train(state_bits=state_bits)
+    group = runs[0].groups[0]
+    tensor = group.store._planes[1] if what == "plane" else getattr(group.bucket, what)
+    tensor[5] ^= 1
+    with pytest.raises(rh.ReversalError, match="did not restore the state"):
+        task.backward(trained)
+    task.check_untouched()
+
+
+@pytest.mark.parametrize("verify_every", [7, 1000])
+def test_a_fault_is_found_between_checks(task, runs, verify_every):
+    trained = task.train(verify_every=verify_every)
+    runs[0].groups[0].bucket.x[5] ^= 1
+    where = "the steps 56 to 59" if verify_every == 7 else "the steps 0 to 59"
+    with pytest.raises(rh.ReversalError, match=where):
+        task.backward(trained)
+    task.check_untouched()
+
+
+def test_one_flipped_bit_on_disk(task, tmp_path):
+    trained = task.train(buffer=tmp_path)
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    content[3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(rh.ReversalError, match=rf"{path.name} was damaged: the \d+ bytes at offset 0"):
+        task.backward(trained)
+    task.check_untouched()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_truncated_file(task, tmp_path):
+    trained = task.train(buffer=tmp_path)
+    (path,) = tmp_path.iterdir()
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(rh.ReversalError, match=rf"{path.name} was truncated"):
+        task.backward(trained)
+    task.check_untouched()
+
+
+def test_a_full_disk(task, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match=r"No space left on device.*Free space.*\.planes") as caught:
+        task.train(buffer=tmp_path)
+    assert caught.value.errno == errno.ENOSPC
+    task.check_untouched()
+
+
+def test_after_a_failure_there_is_no_second_try(task, runs):
+    trained = task.train()
+    runs[0].groups[0].bucket.x[5] ^= 1
+    downstream = sum(w.square().sum() for w in trained.values())
+    with pytest.raises(rh.ReversalError):
+        downstream.backward(retain_graph=True)
+    with pytest.raises(rh.ReversalError, match="an earlier backward through this run failed"):
+        downstream.backward()
+    task.check_untouched()
+
+
+@pytest.mark.parametrize(("scale", "error"), [(float("nan"), FloatingPointError), (1e9, OverflowError)])
+def test_a_step_that_cannot_be_taken(task, scale, error):
+    def batch(step):
+        return task.x[step] * (scale if step == 17 else 1.0), task.y[step]
+
+    with pytest.raises(error, match=r"step 17: .*weight"):
+        task.train(batch=batch)
+    task.check_untouched()
+
+
+def test_hyperparameters_changed_before_backward(task):
+    trained = task.train()
+    with torch.no_grad():
+        task.log_l2 += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        task.backward(trained)
+    assert task.log_l2.grad is None
+
+
+def test_an_exception_in_the_loss_while_undoing(task):
+    calls = []
+
+    def loss(model, batch, hyperparameters):
+        calls.append(1)
+        if len(calls) == STEPS + 10:
+            raise KeyError("lost")
+        return task.loss(model, batch, hyperparameters)
+
+    state = torch.get_rng_state()
+    trained = task.train(loss=loss)
+    with pytest.raises(KeyError, match="lost"):
+        task.backward(trained)
+    assert torch.equal(torch.get_rng_state(), state)
+    task.check_untouched()
