@@ -79,11 +79,30 @@ class ReversibleRun(Run):
         self.problem = problem
         self.groups: list[Group] = []
         self.failure: str | None = None
+        self.final: list[int] | None = None  # hashes of the trained state
         self.at_end = False  # the groups hold the trained state and all that undoing needs
 
     def forward(self, record: bool) -> None:
         problem, adjoint = self.problem, self.adjoint
         self.groups = groups_of(problem, adjoint.state_bits, adjoint.verify_every, adjoint.buffer)
+        try:
+            self._train(record)
+        except BaseException:
+            self._let_go()
+            raise
+        self._measure()
+        self.at_end = record
+        if record:
+            final = [group.bucket.hash() for group in self.groups]
+            if self.final is not None and final != self.final:
+                raise ReversalError(
+                    "training once more, for a second backward, did not end at the same weights, so there is no exact hypergradient. "
+                    + _CAUSES
+                )
+            self.final = final
+
+    def _train(self, record: bool) -> None:
+        problem = self.problem
         with problem.progress("training", problem.steps) as bar:
             for step in range(problem.steps):
                 gradients = problem.gradient(step).gradients
@@ -95,27 +114,28 @@ class ReversibleRun(Run):
                 bar.advance(self._bits(step + 1) if bar.wants_text else "")
         for group in self.groups:
             group.store.flush()
-        self._measure()
-        self.at_end = record
+
+    def _let_go(self) -> None:
+        for group in self.groups:
+            group.store.close()
+        self.groups = []
 
     def pull_back(self, cotangents: Sequence[Tensor | None]) -> Cotangents:
         if self.failure is not None:
             raise ReversalError(f"an earlier backward through this run failed, so it cannot be undone any more: {self.failure}")
-        if not self.at_end:
-            # An earlier backward has undone the run; its end was checked to be the very start.
-            self.problem.gradient.restart()
-            self.forward(record=True)
         self.failure = "it was interrupted"
         try:
+            if not self.at_end:
+                # An earlier backward has undone the run; its end was checked to be the very start.
+                self.problem.gradient.restart()
+                self.forward(record=True)
             result = self._undo(cotangents)
         except BaseException as error:
             self.failure = f"{type(error).__name__}: {error}"
             raise
         finally:
             self.at_end = False
-            for group in self.groups:
-                group.store.close()
-            self.groups = []
+            self._let_go()
         self.failure = None
         return result
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from reversible_hypergrad.replay.environment import Environment, seed_step
-from reversible_hypergrad.training.gradient import Loss, LossGradient, private_copy, same_bits
+from reversible_hypergrad.training.gradient import Loss, LossGradient, is_first_order_only, private_copy, same_bits
 
 __all__ = ["Replayability", "check_replayable"]
 
@@ -77,6 +77,7 @@ def check_replayable(model: nn.Module, loss: Loss, batch: Any, hyperparameters: 
     leaves, spec = _pytree.tree_flatten(hyperparameters)
     wanted = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
     gradient = LossGradient(private, list(trained.values()), list(trained), loss, lambda step: batch, leaves, spec, wanted, seed)
+    gradient.refuse_first_order = False
     with Environment.current({w.device for w in trained.values()}).pinned():
         watch = _Watch(private)
         first, second = gradient(0), None
@@ -98,6 +99,8 @@ def check_replayable(model: nn.Module, loss: Loss, batch: Any, hyperparameters: 
                 "draws unseeded random numbers or counts its calls, or a backward is not deterministic"
             )
         try:
+            if first.is_first_order_only:
+                raise RuntimeError("a torch.autograd.Function in it is marked once_differentiable")
             first.products([torch.ones_like(g) for g in first.gradients])
         except (RuntimeError, NotImplementedError) as error:
             result.second_derivatives = False
@@ -160,6 +163,8 @@ def _differentiate_twice(module: nn.Module, inputs: Any) -> None:
         if not isinstance(total, Tensor):
             return
         gradients = torch.autograd.grad(total, sources, create_graph=True, allow_unused=True)
+        if is_first_order_only(gradients):
+            raise RuntimeError("once_differentiable")
         again = [g.sum() for g in gradients if g is not None and g.requires_grad]
         if again:
             torch.autograd.grad(sum(again[1:], again[0]), sources, allow_unused=True)

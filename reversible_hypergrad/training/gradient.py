@@ -1,7 +1,7 @@
 """The training loss's gradient as a function of the step: one code path for training and for its reversal."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from reversible_hypergrad.adjoints.problem import Evaluation, Gradient
 from reversible_hypergrad.replay.batches import BatchOf
 from reversible_hypergrad.replay.environment import seed_step
 
-__all__ = ["Loss", "LossGradient", "private_copy", "same_bits"]
+__all__ = ["Loss", "LossGradient", "is_first_order_only", "private_copy", "same_bits"]
 
 Loss = Callable[[nn.Module, Any, Any], Tensor]
 
@@ -60,6 +60,7 @@ class LossGradient(Gradient):
         self.cuda_devices = tuple({w.device for w in weights if w.device.type == "cuda"})
         self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         self._checked = False
+        self.refuse_first_order = True
 
     def __call__(self, step: int) -> "LossEvaluation":
         loss, gradients = self._evaluate(step, self.batches)
@@ -71,8 +72,14 @@ class LossGradient(Gradient):
             loss = self.loss(self.model, batches(step), self.hyperparameters)
             if not self._checked:
                 self._check(loss)
-                self._checked = True
             gradients = torch.autograd.grad(loss, self.weights, create_graph=True, allow_unused=True)
+            if not self._checked and self.refuse_first_order and is_first_order_only(gradients):
+                raise RuntimeError(
+                    "loss: something in it has no second derivative (a torch.autograd.Function marked once_differentiable), and "
+                    "torch would silently take it for zero. rh.check_replayable(model, loss, batch) names the module; write its "
+                    "backward in differentiable operations"
+                )
+            self._checked = True
         return loss, list(gradients)
 
     def dense(self, i: int, gradient: Tensor | None) -> Tensor:
@@ -142,6 +149,10 @@ class LossEvaluation(Evaluation):
         self._attached = [(i, g) for i, g in enumerate(gradients) if g is not None and g.requires_grad]
         self.gradients = [owner.dense(i, g) for i, g in enumerate(gradients)]
 
+    @property
+    def is_first_order_only(self) -> bool:
+        return is_first_order_only([g for _, g in self._attached])
+
     def products(self, directions: Sequence[Tensor]) -> tuple[list[Tensor | None], list[Tensor | None]]:
         owner, attached = self._owner, self._attached
         weights, wanted = owner.weights, owner.wanted
@@ -157,18 +168,25 @@ class LossEvaluation(Evaluation):
         return list(results[: len(weights)]), list(results[len(weights) :])
 
 
+def is_first_order_only(gradients: Sequence[Tensor | None]) -> bool:
+    """Whether a once_differentiable backward took part: torch gives no error for it, if it is cut off from the inputs."""
+    return any(node.name().endswith("::Error") for node in _nodes(*(g for g in gradients if g is not None)))
+
+
 def _graph_leaves(loss: Tensor) -> list[Tensor]:
-    leaves, seen, waiting = [], set(), [loss.grad_fn]
+    variables = (getattr(node, "variable", None) for node in _nodes(loss))
+    return [variable for variable in variables if isinstance(variable, Tensor)]
+
+
+def _nodes(*tensors: Tensor) -> Iterator[Any]:
+    """Every node of the graphs of ``tensors``."""
+    seen, waiting = set(), [t.grad_fn for t in tensors]
     while waiting:
         node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)
-        if isinstance(variable, Tensor):
-            leaves.append(variable)
-        waiting.extend(parent for parent, _ in node.next_functions)
-    return leaves
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting.extend(parent for parent, _ in node.next_functions)
+            yield node
 
 
 def same_bits(a: Any, b: Any) -> bool:

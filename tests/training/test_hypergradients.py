@@ -175,3 +175,33 @@ def test_every_kind_of_hyperparameter(kind, dtype, state_bits, tolerance):
 def test_every_kind_of_model(name, dtype, state_bits, tolerance):
     _, errors = compare(name, EVERYTHING, dtype, state_bits)
     assert max(errors) < tolerance
+
+
+@pytest.mark.parametrize("kind", ["lr per step", "lr per weight", "dampening", "weight decay per weight", "initial scales"])
+def test_against_finite_differences_of_train_itself(kind):
+    """Along one random direction of all leaves; the unroll shares the formulas of a step, this shares nothing."""
+    model, x, y = problem("mlp", torch.float64)
+    direction, values = [], []
+    for sign in (0.0, 1.0, -1.0):
+        settings, hyperparameters, initial, loss, leaves = KINDS[kind](model, x, y, torch.float64)
+        if initial is not None:
+            with torch.no_grad():
+                leaves[0] += 1e-5 * sign
+            own = {n: p.detach() for n, p in model.named_parameters()}
+            initial = {n: leaves[0][i] * p for i, (n, p) in enumerate(own.items())}
+            direction = direction or [torch.ones_like(leaves[0])]
+        elif not direction:
+            direction = [torch.linspace(-1, 1, t.numel(), dtype=t.dtype).reshape(t.shape) + 0.3 for t in leaves]
+        if initial is None:
+            with torch.no_grad():
+                for t, d in zip(leaves, direction, strict=True):
+                    t += 1e-5 * sign * d
+        settings, loss = rescaled(settings, loss, 1024)
+        arguments = {"steps": STEPS, "hyperparameters": hyperparameters, "initial": initial}
+        trained = rh.train(model, loss, batch_indices, optimizer=rh.SGD(**settings), **arguments)
+        value = validation(model, trained)
+        values.append(value.item())
+        if sign == 0.0:
+            gradients = torch.autograd.grad(value, leaves)
+            slope = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True)).item()
+    assert slope == pytest.approx((values[1] - values[2]) / 2e-5, rel=1e-5)
