@@ -96,8 +96,8 @@ class ReversibleRun(Run):
             final = [group.bucket.hash() for group in self.groups]
             if self.final is not None and final != self.final:
                 raise ReversalError(
-                    "training once more, for a second backward, did not end at the same weights, so there is no exact hypergradient. "
-                    + _CAUSES
+                    "training once more, for a second backward, did not end at the same weights, so there is no exact "
+                    f"hypergradient. {_CAUSES}"
                 )
             self.final = final
 
