@@ -13,7 +13,9 @@
 //  64-bit: everything is an integer below 2^50 held in a double, where sums and products that stay below 2^53 are
 //    exact. For an integer x, x/d + c with c = 1/(2d) - 1/2 is at least 1/(2d) away from a tie, and the computed
 //    value is off by less than 1.5 * 2^-52 * |x|/d < 1/(2d): rounding it to nearest gives floor(x/d), whether
-//    the compiler or the hardware fuses the product and the sum or not.
+//    the compiler or the hardware fuses the product and the sum or not. A velocity of up to 62 bits is divided like a
+//    number of two digits, V = high * 2^12 + low with 0 <= low < 2^12: high = q1*d + r1, r1 * 2^12 + low = q2*d + r,
+//    so V = (q1 * 2^12 + q2) * d + r.
 //  32-bit: quotients by multiplication with m = ceil(2^(31+l)/d), l = ceil(log2 d). For x <= 2^31 + 2d and d <= 2^13 the
 //    error x*(m*d - 2^(31+l)) stays below 2^(31+l), so (x*m) >> (31+l) is exactly x div d (Granlund, Montgomery 1994).
 //    Velocities are made non-negative by a bias, the first multiple of d from 2^30 on.
@@ -31,9 +33,10 @@ struct State64 {
   using Real = double;
   static constexpr int bits = 64;
   static constexpr int weight_limit_bits = 62;
-  static constexpr int velocity_limit_bits = 50;
+  static constexpr int velocity_limit_bits = 62;
   static constexpr int weight_fraction_bits = 46;    // quantum 1.4e-14, range +-65536
-  static constexpr int velocity_fraction_bits = 38;  // quantum 3.6e-12, range +-4096
+  static constexpr int velocity_fraction_bits = 44;  // quantum 5.7e-14, range +-2^18
+  static constexpr int low_bits = 12;                // of the two digits of a velocity
   static constexpr int64_t capacity = int64_t{1} << 50;
   static constexpr int64_t max_denominator = int64_t{1} << 16;
   static constexpr double momentum_tolerance = 1.0 / (1 << 24);
@@ -99,11 +102,14 @@ struct Divisor<State32> {
 template <class Integer, class Accumulator>
 RH_INLINE void contract(Integer& v, Accumulator& s, const Divisor<State64>& n, const Divisor<State64>& d) {
   using Real = decltype(to_real(v));
-  Real quotient, digit, rest, out;
-  d.divide(to_real(v), quotient, digit);
+  constexpr int bits = State64::low_bits;
+  constexpr double base = int64_t{1} << bits;
+  Real high, low, carry, digit, rest, out;
+  d.divide(to_real(shift_right<bits>(v)), high, carry);
+  d.divide(exact_multiply_add(carry, base, to_real(low_part<bits>(v))), low, digit);
   n.divide(exact_multiply_add(to_real(as_signed(s)), d.real, digit), rest, out);
   s = as_unsigned(round_to_integer(rest));
-  v = round_to_integer(exact_multiply_add(quotient, n.real, out));
+  v = shift_left<bits>(round_to_integer(high * n.real)) + round_to_integer(exact_multiply_add(low, n.real, out));
 }
 
 template <class Integer, class Accumulator>

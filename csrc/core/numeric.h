@@ -47,6 +47,20 @@ RH_INLINE uint32_t as_unsigned(int32_t x) { return static_cast<uint32_t>(x); }
 RH_INLINE int64_t as_signed(uint64_t x) { return static_cast<int64_t>(x); }
 RH_INLINE int32_t as_signed(uint32_t x) { return static_cast<int32_t>(x); }
 
+// Floor division by 2^bits, its remainder, and multiplication by 2^bits.
+template <int bits>
+RH_INLINE int64_t shift_right(int64_t x) {
+  return x >> bits;
+}
+template <int bits>
+RH_INLINE int64_t low_part(int64_t x) {
+  return x & ((int64_t{1} << bits) - 1);
+}
+template <int bits>
+RH_INLINE int64_t shift_left(int64_t x) {
+  return static_cast<int64_t>(static_cast<uint64_t>(x) << bits);
+}
+
 // a * b + c where the result is an integer that a double holds exactly (or needs no exactness at all, see
 // Divisor<State64>): fused or not, the outcome is the same.
 RH_INLINE double exact_multiply_add(double a, double b, double c) { return a * b + c; }

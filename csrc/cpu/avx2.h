@@ -60,6 +60,20 @@ RH_PACK F64x4 to_real(I64x4 x) {
   return {_mm256_add_pd(_mm256_sub_pd(_mm256_castsi256_pd(high), offset), _mm256_castsi256_pd(low))};
 }
 
+// AVX2 shifts 64-bit lanes right by zeros only: made non-negative first, by the top bit.
+template <int bits>
+RH_PACK I64x4 shift_right(I64x4 x) {
+  const __m256i shifted = _mm256_srli_epi64(_mm256_xor_si256(x.r, _mm256_set1_epi64x(INT64_MIN)), bits);
+  return {_mm256_sub_epi64(shifted, _mm256_set1_epi64x(int64_t{1} << (63 - bits)))};
+}
+template <int bits>
+RH_PACK I64x4 low_part(I64x4 x) {
+  return {_mm256_and_si256(x.r, _mm256_set1_epi64x((1 << bits) - 1))};
+}
+template <int bits>
+RH_PACK I64x4 shift_left(I64x4 x) {
+  return {_mm256_slli_epi64(x.r, bits)};
+}
 RH_PACK U64x4 as_unsigned(I64x4 x) { return {x.r}; }
 RH_PACK I64x4 as_signed(U64x4 x) { return {x.r}; }
 RH_PACK I64x4 operator+(I64x4 a, I64x4 b) { return {_mm256_add_epi64(a.r, b.r)}; }

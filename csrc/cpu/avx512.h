@@ -38,6 +38,18 @@ RH_PACK F64x8 exact_multiply_add(F64x8 a, double b, F64x8 c) { return {_mm512_fm
 RH_PACK F64x8 exact_multiply_add(F64x8 a, double b, double c) { return exact_multiply_add(a, b, F64x8{_mm512_set1_pd(c)}); }
 RH_PACK I64x8 round_to_integer(F64x8 x) { return {_mm512_cvtpd_epi64(x.r)}; }
 RH_PACK F64x8 to_real(I64x8 x) { return {_mm512_cvtepi64_pd(x.r)}; }
+template <int bits>
+RH_PACK I64x8 shift_right(I64x8 x) {
+  return {_mm512_srai_epi64(x.r, bits)};
+}
+template <int bits>
+RH_PACK I64x8 low_part(I64x8 x) {
+  return {_mm512_and_si512(x.r, _mm512_set1_epi64((1 << bits) - 1))};
+}
+template <int bits>
+RH_PACK I64x8 shift_left(I64x8 x) {
+  return {_mm512_slli_epi64(x.r, bits)};
+}
 RH_PACK U64x8 as_unsigned(I64x8 x) { return {x.r}; }
 RH_PACK I64x8 as_signed(U64x8 x) { return {x.r}; }
 RH_PACK I64x8 operator+(I64x8 a, I64x8 b) { return {_mm512_add_epi64(a.r, b.r)}; }

@@ -10,7 +10,7 @@ Fraction(9, 10)
 >>> buffer = core.InformationBuffer(lanes=3)
 >>> decayed = buffer.contract(velocity, core.approximate_momentum(0.9))
 >>> decayed
-array([    -2, 111110,      0])
+array([    -6, 111111,      0])
 >>> buffer.expand(decayed, core.approximate_momentum(0.9))
 array([    -7, 123456,      0])
 """

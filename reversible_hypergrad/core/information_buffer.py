@@ -125,7 +125,7 @@ class InformationBuffer:
         return quanta
 
     def _values(self, values: ArrayLike) -> Integers:
-        array = np.array(values, np.int64 if self.state_bits == 64 else np.int32)
+        array: Integers = np.array(values, np.int64 if self.state_bits == 64 else np.int32)
         if array.shape != self.accumulators.shape:
             raise ValueError(f"values: expected shape {self.accumulators.shape}, one per lane, got {array.shape}")
         return array

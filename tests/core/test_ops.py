@@ -353,7 +353,7 @@ def test_whole_range_of_the_states_rounds_as_specified(state_bits, use_instructi
 
     x = [low_bits(fmt.weight_limit, spread(fmt.weight_limit // 2, size)) for size in sizes]
     v = [low_bits(fmt.velocity_limit, spread(fmt.velocity_limit - 1, size)) for size in sizes]
-    lr = scales(state_bits)[1] * (0.25 if state_bits == 64 else 0.01)
+    lr = scales(state_bits)[1] * (0.025 if state_bits == 64 else 0.01)
     steps = []
     for n, d in [(9, 10), (1, 2), (99, 100)]:
         top = fmt.velocity_limit * (1 - n / d) / 2
