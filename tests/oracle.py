@@ -42,7 +42,7 @@ class Format:
 
 
 FORMATS = {
-    64: Format(64, 46, 44, 2**62, 2**62, 2**50, 2**16, Fraction(1, 2**24), np.int64, np.uint64),
+    64: Format(64, 46, 46, 2**62, 2**62, 2**50, 2**16, Fraction(1, 2**24), np.int64, np.uint64),
     32: Format(32, 26, 23, 2**30, 2**30, 2**31 - 2**16, 2**13, Fraction(1, 2**10), np.int32, np.uint32),
 }
 

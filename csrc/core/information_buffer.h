@@ -35,7 +35,7 @@ struct State64 {
   static constexpr int weight_limit_bits = 62;
   static constexpr int velocity_limit_bits = 62;
   static constexpr int weight_fraction_bits = 46;    // quantum 1.4e-14, range +-65536
-  static constexpr int velocity_fraction_bits = 44;  // quantum 5.7e-14, range +-2^18
+  static constexpr int velocity_fraction_bits = 46;  // quantum 1.4e-14, range +-65536
   static constexpr int low_bits = 12;                // of the two digits of a velocity
   static constexpr int64_t capacity = int64_t{1} << 50;
   static constexpr int64_t max_denominator = int64_t{1} << 16;

@@ -39,8 +39,8 @@ class ReversibleSGD(Optimizer):
         dampening, weight_decay, maximize: as in torch.
         nesterov, differentiable: refused, with the reason.
         foreach, fused: accepted for compatibility; a step always is one fused call per group.
-        state_bits: 64 (as accurate as float32 SGD; 17 bytes per weight beside it; weights within +-65536, velocities
-            and gradients within +-262144) or 32 (for large models; 8.5 bytes; +-16 and +-128, velocities carry
+        state_bits: 64 (as accurate as float32 SGD; 17 bytes per weight beside it; weights, velocities
+            and gradients within +-65536) or 32 (for large models; 8.5 bytes; +-16 and +-128, velocities carry
             noise of about 1e-6).
         verify_every: the state is hashed after every so-many-th step, and an undone step is checked against the hash
             there. 1 checks every step, keeps failed undos harmless, and costs about a tenth of a step.
