@@ -1,0 +1,7 @@
+"""``python -m reversible_hypergrad``."""
+
+import sys
+
+from reversible_hypergrad.cli import main
+
+sys.exit(main())

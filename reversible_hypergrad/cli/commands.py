@@ -1,0 +1,110 @@
+"""Arguments in, exit status out."""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from reversible_hypergrad.cli import check, tune
+from reversible_hypergrad.cli.errors import UsageError
+
+__all__ = ["main"]
+
+_Number = TypeVar("_Number", int, float)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status.
+
+    0: done; ``check`` found nothing wrong. 1: ``check`` found something, or training failed. 2: bad arguments or data, one line
+    on stderr says which. 130: interrupted.
+    """
+    parser = _parser()
+    try:
+        options = parser.parse_args(arguments)
+        status: int = options.run(options)
+    except UsageError as error:
+        print(f"reversible_hypergrad: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("reversible_hypergrad: interrupted", file=sys.stderr)
+        return 130
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage in front."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (--help lists the options)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m reversible_hypergrad", description="Exact hypergradients through training.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    _add_tune(
+        commands.add_parser("tune", help="learn thousands of hyperparameters of one training run", description=tune.__doc__)
+    )
+    _add_check(commands.add_parser("check", help="tell whether a loss can be replayed", description=check.__doc__))
+    return parser
+
+
+def _add_tune(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--data", metavar="DIR", type=Path, help="MNIST's four IDX files, gzipped or not (default: scikit-learn's digits)")
+    add("--steps", type=_at_least(int, 2), default=200, help="of training (default: %(default)s)")
+    add("--meta-steps", type=_at_least(int, 1), default=80, help="of the outer Adam (default: %(default)s)")
+    add("--meta-lr", type=_above_zero, default=0.05, help="its learning rate, falling linearly to 0 (default: %(default)s)")
+    add(
+        "--hidden",
+        type=_at_least(int, 2),
+        nargs="*",
+        default=[50],
+        metavar="UNITS",
+        help="sizes of the hidden layers; none for a linear classifier (default: 50)",
+    )
+    add("--batch-size", type=_at_least(int, 1), default=100, help="examples per step (default: %(default)s)")
+    add("--seed", type=_at_least(int, 0), default=0, help="of split, initial weights and batches (default: %(default)s)")
+    add("--device", default="cpu", help="cpu, the only one so far")
+    add("--threads", type=_at_least(int, 1), default=1, help="of torch; one is fastest for a small model (default: %(default)s)")
+    add("--state-bits", type=int, choices=(32, 64), default=64, help="width of the fixed-point state (default: %(default)s)")
+    add("--output", metavar="DIR", type=Path, default=Path("tuned"), help="where figures and results go (default: %(default)s)")
+    add("--no-figures", action="store_true", help="draw nothing")
+    add("--json", action="store_true", help="print the results as JSON in place of the table")
+    parser.set_defaults(run=tune.run)
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "target",
+        metavar="MODULE:FUNCTION",
+        help="a function without arguments that returns (model, loss, batch, hyperparameters); found from the present directory",
+    )
+    parser.add_argument("--seed", type=_at_least(int, 0), default=0, help="as for train() (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=check.run)
+
+
+def _at_least(kind: type[_Number], least: _Number) -> Callable[[str], _Number]:
+    def read(text: str) -> _Number:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = None
+        if number is None or number < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
+        return number
+
+    return read
+
+
+def _above_zero(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return number

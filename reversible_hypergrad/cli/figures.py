@@ -1,0 +1,141 @@
+"""Figures for a paper: labels with units, colours that the colour-blind can tell apart, conditions in the file."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from reversible_hypergrad.cli.problem import Curves, Recipe
+
+__all__ = ["conditions", "learning_curves", "meta_learning", "penalties", "save", "schedules"]
+
+# Okabe and Ito's colours.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_BEFORE, _AFTER, _GREY = "#D55E00", "#0072B2", "#666666"
+_MOST_IMAGES = 50
+
+
+def conditions(results: dict[str, Any]) -> str:
+    """One sentence that says what the figures show results of."""
+    data, settings, baseline = results["data"], results["settings"], results["baseline"]
+    return (
+        f"{data['name']} ({data['training']} training, {data['validation']} validation examples), tanh network "
+        f"{'-'.join(map(str, settings['sizes']))}, {settings['steps']} steps of {settings['batch_size']} examples, seed "
+        f"{settings['seed']}; before: learning rate {baseline['lr']:g}, momentum {baseline['momentum']:g}, L2 penalty "
+        f"{baseline['l2']:g}, the best of a grid; after: {settings['meta_steps']} meta-steps of Adam({settings['meta_lr']:g}) on "
+        "exact hypergradients of the validation loss."
+    )
+
+
+def schedules(before: Recipe, after: Recipe, circumstances: str) -> Figure:
+    figure, (top, bottom) = _panels(
+        "schedules", 2, "Learned schedules: learning rate per step and layer, momentum per step.", circumstances
+    )
+    steps = np.arange(len(after.momentum_logit))
+    for i, log_lr in enumerate(after.log_lr):
+        top.plot(steps, _numpy(log_lr.exp()).ravel(), color=_COLOURS[i % len(_COLOURS)], label=f"layer {i + 1}", **_line(i))
+    top.axhline(before.log_lr[0].exp()[0].item(), color=_GREY, linestyle=":", label="before")
+    top.set_yscale("log")
+    top.set_ylabel("learning rate")
+    _legend_above(top)
+    bottom.plot(steps, _numpy(after.momentum()), color=_COLOURS[0])
+    bottom.axhline(before.momentum()[0].item(), color=_GREY, linestyle=":")
+    bottom.set_ylabel("momentum")
+    bottom.set_xlabel("training step")
+    return figure
+
+
+def penalties(after: Recipe, baseline: float, shape: tuple[int, int], circumstances: str) -> Figure:
+    """One image per unit of the first layer (50 at most), as multiples of the penalty before."""
+    name, log_l2 = next(iter(after.log_l2.items()))
+    ratio = _numpy(log_l2 / np.log(10)) - np.log10(baseline)
+    shown = min(len(ratio), _MOST_IMAGES)
+    columns = min(10, shown)
+    rows = -(-shown // columns)
+    limit = float(np.abs(ratio[:shown]).max()) or 1.0
+    figure = Figure(figsize=(6.5, 0.62 * rows + 0.9), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for i, axis in enumerate(axes.flat):
+        axis.set_axis_off()
+        if i < shown:
+            image = axis.imshow(ratio[i].reshape(shape), cmap="PuOr_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    bar = figure.colorbar(image, ax=axes, location="right", shrink=min(1.0, 3 / rows + 0.2), pad=0.02)
+    bar.set_label(f"log$_{{10}}$ (L2 penalty / {baseline:g})")
+    what = f"Learned L2 penalties of the first {shown} of {len(ratio)} units of {name}, one pixel per weight, one image per unit."
+    return _described(figure, "penalties", what, circumstances)
+
+
+def learning_curves(before: Curves, after: Curves, circumstances: str) -> Figure:
+    what = "Losses of all training and validation examples along one run, in an order of minibatches not used in learning."
+    figure, (axis,) = _panels("learning_curves", 1, what, circumstances)
+    for curves, colour, label in ((before, _BEFORE, "before"), (after, _AFTER, "after")):
+        axis.plot(curves.steps, curves.training, color=colour, linestyle="--", label=f"{label}, training")
+        axis.plot(curves.steps, curves.validation, color=colour, label=f"{label}, validation")
+    axis.set_yscale("log")
+    axis.set_xlabel("training step")
+    axis.set_ylabel("cross-entropy (nats)")
+    _legend_above(axis)
+    return figure
+
+
+def meta_learning(validation: Sequence[float], chaotic: Sequence[int], circumstances: str) -> Figure:
+    what = "Validation loss after training, before each meta-step's update; each meta-step has a new order of minibatches."
+    figure, (axis,) = _panels("meta_learning", 1, what, circumstances)
+    axis.plot(range(len(validation)), validation, color=_AFTER, marker="." if len(validation) < 30 else "")
+    if chaotic:
+        axis.plot(chaotic, [validation[i] for i in chaotic], "x", color=_BEFORE, label="chaotic: not followed")
+        _legend_above(axis)
+    axis.set_yscale("log")
+    axis.set_xlabel("meta-step")
+    axis.set_ylabel("validation cross-entropy (nats)")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def save(figure: Figure, output: Path) -> list[Path]:
+    """As PNG and PDF, the caption in the file's metadata and beside it as text."""
+    name, caption = figure.get_label(), figure.get_gid()
+    paths = [output / f"{name}.png", output / f"{name}.pdf", output / f"{name}.txt"]
+    figure.savefig(paths[0], dpi=200, metadata={"Title": name, "Description": caption})
+    figure.savefig(paths[1], metadata={"Title": name, "Subject": caption})
+    paths[2].write_text("\n".join(textwrap.wrap(str(caption), 100)) + "\n")
+    return paths
+
+
+def _panels(name: str, count: int, what: str, circumstances: str) -> tuple[Figure, list[Any]]:
+    """A figure of panels one above the other that share the horizontal axis; one column of a paper wide."""
+    figure = Figure(figsize=(4.6, 1.1 + 1.9 * count), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
+    for axis in axes:
+        axis.grid(True, which="major", color="#dddddd", linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    return _described(figure, name, what, circumstances), list(axes)
+
+
+def _described(figure: Figure, name: str, what: str, circumstances: str) -> Figure:
+    figure.set_label(name)
+    figure.set_gid(f"{what} {circumstances}")
+    return figure
+
+
+def _line(i: int) -> dict[str, Any]:
+    """Lines differ by more than their colour."""
+    return {"linestyle": ("-", "--", "-.", (0, (1, 1)))[i % 4], "linewidth": 1.4}
+
+
+def _legend_above(axis: Any) -> None:
+    columns = min(4, len(axis.get_legend_handles_labels()[0]))
+    columns = 2 if columns == 4 else columns
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=8, borderaxespad=0.2)
+
+
+def _numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
+    return tensor.detach().double().numpy()
