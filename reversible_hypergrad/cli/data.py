@@ -66,7 +66,7 @@ def load_mnist(directory: Path, seed: int) -> Data:
     images, labels = _labelled(directory, "train")
     test_images, test_labels = _labelled(directory, "t10k")
     if images.shape[1:] != test_images.shape[1:]:
-        raise UsageError(f"{directory}: training images are {_size(images)} pixels, but test images {_size(test_images)}")
+        raise UsageError(f"{directory}: train images are {_size(images)} pixels, but t10k images {_size(test_images)}")
     if len(images) < 2:
         raise UsageError(f"{directory}: expected at least 2 training images, got {len(images)}")
     count = min(_MNIST_PART, len(images) // 2)
@@ -108,14 +108,14 @@ def read_idx(path: Path, dimensions: int) -> Bytes:
         raise UsageError(f"{path} is truncated: its gzip stream ends too early") from None
     except (OSError, zlib.error) as error:
         raise UsageError(f"{path} cannot be read: {error}") from None
+    magic = int.from_bytes(content[:4], "big")
+    if len(content) >= 4 and magic != 0x800 + dimensions:
+        raise UsageError(
+            f"{path} is no IDX file of bytes in {dimensions} dimensions: expected magic {0x800 + dimensions}, got {magic}"
+        )
     header = 4 + 4 * dimensions
     if len(content) < header:
         raise UsageError(f"{path} is truncated: expected a header of {header} bytes, got {len(content)}")
-    magic = int.from_bytes(content[:4], "big")
-    if magic != 0x800 + dimensions:
-        raise UsageError(
-            f"{path} is no IDX file of {dimensions}-dimensional bytes: expected magic {0x800 + dimensions}, got {magic}"
-        )
     shape = tuple(int(size) for size in np.frombuffer(content, ">u4", dimensions, 4))
     if len(content) - header != math.prod(shape):
         short = "truncated" if len(content) - header < math.prod(shape) else "damaged"

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from reversible_hypergrad.cli.problem import Curves, Recipe
+from reversible_hypergrad.cli.table import network
 
 __all__ = ["conditions", "learning_curves", "meta_learning", "penalties", "save", "schedules"]
 
@@ -25,8 +27,8 @@ def conditions(results: dict[str, Any]) -> str:
     """One sentence that says what the figures show results of."""
     data, settings, baseline = results["data"], results["settings"], results["baseline"]
     return (
-        f"{data['name']} ({data['training']} training, {data['validation']} validation examples), tanh network "
-        f"{'-'.join(map(str, settings['sizes']))}, {settings['steps']} steps of {settings['batch_size']} examples, seed "
+        f"{data['name']} ({data['training']} training, {data['validation']} validation examples), "
+        f"{network(settings['sizes'])}, {settings['steps']} steps of {settings['batch_size']} examples, seed "
         f"{settings['seed']}; before: learning rate {baseline['lr']:g}, momentum {baseline['momentum']:g}, L2 penalty "
         f"{baseline['l2']:g}, the best of a grid; after: {settings['meta_steps']} meta-steps of Adam({settings['meta_lr']:g}) on "
         "exact hypergradients of the validation loss."
@@ -42,6 +44,7 @@ def schedules(before: Recipe, after: Recipe, circumstances: str) -> Figure:
         top.plot(steps, _numpy(log_lr.exp()).ravel(), color=_COLOURS[i % len(_COLOURS)], label=f"layer {i + 1}", **_line(i))
     top.axhline(before.log_lr[0].exp()[0].item(), color=_GREY, linestyle=":", label="before")
     top.set_yscale("log")
+    _plain_numbers(top.yaxis)
     top.set_ylabel("learning rate")
     _legend_above(top)
     bottom.plot(steps, _numpy(after.momentum()), color=_COLOURS[0])
@@ -54,21 +57,22 @@ def schedules(before: Recipe, after: Recipe, circumstances: str) -> Figure:
 def penalties(after: Recipe, baseline: float, shape: tuple[int, int], circumstances: str) -> Figure:
     """One image per unit of the first layer (50 at most), as multiples of the penalty before."""
     name, log_l2 = next(iter(after.log_l2.items()))
-    ratio = _numpy(log_l2 / np.log(10)) - np.log10(baseline)
+    ratio = _numpy(log_l2.exp()) / baseline
     shown = min(len(ratio), _MOST_IMAGES)
-    columns = min(10, shown)
+    columns = min(10, shown) if shown > 10 else -(-shown // 2)
     rows = -(-shown // columns)
-    limit = float(np.abs(ratio[:shown]).max()) or 1.0
-    figure = Figure(figsize=(6.5, 0.62 * rows + 0.9), layout="constrained")
+    limit = max(1.1, float(np.exp(np.abs(np.log(ratio[:shown])).max())))
+    figure = Figure(figsize=(6.5, max(1.8, 5.6 / columns * rows + 0.1)), layout="compressed")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False)
     for i, axis in enumerate(axes.flat):
         axis.set_axis_off()
         if i < shown:
-            image = axis.imshow(ratio[i].reshape(shape), cmap="PuOr_r", vmin=-limit, vmax=limit, interpolation="nearest")
-    bar = figure.colorbar(image, ax=axes, location="right", shrink=min(1.0, 3 / rows + 0.2), pad=0.02)
-    bar.set_label(f"log$_{{10}}$ (L2 penalty / {baseline:g})")
-    what = f"Learned L2 penalties of the first {shown} of {len(ratio)} units of {name}, one pixel per weight, one image per unit."
+            image = axis.imshow(ratio[i].reshape(shape), cmap="PuOr_r", norm=LogNorm(1 / limit, limit), interpolation="nearest")
+    bar = figure.colorbar(image, ax=axes, location="right", pad=0.02)
+    bar.set_label(f"L2 penalty / {baseline:g}")
+    _plain_numbers(bar.ax.yaxis)
+    what = f"Learned L2 penalties of {shown} of the {len(ratio)} units of {name}, one pixel per weight, one image per unit."
     return _described(figure, "penalties", what, circumstances)
 
 
@@ -79,6 +83,7 @@ def learning_curves(before: Curves, after: Curves, circumstances: str) -> Figure
         axis.plot(curves.steps, curves.training, color=colour, linestyle="--", label=f"{label}, training")
         axis.plot(curves.steps, curves.validation, color=colour, label=f"{label}, validation")
     axis.set_yscale("log")
+    _plain_numbers(axis.yaxis)
     axis.set_xlabel("training step")
     axis.set_ylabel("cross-entropy (nats)")
     _legend_above(axis)
@@ -93,6 +98,7 @@ def meta_learning(validation: Sequence[float], chaotic: Sequence[int], circumsta
         axis.plot(chaotic, [validation[i] for i in chaotic], "x", color=_BEFORE, label="chaotic: not followed")
         _legend_above(axis)
     axis.set_yscale("log")
+    _plain_numbers(axis.yaxis)
     axis.set_xlabel("meta-step")
     axis.set_ylabel("validation cross-entropy (nats)")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -128,7 +134,17 @@ def _described(figure: Figure, name: str, what: str, circumstances: str) -> Figu
 
 def _line(i: int) -> dict[str, Any]:
     """Lines differ by more than their colour."""
-    return {"linestyle": ("-", "--", "-.", (0, (1, 1)))[i % 4], "linewidth": 1.4}
+    return {"linestyle": ("-", "--", "-.", (0, (1, 1)))[i % 4], "linewidth": 1.1}
+
+
+def _plain_numbers(axis: Any) -> None:
+    """Labels such as 0.5, 1, 2 on a logarithmic axis, the more of them the shorter its range. Call it after plotting."""
+    low, high = axis.get_view_interval()
+    decades = np.log10(high / low)
+    multiples = (1,) if decades > 2.5 else (1, 2, 5) if decades > 0.8 else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    axis.set_major_locator(LogLocator(subs=multiples, numticks=15))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _legend_above(axis: Any) -> None:

@@ -3,9 +3,9 @@
 import textwrap
 from typing import Any
 
-__all__ = ["table"]
+__all__ = ["network", "table"]
 
-_LABEL, _NUMBER = 36, 20
+_LABEL, _NUMBER = 36, 19
 _ROWS = (
     ("training", "training", ""),
     ("validation", "validation", ""),
@@ -29,11 +29,16 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def network(sizes: list[int]) -> str:
+    kind = "tanh network" if len(sizes) > 2 else "linear classifier"
+    return f"{kind} {'-'.join(map(str, sizes))}"
+
+
 def _circumstances(results: dict[str, Any]) -> str:
     data, settings, baseline = results["data"], results["settings"], results["baseline"]
     return (
         f"{data['name']}: {data['training']} examples to train, {data['validation']} to validate, {data['test']} to test. "
-        f"Tanh network {'-'.join(map(str, settings['sizes']))}, {settings['steps']} steps of {settings['batch_size']} examples. "
+        f"A {network(settings['sizes'])}, {settings['steps']} steps of {settings['batch_size']} examples. "
         f"Before: learning rate {baseline['lr']:g}, momentum {baseline['momentum']:g}, L2 penalty {baseline['l2']:g}, the best "
         f"by validation loss of {len(baseline['grid'])} pairs. After: {settings['meta_steps']} steps of Adam on hypergradients. "
         f"Mean ± standard deviation over {settings['judged_runs']} orders of minibatches that neither has seen."
@@ -53,7 +58,7 @@ def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in counts.items() if kind != "total")
     restored = "yes" if results["restored_bit_for_bit"] else "NO"
     return [
-        ("hyperparameters", f"{counts['total']:,}: {kinds}"),
+        ("hyperparameters", f"{counts['total']:,} ({kinds})"),
         (
             "one exact hypergradient",
             f"{cost['seconds']:.3f} s, training included: {cost['times_training_run']:.1f} times one training run by "

@@ -1,0 +1,28 @@
+"""The command line, called in this process, and a tiny MNIST."""
+
+from __future__ import annotations
+
+import pytest
+from cli_helpers import write_mnist
+
+from reversible_hypergrad.cli import main
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs a command; returns its exit status, stdout and stderr."""
+
+    def run(*arguments):
+        status = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def mnist(tmp_path):
+    directory = tmp_path / "mnist"
+    directory.mkdir()
+    write_mnist(directory)
+    return directory
