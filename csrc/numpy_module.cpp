@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <cstdio>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -22,6 +23,12 @@ namespace {
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 
+std::string text(double value) {
+  char buffer[32];
+  std::snprintf(buffer, sizeof buffer, "%.9g", value);
+  return buffer;
+}
+
 // Calls f(State{}) for the width asked for.
 template <class F>
 auto with_state(int state_bits, F f) {
@@ -34,15 +41,14 @@ std::pair<int64_t, int64_t> approximate_momentum(double momentum, int state_bits
   return with_state(state_bits, [&](auto state) {
     using State = decltype(state);
     if (!(momentum > 0 && momentum <= 1))
-      throw std::invalid_argument("momentum: expected a number in (0, 1], got " + std::to_string(momentum) +
+      throw std::invalid_argument("momentum: expected a number in (0, 1], got " + text(momentum) +
                                   ". Momentum 0 destroys the whole velocity at every step, which no buffer of less than a "
                                   "full copy can undo");
     rh::Rational r = rh::approximate_momentum(momentum, State::momentum_tolerance, State::max_denominator);
     if (r.d == 0)
       throw std::invalid_argument(
-          "momentum: " + std::to_string(momentum) + " is too close to " + (momentum > 0.5 ? "1" : "0") +
-          " for a fraction n/d with d <= " + std::to_string(State::max_denominator) +
-          ", the limit of state_bits=" + std::to_string(State::bits) +
+          "momentum: " + text(momentum) + " is too close to " + (momentum > 0.5 ? "1" : "0") + " for a fraction n/d with d <= " +
+          std::to_string(State::max_denominator) + ", the limit of state_bits=" + std::to_string(State::bits) +
           (State::bits == 32 ? ". Use state_bits=64 or a less extreme momentum" : ". Use a less extreme momentum, or exactly 1"));
     return std::pair<int64_t, int64_t>(r.n, r.d);
   });

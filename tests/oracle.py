@@ -42,7 +42,7 @@ class Format:
 
 
 FORMATS = {
-    64: Format(64, 46, 46, 2**62, 2**62, 2**50, 2**16, Fraction(1, 2**24), np.int64, np.uint64),
+    64: Format(64, 47, 47, 2**62, 2**62, 2**50, 2**16, Fraction(1, 2**24), np.int64, np.uint64),
     32: Format(32, 26, 23, 2**30, 2**30, 2**31 - 2**16, 2**13, Fraction(1, 2**10), np.int32, np.uint32),
 }
 
@@ -51,16 +51,24 @@ FORMATS = {
 
 
 def simplest_fraction(momentum: float, state_bits: int, hair: Fraction = Fraction(0)) -> tuple[int, int] | None:
-    """n/d of the smallest d within the tolerance (+ hair) of momentum, by trying every d; None where none is allowed."""
+    """n/d of the smallest d within the tolerance (+ hair) of momentum, by trying every d; None where none is allowed.
+
+    The tolerance doubles, up to one percent, while it would take a larger d than the format has.
+    """
     fmt = FORMATS[state_bits]
     mu = Fraction(momentum)
-    slack = fmt.tolerance * min(mu, 1 - mu)
-    slack = max(slack + hair, Fraction(0)) if mu < 1 else slack
-    (low, low_den), (high, high_den) = (mu - slack).as_integer_ratio(), (mu + slack).as_integer_ratio()
-    for d in range(1, fmt.max_denominator + 1):
-        n = -(-low * d // low_den)  # smallest n with n/d >= mu - slack
-        if n * high_den <= high * d:
-            return n, d
+    distance = min(mu, 1 - mu) if mu < 1 else Fraction(1)
+    if distance * Fraction(101, 100) * fmt.max_denominator < 1:
+        return None
+    tolerance = fmt.tolerance
+    while tolerance <= Fraction(1, 100):
+        slack = max(tolerance * distance + hair, Fraction(0)) if mu < 1 else Fraction(0)
+        (low, low_den), (high, high_den) = (mu - slack).as_integer_ratio(), (mu + slack).as_integer_ratio()
+        for d in range(1, fmt.max_denominator + 1):
+            n = -(-low * d // low_den)  # smallest n with n/d >= mu - slack
+            if n * high_den <= high * d:
+                return n, d
+        tolerance *= 2
     return None
 
 

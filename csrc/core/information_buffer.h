@@ -34,8 +34,8 @@ struct State64 {
   static constexpr int bits = 64;
   static constexpr int weight_limit_bits = 62;
   static constexpr int velocity_limit_bits = 62;
-  static constexpr int weight_fraction_bits = 46;    // quantum 1.4e-14, range +-65536
-  static constexpr int velocity_fraction_bits = 46;  // quantum 1.4e-14, range +-65536
+  static constexpr int weight_fraction_bits = 47;    // quantum 7.1e-15, range +-32768: float16 weights stay finite
+  static constexpr int velocity_fraction_bits = 47;  // the same
   static constexpr int low_bits = 12;                // of the two digits of a velocity
   static constexpr int64_t capacity = int64_t{1} << 50;
   static constexpr int64_t max_denominator = int64_t{1} << 16;

@@ -26,16 +26,18 @@ inline Rational simplest_between(double low, double high) {
 }
 
 // Simplest n/d with |n/d - momentum| <= tolerance * min(momentum, 1 - momentum), for momentum in (0, 1].
-// The tolerance is relative to the distance from BOTH ends, since 1 - momentum sets the time constant.
-// {0, 0} when that needs a denominator beyond max_denominator: the caller reports it.
+// The tolerance is relative to the distance from BOTH ends, since 1 - momentum sets the time constant. Where it would need
+// a denominator beyond max_denominator, it is doubled, up to one percent: then {0, 0}, and the caller reports it.
 inline Rational approximate_momentum(double momentum, double tolerance, int64_t max_denominator) {
   if (momentum == 1) return {1, 1};
-  double margin = tolerance * std::fmin(momentum, 1 - momentum);
-  // 1/momentum bounds d from below; beyond the limit the recursion's integers could overflow.
-  if (std::fmin(momentum, 1 - momentum) * (1 + tolerance) * static_cast<double>(max_denominator) < 1) return {0, 0};
-  Rational fraction = simplest_between(momentum - margin, momentum + margin);
-  if (fraction.d > max_denominator) return {0, 0};
-  return fraction;
+  const double distance = std::fmin(momentum, 1 - momentum);
+  // A fraction at this distance from 0 or 1 needs d > 1/distance; beyond the limit the recursion's integers could overflow.
+  if (distance * 1.01 * static_cast<double>(max_denominator) < 1) return {0, 0};
+  for (; tolerance <= 0.01; tolerance *= 2) {
+    const Rational fraction = simplest_between(momentum - tolerance * distance, momentum + tolerance * distance);
+    if (fraction.d <= max_denominator) return fraction;
+  }
+  return {0, 0};
 }
 
 }  // namespace rh

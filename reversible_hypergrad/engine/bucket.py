@@ -146,10 +146,16 @@ class Bucket:
         """The part of ``x`` or ``v`` that belongs to the tensor ``index``, flat."""
         return state[self.offsets[index] : self.offsets[index] + self.sizes[index]]
 
+    def resized(self) -> list[str]:
+        """Names of the tensors that no longer have as many elements as their state."""
+        return [n for n, w, size in zip(self.names, self.weights, self.sizes, strict=True) if w.numel() != size]
+
     def edited(self, at_start: bool) -> list[str]:
         """Names of the tensors whose visible weights are not the ones of the state; reads everything."""
-        names = []
+        names = self.resized()
         for i, weight in enumerate(self.weights):
+            if self.names[i] in names:
+                continue
             expected = self._visible(self.state_of(i, self.x), weight.dtype)
             initial = self.initial[i]
             if at_start and initial is not None:

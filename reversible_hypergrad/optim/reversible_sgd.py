@@ -40,7 +40,7 @@ class ReversibleSGD(Optimizer):
         nesterov, differentiable: refused, with the reason.
         foreach, fused: accepted for compatibility; a step always is one fused call per group.
         state_bits: 64 (as accurate as float32 SGD; 17 bytes per weight beside it; weights, velocities
-            and gradients within +-65536) or 32 (for large models; 8.5 bytes; +-16 and +-128, velocities carry
+            and gradients within +-32768) or 32 (for large models; 8.5 bytes; +-16 and +-128, velocities carry
             noise of about 1e-6).
         verify_every: the state is hashed after every so-many-th step, and an undone step is checked against the hash
             there. 1 checks every step, keeps failed undos harmless, and costs about a tenth of a step.
@@ -90,8 +90,6 @@ class ReversibleSGD(Optimizer):
             raise ValueError(f"Invalid state_bits value: {state_bits}. Expected 32 or 64")
         if isinstance(verify_every, bool) or not isinstance(verify_every, int) or verify_every < 1:
             raise ValueError(f"Invalid verify_every value: {verify_every}. Expected an integer >= 1")
-        if isinstance(lr, Tensor) and lr.numel() != 1:
-            raise ValueError(f"Invalid learning rate: a tensor of shape {tuple(lr.shape)}. Expected one element")
         self.state_bits = state_bits
         self.verify_every = verify_every
         self._parts: list[Part] = []
@@ -99,6 +97,7 @@ class ReversibleSGD(Optimizer):
         self._steps_taken = 0
         self._waiting: list[list[int]] = []  # per group: positions of parameters that have no state yet
         self._check_weights = False  # after loading: the weights must be compared with the state once
+        self._undoing = False  # the closure of step_back() runs
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -114,6 +113,8 @@ class ReversibleSGD(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters, as in torch, at any time. They join with the next step; rewinding past it lets them go."""
+        if self.param_groups:
+            self._refuse_inside_closure("add_param_group")
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -141,6 +142,7 @@ class ReversibleSGD(Optimizer):
             fixed-point range. RuntimeError: a sparse gradient, or a parameter edited since the last step
             (see :meth:`mark_boundary`). After any error the optimizer and the weights are as they were.
         """
+        self._refuse_inside_closure("step")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -199,6 +201,7 @@ class ReversibleSGD(Optimizer):
 
         Cost: the closure, and about 1.5 times the arithmetic of a step.
         """
+        self._refuse_inside_closure("step_back")
         if not self._entries:
             since = " since mark_boundary()" if any(not part.fresh for part in self._parts) else ""
             raise ReversalError(f"step_back() found no step to undo{since}: call step() first")
@@ -213,6 +216,7 @@ class ReversibleSGD(Optimizer):
             part.wrote()
 
         undone: list[tuple[Part, Record, list[Tensor | None]]] = []
+        self._undoing = True
         try:
             with torch.enable_grad():
                 loss = closure()
@@ -240,6 +244,8 @@ class ReversibleSGD(Optimizer):
                 part.steps += 1
                 part.wrote()
             raise
+        finally:
+            self._undoing = False
 
         for part, record in work:
             part.hash = record.hash_before
@@ -267,11 +273,19 @@ class ReversibleSGD(Optimizer):
         Raises:
             OverflowError, TypeError, ValueError: if the new weights do not fit; nothing is changed then.
         """
+        self._refuse_inside_closure("mark_boundary")
         renewed = []
         for part in self._parts:
-            for i, weight in enumerate(part.bucket.weights):
-                check_parameter(weight, part.bucket.names[i])
-            bucket = Bucket(part.bucket.weights, part.bucket.names, self.state_bits)
+            params = self.param_groups[part.group]["params"] if part.group < len(self.param_groups) else []
+            if part.members[-1] >= len(params):
+                raise RuntimeError(
+                    f"{part.bucket.names[-1]}: was removed from param_groups, which mark_boundary() cannot accept. Put it back, "
+                    "or construct a new ReversibleSGD"
+                )
+            weights = [params[i] for i in part.members]
+            for weight, name in zip(weights, part.bucket.names, strict=True):
+                check_parameter(weight, name)
+            bucket = Bucket(weights, part.bucket.names, self.state_bits)
             for i, (old, new) in enumerate(zip(part.bucket.sizes, bucket.sizes, strict=True)):
                 if old == new:
                     bucket.state_of(i, bucket.v).copy_(part.bucket.state_of(i, part.bucket.v))
@@ -316,8 +330,14 @@ class ReversibleSGD(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with every bit of the reversible state under "reversible"; goes through ``torch.save``.
 
-        Tensors are shared with the optimizer, not copied, as in torch.
+        Tensors are shared with the optimizer, not copied, as in torch. A digest of everything goes along: about a second per
+        gigabyte.
+
+        Raises:
+            RuntimeError: if a parameter was resized or replaced since the last step, see :meth:`mark_boundary`.
         """
+        resized = [name for part in self._parts for name in part.bucket.resized()]
+        self._refuse(resized + self._replaced())
         return {
             **super().state_dict(),
             saved.KEY: saved.pack(self.state_bits, self._steps_taken, self._parts, self._entries),
@@ -332,6 +352,7 @@ class ReversibleSGD(Optimizer):
             ValueError: for a state of another optimizer, other parameters or ``state_bits``, or a damaged one. Nothing is
             changed then.
         """
+        self._refuse_inside_closure("load_state_dict")
         steps, parts, entries = saved.unpack(state_dict, self.state_bits, self.param_groups, self._name)
         super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})
         self._steps_taken, self._parts, self._entries = steps, parts, entries
@@ -351,6 +372,7 @@ class ReversibleSGD(Optimizer):
         for part in self._parts:
             part.watch.accept()
         self._check_weights = True
+        self._undoing = False
 
     def _name(self, group: int, position: int) -> str:
         names = self.param_groups[group].get("param_names")
@@ -376,14 +398,40 @@ class ReversibleSGD(Optimizer):
                 self._waiting[part.group] = sorted([*self._waiting[part.group], *part.members])
         self._parts = [part for part in self._parts if not part.at_fresh_start]
 
+    def _refuse_inside_closure(self, method: str) -> None:
+        if self._undoing:
+            raise RuntimeError(
+                f"{method}() was called inside the closure of step_back(), while the state is half undone. The closure may only "
+                f"clear the gradients, compute the loss and call backward(); call {method}() before or after step_back()"
+            )
+
     def _refuse_edits(self) -> None:
-        names = [part.bucket.names[i] for part in self._parts for i in part.watch.edited()]
+        names = self._replaced()
         if self._check_weights and not names:
             names = [name for part in self._parts for name in part.bucket.edited(at_start=part.steps == 0)]
+            if not names:
+                for part in self._parts:
+                    part.watch.accept()
+        elif not names:
+            names = [part.bucket.names[i] for part in self._parts for i in part.watch.edited()]
+        self._refuse(names)
+        self._check_weights = False
+
+    @staticmethod
+    def _refuse(names: list[str]) -> None:
         if names:
             raise RuntimeError(
                 f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''}: edited, resized or replaced since the "
                 "last step, so the steps so far cannot be continued or undone. Put the weights back, or call "
                 "optimizer.mark_boundary() to accept them as a new start that cannot be rewound past"
             )
-        self._check_weights = False
+
+    def _replaced(self) -> list[str]:
+        """Names of the tensors that are no longer where they were in the groups."""
+        names = []
+        for part in self._parts:
+            params = self.param_groups[part.group]["params"] if part.group < len(self.param_groups) else []
+            for i, weight, name in zip(part.members, part.bucket.weights, part.bucket.names, strict=True):
+                if i >= len(params) or params[i] is not weight:
+                    names.append(name)
+        return names

@@ -34,6 +34,8 @@ class Settings:
         Raises:
             ValueError: and names the setting.
         """
+        if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
+            raise ValueError(f"Invalid learning rate: a tensor of shape {tuple(group['lr'].shape)}. Expected one element")
         settings = Settings(
             lr=float(group["lr"]),
             momentum=float(group["momentum"]),

@@ -22,8 +22,7 @@ class Watch:
     def accept(self) -> None:
         """The present state is the expected one."""
         self._versions = [t._version for t in self._tensors]
-        self._pointers = [t.data_ptr() for t in self._tensors]
-        self._sizes = [t.numel() for t in self._tensors]
+        self._places = self._present_places()
 
     def wrote(self) -> None:
         """An op has written all tensors: tell autograd, and expect it."""
@@ -31,12 +30,13 @@ class Watch:
         self._versions = [t._version for t in self._tensors]
 
     def edited(self) -> list[int]:
-        """Indices of the tensors that somebody else wrote, resized or replaced."""
-        versions = [t._version for t in self._tensors]
-        pointers = [t.data_ptr() for t in self._tensors]
-        sizes = [t.numel() for t in self._tensors]
-        if versions == self._versions and pointers == self._pointers and sizes == self._sizes:
+        """Indices of the tensors that somebody else wrote, resized, reshaped or replaced."""
+        versions, places = [t._version for t in self._tensors], self._present_places()
+        if versions == self._versions and places == self._places:
             return []
-        now = zip(versions, pointers, sizes, strict=True)
-        before = zip(self._versions, self._pointers, self._sizes, strict=True)
+        now = zip(versions, places, strict=True)
+        before = zip(self._versions, self._places, strict=True)
         return [i for i, (new, old) in enumerate(zip(now, before, strict=True)) if new != old]
+
+    def _present_places(self) -> list[tuple[int, int, tuple[int, ...]]]:
+        return [(t.data_ptr(), t.numel(), t.stride()) for t in self._tensors]

@@ -185,7 +185,6 @@ def test_against_finite_differences_of_train_itself(kind):
             with torch.no_grad():
                 for t, d in zip(leaves, direction, strict=True):
                     t += 1e-5 * sign * d
-        settings, loss = rescaled(settings, loss, 1024)
         arguments = {"steps": STEPS, "hyperparameters": hyperparameters, "initial": initial}
         trained = rh.train(model, loss, batch_indices, optimizer=rh.SGD(**settings), **arguments)
         value = validation(model, trained)
