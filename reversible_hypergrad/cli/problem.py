@@ -17,8 +17,6 @@ from reversible_hypergrad.cli.data import Data, Part
 
 __all__ = ["Curves", "Problem", "Recipe", "Score"]
 
-_MOMENTUM_GRID = 2**16
-
 
 @dataclass
 class Recipe:
@@ -50,10 +48,8 @@ class Recipe:
         return {kind: sum(t.numel() for t in tensors) for kind, tensors in self.kinds().items()}
 
     def momentum(self) -> Tensor:
-        """In float64, on the grid of 1/65536 that surely holds a fraction for the run; the rounding counts as the identity."""
-        exact = torch.sigmoid(self.momentum_logit.double())
-        grid = (exact.detach() * _MOMENTUM_GRID).round().clamp(1, _MOMENTUM_GRID - 1) / _MOMENTUM_GRID
-        return exact + (grid - exact).detach()
+        """In float64, between 0.001 and 0.999. The run takes the simple fraction nearby that ``rh.SGD`` finds."""
+        return torch.sigmoid(self.momentum_logit.double()).clamp(0.001, 0.999)
 
     def detached(self) -> "Recipe":
         """A copy that stays as it is when this one learns."""
