@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: build test test-slow bench lint format clean
+.PHONY: build demo test test-slow bench bench-race lint format clean
 
 build: .venv/built
 
@@ -21,6 +21,10 @@ build: .venv/built
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 
+# DEMO passes options on, e.g. `make demo DEMO="--data mnist --steps 200"`.
+demo: build
+	$(BIN)/python -m reversible_hypergrad tune $(DEMO)
+
 test: build
 	$(BIN)/python -m pytest
 
@@ -29,6 +33,9 @@ test-slow: build
 
 bench: build
 	$(BIN)/python -m bench.sgd_step
+
+bench-race: build
+	$(BIN)/python -m bench.race --csv bench/results/race.csv
 
 lint: build
 	$(BIN)/ruff check .
