@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -189,23 +190,7 @@ class Bucket:
         return record, self._read()
 
     def _step(self, record: Record, gradients: Sequence[Tensor | None], skipped: Tensor, with_hash: bool) -> None:
-        ops.sgd_step(
-            self.weights,
-            self._gradients(gradients),
-            record.active,
-            self.x,
-            self.v,
-            self.accumulators,
-            record.planes,
-            record.spill_bits,
-            self._numbers(record),
-            record.momentum.numerator,
-            record.momentum.denominator,
-            skipped,
-            with_hash,
-            self.outcome,
-            self._lr_elements(record),
-        )
+        ops.sgd_step(*self._arguments(record, gradients), skipped, with_hash, self.outcome, self._lr_elements(record))
 
     def move_weights(self, record: Record, *, back: bool, with_hash: bool = False) -> Outcome:
         """X back to before the step (the first phase of undoing), or forward again. The hash is of X alone."""
@@ -225,22 +210,7 @@ class Bucket:
 
     def undo_velocity(self, record: Record, gradients: Sequence[Tensor | None], with_hash: bool) -> Outcome:
         """V and the buffer back to before the step (the second phase), given the step's gradient. The hash is of V."""
-        ops.sgd_undo_velocity(
-            self.weights,
-            self._gradients(gradients),
-            record.active,
-            self.x,
-            self.v,
-            self.accumulators,
-            record.planes,
-            record.spill_bits,
-            self._numbers(record),
-            record.momentum.numerator,
-            record.momentum.denominator,
-            self.skipped,
-            with_hash,
-            self.outcome,
-        )
+        ops.sgd_undo_velocity(*self._arguments(record, gradients), self.skipped, with_hash, self.outcome)
         self.bound = record.bound
         return self._read()
 
@@ -271,8 +241,21 @@ class Bucket:
         """Bits that the accumulators hold, by their bound."""
         return self.lanes * math.log2(self.bound)
 
-    def _gradients(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
-        return [weight if g is None else g for g, weight in zip(gradients, self.weights, strict=True)]
+    def _arguments(self, record: Record, gradients: Sequence[Tensor | None]) -> tuple[Any, ...]:
+        """What a step and the undoing of its velocity read alike. A weight stands in for a gradient that is not there."""
+        return (
+            self.weights,
+            [weight if g is None else g for g, weight in zip(gradients, self.weights, strict=True)],
+            record.active,
+            self.x,
+            self.v,
+            self.accumulators,
+            record.planes,
+            record.spill_bits,
+            self._numbers(record),
+            record.momentum.numerator,
+            record.momentum.denominator,
+        )
 
     @staticmethod
     def _numbers(record: Record) -> list[float]:

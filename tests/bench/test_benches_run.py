@@ -1,6 +1,8 @@
 """The benches run at a tiny size here, so that they cannot rot; timings are not judged."""
 
-from bench import sgd_step
+import csv
+
+from bench import chaos, hyperparameters, race, sgd_step
 from bench.timing import ratio
 
 
@@ -14,3 +16,25 @@ def test_sgd_step_prints_every_candidate(capsys):
 
 def test_ratio_is_taken_turn_by_turn():
     assert ratio([2.0, 20.0, 200.0], [1.0, 10.0, 100.0]) == (2.0, 2.0, 2.0)
+
+
+def test_race_measures_and_checks_every_method(capsys, tmp_path):
+    race.main(["--steps", "3", "--repeats", "1", "--check", "3", "--csv", str(tmp_path / "race.csv")])
+    rows = list(csv.DictReader((tmp_path / "race.csv").open()))
+    assert [row["method"] for row in rows] == list(race.METHODS)
+    for row in rows:
+        assert float(row["cpu_seconds"]) > 0
+        if row["method"] != "training":
+            # Three steps leave no room for float32's noise to grow; 32-bit state rounds velocities to 1e-7.
+            assert float(row["error"]) < (1e-3 if row["method"] == "reversible_32" else 1e-5)
+
+
+def test_number_of_hyperparameters_is_compared(capsys):
+    hyperparameters.main(["--steps", "2", "--turns", "1"])
+    assert "10,000 hyperparameters" in capsys.readouterr().out
+
+
+def test_chaos_draws_its_figure(tmp_path, capsys):
+    chaos.main(["--steps", "3", "--points", "9", "--output", str(tmp_path / "chaos.png")])
+    assert (tmp_path / "chaos.png").stat().st_size > 1000
+    assert "correlation with the numeric slope 1.00" in capsys.readouterr().out
