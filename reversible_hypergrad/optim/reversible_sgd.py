@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from reversible_hypergrad.core.rational import information_limit
 from reversible_hypergrad.engine.bucket import Bucket, Outcome, Record, combine
 from reversible_hypergrad.engine.complaint import complaint
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.optim import saved
 from reversible_hypergrad.optim.gradients import gather, refuse_missing
+from reversible_hypergrad.optim.memory import measure
 from reversible_hypergrad.optim.parts import CAUSES, Entry, Part
 from reversible_hypergrad.optim.settings import Settings, check_parameter, check_unsupported
 
@@ -304,28 +304,7 @@ class ReversibleSGD(Optimizer):
             ``information_bits_per_weight_step``, ``payload_bits_per_weight_step`` (planes and what the accumulators
             hold, by their bound), ``limit_bits_per_weight_step`` (log2(1/momentum), averaged).
         """
-        buckets = [part.bucket for part in self._parts]
-        records = [(r, p.bucket) for e in self._entries for r, p in zip(e.records, self._parts, strict=False)]
-        planes = sum(record.nbytes for record, _ in records)
-        accumulators = sum(bucket.accumulators.nbytes for bucket in buckets)
-        weight_steps, limit, trajectory = 0, 0.0, 0
-        for record, bucket in records:
-            moved = [w for w, active in zip(bucket.weights, record.active, strict=True) if active]
-            count = sum(w.numel() for w in moved)
-            weight_steps += count
-            limit += count * information_limit(record.momentum)
-            trajectory += sum(w.nbytes for w in moved)
-        per = 1.0 / weight_steps if weight_steps else 0.0
-        return {
-            "state_bytes": sum(bucket.x.nbytes + bucket.v.nbytes for bucket in buckets),
-            "initial_bytes": sum(i.nbytes for bucket in buckets for i in bucket.initial if i is not None),
-            "information_bytes": planes + accumulators,
-            "hash_bytes": 8 * sum(record.hash_before is not None for record, _ in records),
-            "trajectory_bytes": trajectory,
-            "information_bits_per_weight_step": 8 * (planes + accumulators) * per,
-            "payload_bits_per_weight_step": (8 * planes + sum(bucket.payload_bits() for bucket in buckets)) * per,
-            "limit_bits_per_weight_step": limit * per,
-        }
+        return measure(self._parts, self._entries)
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with every bit of the reversible state under "reversible"; goes through ``torch.save``.
