@@ -99,6 +99,37 @@ void contract(Array<typename State::Integer> values, Array<typename State::Accum
   for (py::ssize_t i = 0; i < values.size(); ++i) rh::contract(v[i], s[i], numerator, denominator);
 }
 
+// One digit per lane in front of what the accumulator holds: s = s * base + digit. The caller keeps s * base in capacity.
+template <class State>
+void push(Array<typename State::Integer> digits, Array<typename State::Accumulator> accumulators, int64_t base) {
+  check_fraction<State>(base, base);
+  if (digits.size() != accumulators.size())
+    throw std::invalid_argument("digits: expected one per lane (" + std::to_string(accumulators.size()) + "), got " +
+                                std::to_string(digits.size()));
+  const auto* digit = digits.data();
+  for (py::ssize_t i = 0; i < digits.size(); ++i)
+    if (digit[i] < 0 || digit[i] >= base)
+      throw std::invalid_argument("digits[" + std::to_string(i) + "]: expected a digit of base " + std::to_string(base) +
+                                  ", got " + std::to_string(digit[i]));
+  auto* s = accumulators.mutable_data();
+  for (py::ssize_t i = 0; i < digits.size(); ++i)
+    s[i] = s[i] * static_cast<typename State::Accumulator>(base) + static_cast<typename State::Accumulator>(digit[i]);
+}
+
+// The last digit of each lane, taken off.
+template <class State>
+Array<typename State::Integer> pop(Array<typename State::Accumulator> accumulators, int64_t base) {
+  check_fraction<State>(base, base);
+  Array<typename State::Integer> digits(accumulators.size());
+  auto* s = accumulators.mutable_data();
+  const auto divisor = static_cast<typename State::Accumulator>(base);
+  for (py::ssize_t i = 0; i < accumulators.size(); ++i) {
+    digits.mutable_data()[i] = static_cast<typename State::Integer>(s[i] % divisor);
+    s[i] /= divisor;
+  }
+  return digits;
+}
+
 py::dict format_of(int state_bits) {
   return with_state(state_bits, [](auto state) {
     using State = decltype(state);
@@ -121,6 +152,10 @@ PYBIND11_MODULE(_core, m) {
   m.def("plan_pushes", &plan_pushes, "bound"_a, "n"_a, "d"_a, "count"_a, "state_bits"_a);
   m.def("contract", &contract<rh::State64>, py::arg("values").noconvert(), py::arg("accumulators").noconvert(), "n"_a, "d"_a);
   m.def("contract", &contract<rh::State32>, py::arg("values").noconvert(), py::arg("accumulators").noconvert(), "n"_a, "d"_a);
+  m.def("push", &push<rh::State64>, py::arg("digits").noconvert(), py::arg("accumulators").noconvert(), "base"_a);
+  m.def("push", &push<rh::State32>, py::arg("digits").noconvert(), py::arg("accumulators").noconvert(), "base"_a);
+  m.def("pop", &pop<rh::State64>, py::arg("accumulators").noconvert(), "base"_a);
+  m.def("pop", &pop<rh::State32>, py::arg("accumulators").noconvert(), "base"_a);
   m.def("format_of", &format_of, "state_bits"_a);
   m.def("block_count", &rh::block_count, "size"_a);
   m.def("lane_count", &rh::lane_count, "size"_a);

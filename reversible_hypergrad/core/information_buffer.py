@@ -16,10 +16,10 @@ Integers = NDArray[np.integer[Any]]
 
 
 @dataclass
-class _Spill:
-    """Undone by walking back: the bound before a contraction, and the low bits that had to leave before it."""
+class _Operation:
+    """Undone by walking back: the bound before a push or contraction, and the low bits that had to leave before it."""
 
-    momentum: Fraction
+    by: Fraction | int  # a contraction's momentum, or a push's base
     bound: int
     plane: Integers | None
 
@@ -62,11 +62,11 @@ class InformationBuffer:
         self.state_bits = state_bits
         self.bound = 1
         self.accumulators: Integers = np.zeros(lanes, np.uint64 if state_bits == 64 else np.uint32)
-        self._history: list[_Spill] = []
+        self._history: list[_Operation] = []
 
     @property
     def planes(self) -> list[Integers]:
-        return [spill.plane for spill in self._history if spill.plane is not None]
+        return [operation.plane for operation in self._history if operation.plane is not None]
 
     @property
     def nbytes(self) -> int:
@@ -93,36 +93,84 @@ class InformationBuffer:
         """
         quanta = self._values(values)
         n, d = momentum.numerator, momentum.denominator
+        accumulators, plane, bound = self._room_for(n, d)
+        _core.contract(quanta, accumulators, n, d)
+        self._done(momentum, accumulators, plane, bound)
+        return quanta
+
+    def expand(self, values: ArrayLike, momentum: Fraction) -> Integers:
+        """Undoes the last operation, which must have been a :meth:`contract` by the same ``momentum``. Returns a new array.
+
+        Raises:
+            ValueError: if there is nothing to undo, or it was something else. Nothing is changed then.
+        """
+        quanta, accumulators = self._values(values), self.accumulators.copy()
+        last = self._last(momentum, "momentum", "contract")
+        _core.contract(quanta, accumulators, momentum.denominator, momentum.numerator)
+        self._undone(last, accumulators)
+        return quanta
+
+    def push(self, digits: ArrayLike, base: int) -> None:
+        """Stores one digit per lane, log2(base) bits each.
+
+        Args:
+            digits: integers of shape (lanes,) in [0, base).
+            base: 1 to ``FORMATS[state_bits].max_denominator``.
+
+        Raises:
+            ValueError: for digits or a base that do not fit. Nothing is changed then.
+
+        >>> from reversible_hypergrad import core
+        >>> buffer = core.InformationBuffer(lanes=3)
+        >>> buffer.push([7, 0, 9], base=10)
+        >>> buffer.push([1, 2, 0], base=3)
+        >>> buffer.pop(base=3), buffer.pop(base=10)
+        (array([1, 2, 0]), array([7, 0, 9]))
+        """
+        accumulators, plane, bound = self._room_for(1, base)
+        _core.push(self._values(digits), accumulators, base)
+        self._done(base, accumulators, plane, bound)
+
+    def pop(self, base: int) -> Integers:
+        """Undoes the last operation, which must have been a :meth:`push` in the same ``base``. Returns its digits.
+
+        Raises:
+            ValueError: if there is nothing to undo, or it was something else. Nothing is changed then.
+        """
+        last, accumulators = self._last(base, "base", "push"), self.accumulators.copy()
+        digits = _core.pop(accumulators, base)
+        self._undone(last, accumulators)
+        return digits
+
+    def _room_for(self, n: int, d: int) -> tuple[Integers, Integers | None, int]:
+        """Copies of the accumulators after the spill that pushing in base d needs, the spilled plane, and the next bound."""
         bound, (spill_bits,) = _core.plan_pushes(self.bound, n, d, 1, self.state_bits)
         accumulators: Integers = self.accumulators.copy()
         plane: Integers | None = None
         if spill_bits:
             plane = accumulators.astype(np.uint16 if spill_bits == 16 else np.uint8)
             accumulators >>= spill_bits
-        _core.contract(quanta, accumulators, n, d)
-        self._history.append(_Spill(momentum, self.bound, plane))
+        return accumulators, plane, bound
+
+    def _done(self, by: Fraction | int, accumulators: Integers, plane: Integers | None, bound: int) -> None:
+        self._history.append(_Operation(by, self.bound, plane))
         self.accumulators, self.bound = accumulators, bound
-        return quanta
 
-    def expand(self, values: ArrayLike, momentum: Fraction) -> Integers:
-        """Undoes the last :meth:`contract`, which must have been by the same ``momentum``. Returns a new array.
-
-        Raises:
-            ValueError: if there is no contraction to undo, or it was by another fraction. Nothing is changed then.
-        """
+    def _last(self, by: Fraction | int, name: str, method: str) -> _Operation:
         if not self._history:
-            raise ValueError("expand: the buffer is empty, no contract() is left to undo")
+            raise ValueError(f"the buffer is empty, no {method}() is left to undo")
         last = self._history[-1]
-        if last.momentum != momentum:
-            raise ValueError(f"momentum: the last contract() was by {last.momentum}, got {momentum}. Undo in reverse order")
-        quanta: Integers = self._values(values)
-        accumulators: Integers = self.accumulators.copy()
-        _core.contract(quanta, accumulators, momentum.denominator, momentum.numerator)
+        if type(last.by) is not type(by) or last.by != by:
+            what = f"contract() by {last.by}" if isinstance(last.by, Fraction) else f"push() in base {last.by}"
+            raise ValueError(f"{name}: the last operation was a {what}, got {by}. Undo in reverse order")
+        return last
+
+    def _undone(self, last: _Operation, accumulators: Integers) -> None:
         if last.plane is not None:
-            accumulators = np.bitwise_or(accumulators << 8 * last.plane.itemsize, last.plane, dtype=accumulators.dtype)
+            shifted = accumulators << 8 * last.plane.itemsize
+            accumulators = np.bitwise_or(shifted, last.plane, dtype=accumulators.dtype)
         self.accumulators, self.bound = accumulators, last.bound
         self._history.pop()
-        return quanta
 
     def _values(self, values: ArrayLike) -> Integers:
         array: Integers = np.array(values, np.int64 if self.state_bits == 64 else np.int32)
