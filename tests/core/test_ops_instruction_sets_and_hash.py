@@ -1,0 +1,200 @@
+"""The dispatcher ops agree with every instruction set and thread count, and hash every bit of the state."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from core_problems import (
+    DTYPES,
+    EACH_INSTRUCTION_SET,
+    INSTRUCTION_SETS,
+    OPS,
+    STATE_DTYPES,
+    WIDTHS,
+    Bucket,
+    Step,
+    coefficients,
+    flagged_problem,
+    integers,
+    momentum_schedule,
+    normal_gradients,
+    same_bits,
+)
+
+# Instruction sets and threads ----------------------------------------------------------------------------------------
+
+
+def random_run(state_bits, use_instruction_set, name, steps=200):
+    """A few hundred random steps on 100 k weights and back. Returns all hashes, the final state and the last planes."""
+    rng = np.random.default_rng(7)
+    sizes, dtypes = [40_000, 30_000, 20_011, 10_000], list(DTYPES)
+    fmt = oracle.FORMATS[state_bits]
+    x = [integers(rng, 2**fmt.weight_bits, size, state_bits) for size in sizes]
+    v = [integers(rng, 2**fmt.velocity_bits, size, state_bits) for size in sizes]
+    pool = [normal_gradients(rng, sizes, dtypes, [True] * 4) for _ in range(4)]
+    c = [coefficients(state_bits, 0.1, 0.02, 0.01 * (i + 1)) for i in range(4)]
+    bucket = Bucket(x, v, dtypes, state_bits)
+    start = bucket.snapshot()
+    use_instruction_set(name)
+    hashes, tape = [], []
+    for t, (n, d) in enumerate(momentum_schedule("changing", state_bits, steps)):
+        gradients = list(pool[t % 4])
+        if t % 3 == 0:
+            gradients[t % 4] = None
+        step = Step(gradients, c, n, d)
+        tape.append((step, *bucket.step(step)))
+        assert bucket.flags == [0] * 4
+        hashes.append(bucket.hash)
+    end = [*bucket.snapshot(), *(plane.clone() for _, _, planes in tape[-10:] for plane in planes)]
+    for step, spill_bits, planes in reversed(tape):
+        bucket.undo(step, spill_bits, planes)
+        assert bucket.flags == [0] * 4
+        hashes.append(bucket.hash)
+    bucket.assert_equals(start)
+    assert not bucket.s.any()
+    bucket.assert_guards()
+    return hashes, end
+
+
+@WIDTHS
+def test_instruction_sets_and_threads_agree_on_a_long_run(state_bits, use_instruction_set, set_num_threads):
+    results = {}
+    for threads in (1, 2):
+        set_num_threads(threads)
+        for name in INSTRUCTION_SETS if threads == 1 else INSTRUCTION_SETS[:1]:
+            results[name, threads] = random_run(state_bits, use_instruction_set, name)
+    hashes, end = results.pop((INSTRUCTION_SETS[0], 1))
+    assert len(set(hashes)) == len(hashes)
+    for which, (other_hashes, other_end) in results.items():
+        assert other_hashes == hashes, which
+        for mine, other in zip(end, other_end, strict=True):
+            if mine.dtype == torch.uint8:
+                assert torch.equal(mine, other), which
+            else:
+                assert same_bits(mine, other), which
+
+
+@WIDTHS
+@EACH_INSTRUCTION_SET
+def test_weights_streamed_past_the_cache_are_the_same(state_bits, instruction_set, use_instruction_set):
+    """From 32 MiB of visible weights on, they are written differently; the values and the neighbours stay the same."""
+    use_instruction_set(instruction_set)
+    rng = np.random.default_rng(11)
+    sizes, dtypes = [2**22 + 37, 999, 1003, 70_001], ["float64", "bfloat16", "float16", "float32"]
+    fmt = oracle.FORMATS[state_bits]
+    limit = 2**fmt.weight_bits
+    x = [torch.from_numpy(rng.integers(-limit, limit, size)).to(STATE_DTYPES[state_bits]) for size in sizes]
+    v = [one.flip(0) % 2**20 for one in x]
+    gradients = [torch.from_numpy(rng.standard_normal(size)).to(DTYPES[d]) for size, d in zip(sizes, dtypes, strict=True)]
+    c = [coefficients(state_bits, 0.1, 0.02, 0.01)] * 4
+    bucket = Bucket(x, v, dtypes, state_bits)
+    small = Bucket(x[1:], v[1:], dtypes[1:], state_bits)
+    start = bucket.snapshot()
+    tape = bucket.step(Step(gradients, c, 9, 10))
+    small.step(Step(gradients[1:], c[1:], 9, 10))
+    for mine, other in zip(bucket.split(bucket.x)[1:], small.split(small.x), strict=True):
+        assert torch.equal(mine, other)
+    for mine, other in zip(bucket.weights[1:], small.weights, strict=True):
+        assert same_bits(mine, other)
+    assert same_bits(bucket.weights[0], bucket.split(bucket.x)[0].double() * 2.0**-fmt.weight_bits)
+    assert not torch.equal(bucket.x, start[0])
+    bucket.undo(Step(gradients, c, 9, 10), *tape)
+    bucket.assert_equals(start)
+    bucket.assert_guards()
+
+
+def test_unknown_instruction_set_is_refused_and_changes_nothing(use_instruction_set):
+    with pytest.raises(RuntimeError, match="instruction set 'abacus'"):
+        use_instruction_set("abacus")
+    assert OPS.instruction_sets().split() == INSTRUCTION_SETS
+    assert "portable" in INSTRUCTION_SETS
+
+
+# Hash ----------------------------------------------------------------------------------------------------------------
+
+
+def hash_of(bucket: Bucket) -> int:
+    """The hash of X and V as they stand: a step that changes nothing."""
+    gradients = [torch.zeros(size, dtype=w.dtype) for size, w in zip(bucket.sizes, bucket.weights, strict=True)]
+    snapshot = bucket.snapshot()
+    bucket.step(Step(gradients, [(1.0, 0.0, 0.0)] * len(gradients), 1, 1))
+    for mine, expected in zip(bucket.tensors()[:3], snapshot, strict=False):
+        assert torch.equal(mine, expected)
+    return bucket.hash
+
+
+@WIDTHS
+@EACH_INSTRUCTION_SET
+def test_hash_changes_with_every_bit_of_the_state(state_bits, instruction_set, use_instruction_set):
+    use_instruction_set(instruction_set)
+    rng = np.random.default_rng(13)
+    fmt = oracle.FORMATS[state_bits]
+    sizes, dtypes = [21, 520], ["float32", "float64"]
+    x = [integers(rng, 2**fmt.weight_bits, size, state_bits) for size in sizes]
+    v = [integers(rng, 2**fmt.velocity_bits, size, state_bits) for size in sizes]
+    bucket = Bucket(x, v, dtypes, state_bits)
+    seen = {hash_of(bucket)}
+    count = 1
+    for state, top in ((bucket.x, fmt.weight_limit), (bucket.v, fmt.velocity_limit)):
+        for part, i in ((0, 0), (0, 20), (1, 3), (1, 511), (1, 512), (1, 519)):
+            values = bucket.split(state)[part]
+            before = int(values[i])
+            for bit in range(top.bit_length() - 1):
+                values[i] = before ^ (1 << bit)
+                seen.add(hash_of(bucket))
+                count += 1
+            values[i] = before
+    assert len(seen) == count
+
+
+@WIDTHS
+@EACH_INSTRUCTION_SET
+def test_hash_changes_when_values_trade_places(state_bits, instruction_set, use_instruction_set):
+    use_instruction_set(instruction_set)
+    rng = np.random.default_rng(17)
+    sizes, dtypes = [21, 1100], ["float32", "float64"]
+    x = [integers(rng, 2**20, size, state_bits) for size in sizes]
+    v = [integers(rng, 2**20, size, state_bits) for size in sizes]
+    bucket = Bucket(x, v, dtypes, state_bits)
+    start = hash_of(bucket)
+    places = [(0, 4), (0, 5), (0, 12), (0, 20), (1, 5), (1, 6), (1, 69), (1, 5 + 512), (1, 1030), (1, 1099)]
+    for state in (bucket.x, bucket.v):
+        parts = bucket.split(state)
+        for a, i in places:
+            for b, j in places:
+                one, other = int(parts[a][i]), int(parts[b][j])
+                if one == other:
+                    continue
+                parts[a][i], parts[b][j] = other, one
+                assert hash_of(bucket) != start, ((a, i), (b, j))
+                # Nor do opposite changes cancel.
+                parts[a][i], parts[b][j] = one + 1, other - 1
+                assert hash_of(bucket) != start, ((a, i), (b, j))
+                parts[a][i], parts[b][j] = one, other
+    for part, i in places:  # X and V of a weight
+        one, other = int(bucket.split(bucket.x)[part][i]), int(bucket.split(bucket.v)[part][i])
+        bucket.split(bucket.x)[part][i], bucket.split(bucket.v)[part][i] = other, one
+        assert hash_of(bucket) != start
+        bucket.split(bucket.x)[part][i], bucket.split(bucket.v)[part][i] = one, other
+    assert hash_of(bucket) == start
+
+
+@WIDTHS
+def test_hash_is_of_what_the_phase_moved(state_bits):
+    """Moving the weights hashes X, undoing the velocity V, a step both; the bucket's padding and s are in none."""
+    bucket, step, _ = flagged_problem(state_bits, 9, 10)
+    both = hash_of(bucket)
+    still = Step(step.gradients, [(1.0, 0.0, 0.0)] * 3, 1, 1)
+    bucket.move(still, back=False)
+    x_only = bucket.hash
+    bucket.move(still, back=True)
+    assert bucket.hash == x_only
+    for gradient in still.gradients:
+        gradient.zero_()
+    bucket.undo_velocity(still, [0] * 8, [])
+    assert (x_only + bucket.hash - both) % 2**64 == 0
+    bucket.s.zero_()
+    bucket.x[40:48] = 5
+    assert hash_of(bucket) == both
