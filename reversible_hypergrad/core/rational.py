@@ -14,15 +14,16 @@ def approximate_momentum(momentum: float, state_bits: int = 64) -> Fraction:
 
     The fraction *is* the momentum of the run, for training and for the adjoint alike. A small d matters more than a
     small error: after a step the low part of a velocity is noise of up to d quanta. The tolerance is relative to
-    ``min(momentum, 1 - momentum)``: 6e-8 with 64-bit state (every decimal of up to 4 digits is exact), 1e-3
-    with 32-bit state.
+    ``min(momentum, 1 - momentum)``: 6e-8 with 64-bit state (every decimal of up to 3 digits is exact), 1e-3
+    with 32-bit state. Where that needs a denominator above the format's largest (65536 or 8192), the tolerance doubles, up to
+    one percent.
 
     Args:
         momentum: in (0, 1].
         state_bits: 32 or 64.
 
     Raises:
-        ValueError: outside (0, 1], or too near 0 or 1 for the format's largest denominator (65536 or 8192).
+        ValueError: outside (0, 1], or within about 1.5e-5 (1.2e-4 with 32 bits) of 0 or 1, but not 1.
 
     >>> from reversible_hypergrad import core
     >>> core.approximate_momentum(0.8731), core.approximate_momentum(0.8731, state_bits=32)

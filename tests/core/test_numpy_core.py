@@ -103,6 +103,11 @@ def test_decimal_momentum_becomes_the_decimal_fraction(state_bits, text):
     assert Fraction(*_core.approximate_momentum(float(text), state_bits)) == Fraction(text)
 
 
+def test_every_decimal_of_three_digits_is_exact_with_64_bits():
+    for thousandths in range(1, 1001):
+        assert Fraction(*_core.approximate_momentum(thousandths / 1000, 64)) == Fraction(thousandths, 1000)
+
+
 @WIDTHS
 @pytest.mark.parametrize("momentum", [0.0, -0.0, -0.5, math.nextafter(1, 2), 1.5, math.nan, math.inf, -math.inf, 5e-324])
 def test_momentum_outside_the_domain_is_refused(state_bits, momentum):

@@ -122,7 +122,7 @@ EVERYTHING = with_settings(
 def compare(name, make, dtype, state_bits, steps=STEPS, seed=3):
     """Relative errors: of the trained weights, and of every gradient (the leaves of the kind, and the initial weights).
 
-    A velocity is rounded to 2^-46 and carries noise of up to d quanta for a momentum n/d, 1.4e-13 at 9/10 and 1.4e-11 at
+    A velocity is rounded to 2^-47 and carries noise of up to d quanta for a momentum n/d, 7e-14 at 9/10 and 7e-12 at
     999/1000. That bounds what float64 models can reach with gradients of order 0.01 to 1e-8.
     """
     results = []
