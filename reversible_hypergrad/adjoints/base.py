@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from reversible_hypergrad.adjoints.problem import Cotangents, Problem
+from reversible_hypergrad.inner.problem import Cotangents, Problem
 
 __all__ = ["Adjoint", "Run"]
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from reversible_hypergrad.adjoints.base import Adjoint, Run
-from reversible_hypergrad.adjoints.group import Group, groups_of
-from reversible_hypergrad.adjoints.problem import Cotangents, Problem
 from reversible_hypergrad.core.rational import information_limit
 from reversible_hypergrad.engine.complaint import complaint
 from reversible_hypergrad.errors import ReversalError
+from reversible_hypergrad.inner.fixed import FixedGroup, fixed_groups
+from reversible_hypergrad.inner.problem import Cotangents, Problem
 
 __all__ = ["Reversible"]
 
@@ -77,14 +77,14 @@ class ReversibleRun(Run):
     def __init__(self, adjoint: Reversible, problem: Problem) -> None:
         self.adjoint = adjoint
         self.problem = problem
-        self.groups: list[Group] = []
+        self.groups: list[FixedGroup] = []
         self.failure: str | None = None
         self.final: list[int] | None = None  # hashes of the trained state
         self.at_end = False  # the groups hold the trained state and all that undoing needs
 
     def forward(self, record: bool) -> None:
         problem, adjoint = self.problem, self.adjoint
-        self.groups = groups_of(problem, adjoint.state_bits, adjoint.verify_every, adjoint.buffer)
+        self.groups = fixed_groups(problem, adjoint.state_bits, adjoint.verify_every, adjoint.buffer)
         try:
             self._train(record)
         except BaseException:
@@ -153,7 +153,7 @@ class ReversibleRun(Run):
         with problem.progress("undoing", problem.steps) as bar:
             for step in reversed(range(problem.steps)):
                 for group, aw, av in adjoint:
-                    group.through_weights(step, aw, av, totals)
+                    group.through_weights(step, aw, av, group.velocity, totals)
                 undoing = [group.undo_weights(step) for group in groups]
                 evaluation = problem.gradient(step)
                 suspects = [

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from reversible_hypergrad.adjoints import Adjoint, Problem, Report, Reversible, Run
+from reversible_hypergrad.adjoints import Adjoint, Reversible, Run
+from reversible_hypergrad.inner.problem import Problem, Report
 from reversible_hypergrad.optim.settings import check_parameter
 from reversible_hypergrad.replay.batches import batches_by_step
 from reversible_hypergrad.replay.environment import Environment

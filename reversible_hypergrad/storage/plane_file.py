@@ -13,8 +13,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.adjoints.planes import PlaneStore
 from reversible_hypergrad.errors import ReversalError
+from reversible_hypergrad.storage.planes import PlaneStore
 
 __all__ = ["PlaneFile"]
 

@@ -56,6 +56,6 @@ def open_store(place: str | Path, device: torch.device) -> PlaneStore:
         return MemoryPlanes()
     if place == "host":
         return MemoryPlanes(torch.device("cpu"), device)
-    from reversible_hypergrad.adjoints.plane_file import PlaneFile
+    from reversible_hypergrad.storage.plane_file import PlaneFile
 
     return PlaneFile(Path(place), device)
