@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: build demo test test-slow bench bench-race lint format clean
+.PHONY: build demo test test-slow bench bench-race docs lint format clean
 
 build: .venv/built
 
@@ -36,6 +36,15 @@ bench: build
 
 bench-race: build
 	$(BIN)/python -m bench.race --csv bench/results/race.csv
+
+# Pages in Markdown and the docstrings, to docs/_build/html. Strict: a broken link or reference fails.
+docs: build .venv/docs-installed
+	$(BIN)/python -m sphinx -q -E -W --keep-going -d docs/_build/doctrees -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+.venv/docs-installed: .venv/installed
+	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
 
 lint: build
 	$(BIN)/ruff check .
