@@ -6,20 +6,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.adjoints.base import Adjoint, Run
+from reversible_hypergrad.adjoints.base import CAUSES, Adjoint, Run
 from reversible_hypergrad.core.rational import information_limit
 from reversible_hypergrad.engine.complaint import complaint
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.inner.fixed import FixedGroup, fixed_groups
 from reversible_hypergrad.inner.problem import Cotangents, Problem
+from reversible_hypergrad.storage.planes import check_place
 
 __all__ = ["Reversible"]
-
-_CAUSES = (
-    "Likely causes: a batch that differs on the second call, randomness that is not torch's, NumPy's or Python's global one, a "
-    "loss or module that depends on how often it was called (counters, running statistics used in the loss), a hyperparameter, "
-    "file or setting that changed meanwhile, or damaged memory. rh.check_replayable(model, loss, batch) looks for the first ones"
-)
 
 
 class Reversible(Adjoint):
@@ -60,16 +55,24 @@ class Reversible(Adjoint):
             raise ValueError(f"state_bits: expected 32 or 64, got {state_bits!r}")
         if isinstance(verify_every, bool) or not isinstance(verify_every, int) or verify_every < 1:
             raise ValueError(f"verify_every: expected an integer >= 1, got {verify_every!r}")
-        if buffer not in ("device", "host") and not Path(buffer).is_dir():
-            raise NotADirectoryError(f"buffer: expected 'device', 'host' or an existing directory, got {str(buffer)!r}")
         self.state_bits = state_bits
         self.verify_every = verify_every
-        self.buffer = buffer
+        self.buffer = check_place("buffer", buffer)
 
     def __repr__(self) -> str:
         return f"Reversible(state_bits={self.state_bits}, verify_every={self.verify_every}, buffer={str(self.buffer)!r})"
 
     def start(self, problem: Problem) -> "ReversibleRun":
+        if problem.nesterov:
+            raise ValueError(
+                "nesterov: rh.Reversible() cannot undo a Nesterov step, since its gradient is taken where the weights are only "
+                "known after the step is undone. Use adjoint=rh.Checkpoint(), or nesterov=False"
+            )
+        if any(number == 0 for settings in problem.settings for number in settings.momentum.numbers):
+            raise ValueError(
+                "momentum: rh.Reversible() expected numbers in (0, 1], got 0. A step with momentum 0 destroys the whole velocity "
+                "and cannot be undone from a few bits: use a small momentum, or adjoint=rh.Checkpoint()"
+            )
         return ReversibleRun(self, problem)
 
 
@@ -97,7 +100,7 @@ class ReversibleRun(Run):
             if self.final is not None and final != self.final:
                 raise ReversalError(
                     "training once more, for a second backward, did not end at the same weights, so there is no exact "
-                    f"hypergradient. {_CAUSES}"
+                    f"hypergradient. {CAUSES}"
                 )
             self.final = final
 
@@ -193,7 +196,7 @@ class ReversibleRun(Run):
         seen = self.problem.gradient.diagnose(step)
         raise ReversalError(
             f"undoing {where} did not restore the state before (near {', '.join(suspects[:3])}), so there is no exact "
-            f"hypergradient, and no gradient has been changed. {seen + '. ' if seen else ''}{_CAUSES}"
+            f"hypergradient, and no gradient has been changed. {seen + '. ' if seen else ''}{CAUSES}"
         )
 
     def _bits(self, steps: int) -> str:

@@ -68,9 +68,13 @@ class FlatGroup(ABC):
         """A setting as the step used it."""
         return number
 
+    def dampens(self, step: int) -> bool:
+        """As torch does, the first velocity is the gradient, undampened."""
+        return step > 0
+
     def share(self, dampening: Setting, step: int) -> float:
-        """1 - dampening. As torch does, the first velocity is the gradient, undampened."""
-        return 1.0 if step == 0 else 1.0 - dampening.at(step)
+        """1 - dampening, as the step used it."""
+        return 1.0 - dampening.at(step) if self.dampens(step) else 1.0
 
     # Vectors
 
@@ -128,7 +132,7 @@ class FlatGroup(ABC):
         """Of v' = mu*v + (1-dampening)*total, with the state before the step: d_mu = <av, v>; d_dampening = -<av, total>."""
         if self.momentum.source is not None:
             self.momentum.accumulate(totals.sources, step, torch.dot(av, self.velocity()))
-        if step > 0 and any(setting.source is not None for _, setting, _ in self.dampening_spans):
+        if self.dampens(step) and any(setting.source is not None for _, setting, _ in self.dampening_spans):
             total = self.total_at(step, gradients)
             for part, setting, _ in self.dampening_spans:
                 if setting.source is not None:

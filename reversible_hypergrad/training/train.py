@@ -124,6 +124,8 @@ def train(
         hyperparameters=[leaves[i].detach() for i in wanted],
         report=report,
         progress=bars(progress),
+        nesterov=optimizer.nesterov,
+        given=[i for i, name in enumerate(names) if initial and name in initial and initial[name].requires_grad],
     )
     inputs = [*starts.values(), *resolved.tensors, *(leaves[i] for i in wanted)]
     unchanged = [t for t in (*leaves, *_given_tensors(optimizer)) if isinstance(t, Tensor)]

@@ -1,0 +1,163 @@
+"""Training in plain floats, and the walk back over weights that a strategy brings back."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from reversible_hypergrad.adjoints.base import CAUSES, Run
+from reversible_hypergrad.errors import ReversalError
+from reversible_hypergrad.inner.floats import FloatGroup, FloatState, float_groups, needs_velocity
+from reversible_hypergrad.inner.problem import Cotangents, Problem
+
+__all__ = ["FloatRun"]
+
+_CHECK_EVERY = 64  # steps between looks for non-finite losses: each waits for the device
+
+
+class FloatRun(Run):
+    """What the strategies with plain float states share. One of them says what to keep, and how to get a step's weights back.
+
+    The loss of every step is kept (8 bytes) and compared, bit for bit, when the step is evaluated again on the way back.
+    """
+
+    replays = True  # whether the walk back sees the very weights of training
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.groups: list[FloatGroup] = []
+        self.begin: list[FloatState] = []  # per group, to start once more from
+        self.first = 0  # the walk back ends with this step
+        self.with_velocity = False
+        self._losses = torch.empty(0)
+        self._at_end = False
+
+    @abstractmethod
+    def keep(self, step: int) -> None:
+        """Called before each step of training."""
+
+    @abstractmethod
+    def restore(self, step: int) -> None:
+        """Brings the groups back to before ``step``; velocities too ``with_velocity``. Steps come in descending order."""
+
+    def let_go(self) -> None:
+        """Forgets what was kept."""
+
+    def forward(self, record: bool) -> None:
+        problem = self.problem
+        self.groups = float_groups(problem)
+        self.with_velocity = needs_velocity(problem)
+        self.begin = [group.state(False) for group in self.groups]
+        self._losses = torch.empty(problem.steps, dtype=torch.float64, device=self.groups[0].device)
+        try:
+            with problem.progress("training", problem.steps) as bar:
+                for step in range(problem.steps):
+                    if record:
+                        self.keep(step)
+                    self.train(step)
+                    if step % _CHECK_EVERY == _CHECK_EVERY - 1 or step == problem.steps - 1:
+                        self._refuse_non_finite(step)
+                    bar.advance()
+        except BaseException:
+            self._rewind()
+            raise
+        self._at_end = record
+        if not record:
+            self._free()
+
+    def train(self, step: int) -> None:
+        loss, gradients = self.problem.gradient.values(step)
+        self._losses[step] = loss
+        for group in self.groups:
+            group.step(step, gradients)
+
+    def pull_back(self, cotangents: Sequence[Tensor | None]) -> Cotangents:
+        if not self._at_end:
+            self.problem.gradient.restart()
+            self.forward(record=True)
+        try:
+            return self.walk_back(cotangents)
+        finally:
+            self._rewind()
+
+    def walk_back(self, cotangents: Sequence[Tensor | None]) -> Cotangents:
+        problem, groups = self.problem, self.groups
+        totals = Cotangents.zeros(problem)
+        aws, avs = [group.gather(cotangents) for group in groups], [group.vector() for group in groups]
+        adjoint = list(zip(groups, aws, avs, strict=True))
+        again = self._losses.clone()
+        with problem.progress("differentiating", problem.steps - self.first) as bar:
+            for step in reversed(range(self.first, problem.steps)):
+                self.restore(step)
+                evaluation = problem.gradient(step)
+                again[step] = evaluation.loss
+                gradients = evaluation.gradients
+                us = [group.enter(step, aw, av, gradients, totals) for group, aw, av in adjoint]
+                directions: list[Tensor] = [torch.empty(0)] * len(problem.weights)
+                for group, u in zip(groups, us, strict=True):
+                    group.scatter(u, directions)
+                by_weights, by_hyperparameters = evaluation.products(directions)
+                del evaluation
+                for (group, aw, av), u in zip(adjoint, us, strict=True):
+                    group.through_velocity(step, av, gradients, totals)
+                    group.through_gradient(step, aw, av, u, by_weights, totals)
+                totals.add_hyperparameters(by_hyperparameters)
+                bar.advance()
+        if self.replays:
+            self._compare(again)
+        self.finish(totals, aws)
+        return totals
+
+    def finish(self, totals: Cotangents, aws: Sequence[Tensor]) -> None:
+        """The gradients by the initial weights, from those by the weights before the first step."""
+        initial: list[Tensor] = [torch.empty(0)] * len(self.problem.weights)
+        for group, aw in zip(self.groups, aws, strict=True):
+            group.scatter(aw.to(group.w.dtype), initial)
+        totals.initial = [*initial]
+
+    def load(self, states: Sequence[FloatState]) -> None:
+        for group, state in zip(self.groups, states, strict=True):
+            group.load(state)
+
+    def _compare(self, again: Tensor) -> None:
+        different = (again != self._losses) & ~(again.isnan() & self._losses.isnan())
+        report = self.problem.report
+        report.checks += self.problem.steps - self.first
+        if not bool(different.any()):
+            report.restored = True
+            return
+        step = int(different.nonzero()[0])
+        seen = self.problem.gradient.diagnose(step)
+        raise ReversalError(
+            f"step {step}: its loss was {self._losses[step].item():.9g} in training and {again[step].item():.9g} on the way "
+            "back, so the weights there, or the loss, are not those of training, and no gradient has been changed. "
+            f"{seen + '. ' if seen else ''}{CAUSES}"
+        )
+
+    def _refuse_non_finite(self, step: int) -> None:
+        since = max(0, step + 1 - _CHECK_EVERY)
+        bad = (~self._losses[since : step + 1].isfinite()).nonzero()
+        if len(bad):
+            at = since + int(bad[0])
+            raise FloatingPointError(
+                f"step {at}: the loss is {self._losses[at].item()}, expected a finite number. Lower lr, or look for the first "
+                "step whose gradient is not finite before it"
+            )
+        if step == self.problem.steps - 1:
+            names = [n for n, w in zip(self.problem.names, self.problem.weights, strict=True) if not bool(w.isfinite().all())]
+            if names:
+                raise FloatingPointError(
+                    f"step {step}: {', '.join(names[:3])} is not finite after it, expected finite weights. Lower lr, or look for "
+                    f"a gradient that is not finite in steps {since} to {step}"
+                )
+
+    def _rewind(self) -> None:
+        """Back to the initial weights, as training once more, for a second backward, expects them."""
+        self.load(self.begin)
+        self._at_end = False
+        self._free()
+
+    def _free(self) -> None:
+        self.let_go()
+        self.groups, self.begin, self._losses = [], [], torch.empty(0)
