@@ -31,8 +31,8 @@ def train(model=None, loss=loss, batches=DATA, sgd=None, **settings):
     return rh.train(model or net(), loss, batches, optimizer=sgd or rh.SGD(lr=0.05), **settings)
 
 
-def differentiate(trained, **settings):
-    sum(w.square().sum() for w in trained.values()).backward(**settings)
+def differentiate(trained):
+    sum(w.square().sum() for w in trained.values()).backward()
 
 
 def scaled_at_7(factor):
@@ -56,6 +56,29 @@ def unseeded():
         return F.mse_loss(model(batch[0] + 0.1 * torch.randn(8, 4, generator=own)), batch[1])
 
     differentiate(train(loss=noisy))
+
+
+def unseeded_in_floats():
+    own = torch.Generator()
+
+    def noisy(model, batch, hyperparameters):
+        return F.mse_loss(model(batch[0] + 0.1 * torch.randn(8, 4, generator=own)), batch[1])
+
+    differentiate(train(loss=noisy, adjoint=rh.Checkpoint()))
+
+
+def not_convex():
+    log_scale = torch.tensor(0.0, requires_grad=True)
+    sgd = rh.SGD(lr=0.05)
+    trained = train(
+        loss=lambda m, b, h: h.exp() * loss(m, b), sgd=sgd, hyperparameters=log_scale, adjoint=rh.ConjugateGradient(iterations=50)
+    )
+    differentiate(trained)
+
+
+def many_tangents():
+    rates = torch.full((101,), 0.05, requires_grad=True)
+    train(batches=lambda step: DATA[step % STEPS], steps=101, sgd=rh.SGD(lr=rates), adjoint=rh.ForwardMode())
 
 
 def a_setting_that_changes(times_before=0):
@@ -99,6 +122,12 @@ def backward_twice():
     downstream = sum(w.sum() for w in train().values())
     downstream.backward()
     downstream.backward()
+
+
+def second_derivative():
+    model = net()
+    trained = train(model)
+    torch.autograd.grad(sum(w.sum() for w in trained.values()), list(model.parameters()), create_graph=True)
 
 
 def large_weight():
@@ -185,13 +214,17 @@ PROVOKED: dict[str, list[Callable[..., object]]] = {
     "the batch of step … is another one each time it is asked for": [another_batch_each_time],
     "the gradient at step … is another one at each call": [unseeded],
     "batch and gradient of step … are the same when asked for twice now": [a_setting_that_changes],
+    "step …: its loss was … in training and … on the way back": [unseeded_in_floats],
     "an earlier backward through this run failed": [a_second_try],
     "training once more, for a second backward, did not end at the same weights": [lambda: a_setting_that_changes(1)],
-    "the information buffer's file … was damaged": [a_damaged_file],
+    "the trajectory's file … was damaged": [a_damaged_file],
     "one of the variables needed for gradient computation has been modified by an inplace operation": [changed_in_place],
     "Trying to backward through the graph a second time": [backward_twice],
-    "train() was differentiated with create_graph=True": [lambda: differentiate(train(), create_graph=True)],
+    "train() was differentiated with create_graph=True": [second_derivative],
     "step …: …: its gradient is not finite": [lambda: train(batches=scaled_at_7(float("nan")), steps=STEPS)],
+    "step …: the loss is …, expected a finite number": [
+        lambda: train(batches=scaled_at_7(float("nan")), steps=STEPS, adjoint=rh.Snapshots())
+    ],
     "step …: …: its gradient is beyond the fixed-point range": [lambda: train(batches=scaled_at_7(1e9), steps=STEPS)],
     "step …: …: a weight would leave the fixed-point range": [lambda: train(sgd=rh.SGD(lr=1e6))],
     "…: its weights must be finite and below": [large_weight],
@@ -204,7 +237,14 @@ PROVOKED: dict[str, list[Callable[..., object]]] = {
     "steps: expected at most …, the number of batches": [lambda: train(steps=STEPS + 1)],
     "loss: it depends on a tensor of shape … that requires grad but is neither": [outside_model],
     "loss: its result does not depend on the model's weights": [lambda: train(loss=lambda m, b, _: loss(m, b).detach())],
-    "momentum: expected numbers in (0, 1], got 0": [lambda: train(sgd=rh.SGD(lr=0.1, momentum=0.0))],
+    "nesterov: rh.Reversible() cannot undo a Nesterov step": [lambda: train(sgd=rh.SGD(lr=0.1, nesterov=True))],
+    "adjoint: ForwardMode(limit=100) got … hyperparameters": [many_tangents],
+    "adjoint: ConjugateGradient needs a positive definite Hessian": [not_convex],
+    "adjoint: expected an object such as rh.Reversible(), got": [
+        lambda: train(adjoint=rh.Snapshots),
+        lambda: train(adjoint="snapshots"),
+    ],
+    "momentum: rh.Reversible() expected numbers in (0, 1], got 0": [lambda: train(sgd=rh.SGD(lr=0.1, momentum=0.0))],
     "momentum: … is too close to 1 for a fraction n/d": [lambda: train(sgd=rh.SGD(lr=0.1, momentum=0.999999))],
     "lr: expected numbers >= 0, got": [lambda: train(sgd=rh.SGD(lr=torch.tensor(-1.0)))],
     "lr: expected a tensor of shape () or": [lambda: train(sgd=rh.SGD(lr=torch.ones(7)))],
