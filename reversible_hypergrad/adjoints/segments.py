@@ -8,9 +8,7 @@ import numpy as np
 __all__ = ["level"]
 
 
-def level(
-    costs: Sequence[float], state: float, held: Callable[[int], int], segments: int | None = None
-) -> tuple[list[int], float]:
+def level(costs: Sequence[float], state: float, held: Callable[[int], int]) -> tuple[list[int], float]:
     """First steps of the segments that need the least memory at their worst, and that memory.
 
     Walking back through segment ``j`` takes the memory of its steps and of ``held(j)`` states. Later segments come while more
@@ -19,12 +17,9 @@ def level(
     Args:
         costs: memory per step. state: memory of a state, in the same unit.
         held: how many states are held during segment j = 0, 1, ...; not decreasing.
-        segments: how many; None: as many as help.
 
     >>> level([1.0] * 10, 2.0, lambda j: j)
     ([0, 6], 6.0)
-    >>> level([1.0] * 10, 2.0, lambda j: j, segments=1)
-    ([0], 10.0)
     """
     total = np.array([0.0, *accumulate(costs)])
     steps = len(costs)
@@ -38,7 +33,7 @@ def level(
             at_next = int(np.searchsorted(total, total[at] + room * (1 + 1e-12), side="right")) - 1
             if at_next >= steps:
                 return starts
-            if at_next <= at or len(starts) == segments:
+            if at_next <= at:
                 return None
             starts.append(at_next)
             at = at_next

@@ -49,6 +49,9 @@ class UnrollRun(Run):
         weights = [start.clone().requires_grad_() for start in self.begin]
         self._leaves, self._initial = {}, weights
         velocities = [torch.zeros_like(w) for w in weights]
+        if problem.steps:
+            problem.gradient(0)  # checks the loss; its effect on buffers does not count
+            problem.gradient.restart()
         with torch.enable_grad(), problem.progress("training", problem.steps) as bar:
             for step in range(problem.steps):
                 loss, gradients = problem.gradient.attached(step, weights)

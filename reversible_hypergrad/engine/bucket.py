@@ -165,6 +165,11 @@ class Bucket:
                 names.append(self.names[i])
         return names
 
+    def show_weights(self) -> None:
+        """The visible weights become the rounded X."""
+        for i, weight in enumerate(self.weights):
+            flat(weight).copy_(self._visible(self.state_of(i, self.x), weight.dtype))
+
     def restore_initial(self) -> None:
         """The visible weights of the start, to the last bit. Call when X is back there."""
         for weight, initial in zip(self.weights, self.initial, strict=True):
@@ -235,7 +240,15 @@ class Bucket:
 
     def is_empty(self) -> bool:
         """Whether no velocity and no information is left: the state before a first step."""
-        return self.bound == 1 and not self.v.any() and not self.accumulators.any()
+        return self.has_no_information() and not self.v.any()
+
+    def has_no_information(self) -> bool:
+        return self.bound == 1 and not self.accumulators.any()
+
+    def forget(self) -> None:
+        """Empties the accumulators: nothing before the present state can be undone any more."""
+        self.accumulators.zero_()
+        self.bound = 1
 
     def payload_bits(self) -> float:
         """Bits that the accumulators hold, by their bound."""

@@ -15,15 +15,16 @@ from reversible_hypergrad.inner.flat import FlatGroup
 from reversible_hypergrad.inner.problem import Problem
 from reversible_hypergrad.storage.planes import open_store
 
-__all__ = ["FixedGroup", "fixed_groups"]
+__all__ = ["LOG_BYTES", "FixedGroup", "fixed_groups"]
 
 _SPILLS = (0, 8, 16)
+LOG_BYTES = 18  # per recorded step: a hash, a bound, what was spilled
 
 
 class FixedGroup(FlatGroup):
     """Parameters that share a momentum and a device, in one bucket. Vectors have the layout of the bucket's state.
 
-    The log takes 18 bytes per recorded step beside the planes.
+    A run is one segment or several. Each begins with an empty buffer; planes and log are those of the recorded one.
     """
 
     def __init__(self, problem: Problem, members: Sequence[int], state_bits: int, verify_every: int, place: str | Path) -> None:
@@ -37,6 +38,7 @@ class FixedGroup(FlatGroup):
         self._coefficients: tuple[Coefficients, ...] | None = None
         self._active = (True,) * len(weights)
         self.store = open_store(place, weights[0].device)
+        self.first = 0  # step of the present segment
         self.hash: int | None = self.bucket.hash()
         self._hashes, self._bounds, self._spilled = array("q"), array("Q"), array("H")
 
@@ -57,6 +59,27 @@ class FixedGroup(FlatGroup):
                 self.store.push(plane)
             self.hash = outcome.hash if with_hash else None
         return outcome
+
+    def begin_segment(self, step: int) -> None:
+        """Whatever information there is is dropped."""
+        self.bucket.forget()
+        self.first = step
+        self.hash = self.bucket.hash()
+
+    def begin_again(self) -> None:
+        """At the initial weights, which must be the visible ones."""
+        self.bucket.quantize_weights()
+        self.bucket.v.zero_()
+        self.begin_segment(0)
+
+    def push_state(self) -> None:
+        self.store.push(self.bucket.x.clone().view(torch.uint8))
+        self.store.push(self.bucket.v.clone().view(torch.uint8))
+
+    def pop_state(self) -> None:
+        self.bucket.v.copy_(self.store.pop().view(self.bucket.v.dtype))
+        self.bucket.x.copy_(self.store.pop().view(self.bucket.x.dtype))
+        self.bucket.show_weights()
 
     # The way back
 
@@ -79,7 +102,8 @@ class FixedGroup(FlatGroup):
         outcome = self.bucket.undo_velocity(record, total, record.hash_before is not None)
         flagged = [name for name, flag in zip(self.bucket.names, outcome.flags, strict=True) if flag]
         wrong_hash = record.hash_before is not None and combine(weights_hash, outcome.hash) != record.hash_before
-        if flagged or wrong_hash or (step == 0 and not self.bucket.is_empty()):
+        left_over = step == self.first and not (self.bucket.is_empty() if step == 0 else self.bucket.has_no_information())
+        if flagged or wrong_hash or left_over:
             return flagged or self.bucket.names
         return []
 
@@ -152,7 +176,7 @@ class FixedGroup(FlatGroup):
         return torch.addcmul(gradient, self.view_of_flat(decay, i), weight)
 
     def _is_checked(self, step: int) -> bool:
-        return step % self.verify_every == 0
+        return (step - self.first) % self.verify_every == 0
 
 
 def fixed_groups(problem: Problem, state_bits: int, verify_every: int, place: str | Path) -> list[FixedGroup]:

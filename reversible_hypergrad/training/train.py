@@ -108,6 +108,9 @@ def train(
     leaves, spec = _pytree.tree_flatten(hyperparameters)
     wanted = _wanted(leaves)
     report = Report(
+        adjoint=repr(adjoint),
+        exact=adjoint.exact,
+        approximation=adjoint.approximation,
         steps=steps,
         weights=sum(w.numel() for w in weights),
         hyperparameters=sum(t.numel() for t in (*resolved.tensors, *(leaves[i] for i in wanted))),
