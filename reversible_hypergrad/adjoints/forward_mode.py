@@ -86,14 +86,12 @@ class ForwardModeRun(Run):
             self._begin()
         with problem.progress("training", problem.steps) as bar:
             for step in range(problem.steps):
-                if record:
-                    evaluation = problem.gradient(step)
-                    loss, gradients = evaluation.loss, evaluation.gradients
-                    for first in range(0, self.count, self.chunk):
-                        self._advance(step, slice(first, min(first + self.chunk, self.count)), evaluation)
-                    del evaluation
-                else:
-                    loss, gradients = problem.gradient.values(step)
+                # Not values(): their last bits may differ, and a run is the same one whether it is differentiated or not.
+                evaluation = problem.gradient(step)
+                loss, gradients = evaluation.loss, evaluation.gradients
+                for first in range(0, self.count if record else 0, self.chunk):
+                    self._advance(step, slice(first, min(first + self.chunk, self.count)), evaluation)
+                del evaluation
                 if not bool(loss.isfinite()):
                     raise FloatingPointError(f"step {step}: the loss is {loss.item()}, expected a finite number. Lower lr")
                 for group in self.groups:
