@@ -216,7 +216,7 @@ PROVOKED: dict[str, list[Callable[..., object]]] = {
     "batch and gradient of step … are the same when asked for twice now": [a_setting_that_changes],
     "step …: its loss was … in training and … on the way back": [unseeded_in_floats],
     "an earlier backward through this run failed": [a_second_try],
-    "training once more, for a second backward, did not end at the same weights": [lambda: a_setting_that_changes(1)],
+    "training once more did not come to the same weights as before at step …": [lambda: a_setting_that_changes(1)],
     "the trajectory's file … was damaged": [a_damaged_file],
     "one of the variables needed for gradient computation has been modified by an inplace operation": [changed_in_place],
     "Trying to backward through the graph a second time": [backward_twice],
