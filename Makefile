@@ -58,4 +58,4 @@ format: build
 	$(BIN)/clang-format -i $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 clean:
-	rm -rf .venv build *.egg-info reversible_hypergrad/*.so
+	rm -rf .venv build docs/_build *.egg-info reversible_hypergrad/*.so
