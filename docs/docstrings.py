@@ -10,13 +10,16 @@ The code's docstrings let several entries of a section share a line::
 Here each gets a line of its own, and what is no entry becomes a sentence after the section.
 """
 
+from __future__ import annotations
+
 import contextlib
 import inspect
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sphinx.application import Sphinx
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 _ERROR = r"[A-Z]\w*(?:Error|Warning|Interrupt)"
 
