@@ -55,7 +55,9 @@ def loss_hyperparameters(model, x, y, dtype, steps):
 
 
 def initial_weights(model, x, y, dtype, steps):
-    return *plain(x, y, dtype), [p for p in model.parameters() if p.requires_grad]
+    own = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    settings, hyperparameters, _, loss = plain(x, y, dtype)
+    return settings, hyperparameters, lambda: own, loss, list(own.values())
 
 
 def initial_scales(model, x, y, dtype, steps):
@@ -114,12 +116,12 @@ EVERYTHING = with_settings(lr=steps_of(0.1, 0.02), momentum=steps_of(0.8, 0.9), 
 
 
 class Gradients:
-    """Trained weights, the validation loss, and gradients by the leaves of a kind and by the model's own weights."""
+    """Trained weights, and gradients by the leaves of a kind and then by the model's own weights."""
 
     def __init__(self, trained, value, leaves, weights):
         value.backward()
         grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in [*leaves, *weights]]
-        self.trained, self.value, self.grads = trained, value.item(), grads
+        self.trained, self.leaves, self.grads = trained, leaves, grads
         self.of_leaves = grads[: len(leaves)]
 
 
@@ -154,7 +156,8 @@ def by_unroll(name, make, steps, seed=3):
 
 
 def direction_of(t):
-    return torch.linspace(-1, 1, t.numel(), dtype=t.dtype).reshape(t.shape) + 0.3
+    """Zero where the value is zero: no setting may be negative, so there are no central differences."""
+    return (torch.linspace(-1, 1, t.numel(), dtype=t.dtype).reshape(t.shape) + 0.3) * (t.detach() != 0)
 
 
 def slope_by_differences(name, make, steps, adjoint=None, width=1e-5, seed=3):
@@ -173,4 +176,4 @@ def slope_by_differences(name, make, steps, adjoint=None, width=1e-5, seed=3):
 
 
 def slope_of(gradients):
-    return sum(float((g * direction_of(g)).sum()) for g in gradients.of_leaves)
+    return sum(float((g * direction_of(t)).sum()) for g, t in zip(gradients.of_leaves, gradients.leaves, strict=True))
