@@ -38,7 +38,7 @@ def level(costs: Sequence[float], state: float, held: Callable[[int], int]) -> t
             starts.append(at_next)
             at = at_next
 
-    low, high = 0.0, float(total[-1])
+    low, high = 0.0, state * held(0) + float(total[-1])
     best = [0]
     while high - low > 1e-6 * float(total[-1]):
         middle = (low + high) / 2
