@@ -48,6 +48,15 @@ class ScheduledRun(FloatRun):
             self._plan(0, self.problem.steps)
         self._keep_if_planned(step)
 
+    def forward(self, record: bool) -> None:
+        super().forward(record)
+        try:
+            for store in self._stores:
+                store.flush()  # a full disk is train()'s news, not backward()'s
+        except BaseException:
+            self._rewind()
+            raise
+
     def restore(self, step: int) -> None:
         at, with_velocity = self._kept[-1] if self._kept else (0, False)
         if at == 0:
