@@ -26,7 +26,7 @@ class RecursiveCheckpoint(Adjoint):
 
     Cost: for float32, 8 bytes per weight and state: (arity - 1) log_arity(T) or ``slots`` states. The tree trains a step
     up to log_arity(T) times again, 4.4 times on average for arity 2 and T = 2000; with ``slots`` it is at most r times, the
-    least r with binomial(slots + 1 + r, r) >= T, and 2.8 times on average for 11 slots, what that tree keeps.
+    least r with binomial(slots + 1 + r, r) >= T, and 3.1 times on average for 10 slots, what that tree keeps.
 
     *Recommended* where memory decides, the momentum is 0 or the run is very long. *Not recommended* where
     :class:`Reversible` with segments fits, which trains once more only.
