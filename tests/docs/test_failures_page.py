@@ -240,7 +240,7 @@ PROVOKED: dict[str, list[Callable[..., object]]] = {
     "nesterov: rh.Reversible() cannot undo a Nesterov step": [lambda: train(sgd=rh.SGD(lr=0.1, nesterov=True))],
     "adjoint: ForwardMode(limit=100) got … hyperparameters": [many_tangents],
     "adjoint: ConjugateGradient needs a positive definite Hessian": [not_convex],
-    "adjoint: expected an object such as rh.Reversible(), got": [
+    "adjoint: expected an object such as rh.Reversible(),": [
         lambda: train(adjoint=rh.Snapshots),
         lambda: train(adjoint="snapshots"),
     ],
