@@ -77,7 +77,8 @@ class UnrollRun(Run):
             total = decay * w if g is None else g + decay * w
             dampened = step > 0 and settings.momentum.at(step) != 0
             velocities[i] = mu * velocities[i] + ((1 - tau) * total if dampened else total)
-            after.append(w - lr * (total + mu * velocities[i] if self.problem.nesterov else velocities[i]))
+            moved = total + mu * velocities[i] if self.problem.nesterov else velocities[i]
+            after.append((w - lr * moved).to(w.dtype))  # learning rates per weight may have more digits than the weights
         return after
 
     def _value(self, setting: Setting, step: int, weight: Tensor) -> Tensor | float:
