@@ -15,6 +15,7 @@ from reversible_hypergrad.adjoints import (
 )
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.optim import ReversibleSGD
+from reversible_hypergrad.planning import Plan, plan
 from reversible_hypergrad.replay import ReplayableLoader
 from reversible_hypergrad.training import SGD, TrainedWeights, check_replayable, train
 
@@ -25,6 +26,7 @@ __all__ = [
     "DrMAD",
     "ForwardMode",
     "Neumann",
+    "Plan",
     "RecursiveCheckpoint",
     "ReplayableLoader",
     "ReversalError",
@@ -36,6 +38,7 @@ __all__ = [
     "Unroll",
     "check_replayable",
     "core",
+    "plan",
     "train",
 ]
 __version__ = "0.1.0"

@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from reversible_hypergrad.inner.problem import Cotangents, Problem
+from reversible_hypergrad.inner.size import Cost, RunSize
 
 __all__ = ["CAUSES", "Adjoint", "Run"]
 
@@ -47,3 +48,7 @@ class Adjoint(ABC):
     @abstractmethod
     def start(self, problem: Problem) -> Run:
         """A run of ``problem``, not yet trained. Raises ValueError for a problem that the strategy cannot do."""
+
+    def cost(self, size: RunSize) -> Cost | None:
+        """Memory and time for a run of this size, for the planner; None if that cannot be known."""
+        return None

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reversible_hypergrad.adjoints.base import Adjoint, Run
-from reversible_hypergrad.adjoints.scheduled import Schedule, ScheduledRun
+from reversible_hypergrad.adjoints.scheduled import Schedule, ScheduledRun, scheduled_cost
 from reversible_hypergrad.adjoints.segments import level
 from reversible_hypergrad.inner.floats import needs_velocity
 from reversible_hypergrad.inner.problem import Problem
+from reversible_hypergrad.inner.size import Cost, RunSize
 from reversible_hypergrad.storage.planes import check_place
 
 __all__ = ["Checkpoint"]
@@ -52,6 +53,9 @@ class Checkpoint(Adjoint):
 
     def start(self, problem: Problem) -> Run:
         return ScheduledRun(problem, Segments(self.starts(problem.steps, needs_velocity(problem))), self.store)
+
+    def cost(self, size: RunSize) -> Cost:
+        return scheduled_cost(Segments(self.starts(size.steps, size.with_velocity)), size)
 
     def starts(self, steps: int, with_velocity: bool) -> list[int]:
         """The first steps of the segments, 0 first. With velocities a snapshot takes as much as a state, else half."""

@@ -90,29 +90,33 @@ class FloatRun(Run):
         problem, groups = self.problem, self.groups
         totals = Cotangents.zeros(problem)
         aws, avs = [group.gather(cotangents) for group in groups], [group.vector() for group in groups]
-        adjoint = list(zip(groups, aws, avs, strict=True))
         again = self._losses.clone()
         with problem.progress("differentiating", problem.steps - self.first) as bar:
             for step in reversed(range(self.first, problem.steps)):
                 self.restore(step)
-                evaluation = problem.gradient(step)
-                again[step] = evaluation.loss
-                gradients = evaluation.gradients
-                us = [group.enter(step, aw, av, gradients, totals) for group, aw, av in adjoint]
-                directions: list[Tensor] = [torch.empty(0)] * len(problem.weights)
-                for group, u in zip(groups, us, strict=True):
-                    group.scatter(u, directions)
-                by_weights, by_hyperparameters = evaluation.products(directions)
-                del evaluation
-                for (group, aw, av), u in zip(adjoint, us, strict=True):
-                    group.through_velocity(step, av, gradients, totals)
-                    group.through_gradient(step, aw, av, u, by_weights, totals)
-                totals.add_hyperparameters(by_hyperparameters)
+                again[step] = self._differentiate(step, aws, avs, totals)
                 bar.advance()
         if self.replays:
             self._compare(again)
         self.finish(totals, aws)
         return totals
+
+    def _differentiate(self, step: int, aws: Sequence[Tensor], avs: Sequence[Tensor], totals: Cotangents) -> Tensor:
+        """The adjoint of one step, from the state before it. Returns its loss. Gradients and products die here, not later:
+        training again between two steps must not find them in memory."""
+        evaluation = self.problem.gradient(step)
+        gradients = evaluation.gradients
+        adjoint = list(zip(self.groups, aws, avs, strict=True))
+        us = [group.enter(step, aw, av, gradients, totals) for group, aw, av in adjoint]
+        directions: list[Tensor] = [torch.empty(0)] * len(gradients)
+        for group, u in zip(self.groups, us, strict=True):
+            group.scatter(u, directions)
+        by_weights, by_hyperparameters = evaluation.products(directions)
+        for (group, aw, av), u in zip(adjoint, us, strict=True):
+            group.through_velocity(step, av, gradients, totals)
+            group.through_gradient(step, aw, av, u, by_weights, totals)
+        totals.add_hyperparameters(by_hyperparameters)
+        return evaluation.loss
 
     def finish(self, totals: Cotangents, aws: Sequence[Tensor]) -> None:
         """The gradients by the initial weights, from those by the weights before the first step."""

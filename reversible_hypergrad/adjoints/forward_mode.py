@@ -8,6 +8,7 @@ from torch import Tensor
 from reversible_hypergrad.adjoints.base import Adjoint, Run
 from reversible_hypergrad.inner.floats import FloatGroup, float_groups
 from reversible_hypergrad.inner.problem import Cotangents, Evaluation, Problem, Setting
+from reversible_hypergrad.inner.size import Cost, RunSize
 
 __all__ = ["ForwardMode"]
 
@@ -59,6 +60,15 @@ class ForwardMode(Adjoint):
                 "their number, or ForwardMode(force=True)"
             )
         return run
+
+    def cost(self, size: RunSize) -> Cost | None:
+        if size.hyperparameters is None:
+            return None
+        tangents = (2 * size.hyperparameters + 3 * min(self.chunk, size.hyperparameters)) * size.adjoint_bytes * size.weights
+        # A tangent goes through the graph of a gradient with products, which is about a step back.
+        time = 1.0 + (size.time(0) - 1.0) * max(1.0, float(size.hyperparameters))
+        too_many = size.hyperparameters > self.limit and not self.force
+        return Cost(size.float_bytes + tangents, time, f"{size.hyperparameters:,} hyperparameters" if too_many else "")
 
 
 class ForwardModeRun(Run):

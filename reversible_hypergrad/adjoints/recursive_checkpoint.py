@@ -5,8 +5,9 @@ from math import comb
 from pathlib import Path
 
 from reversible_hypergrad.adjoints.base import Adjoint, Run
-from reversible_hypergrad.adjoints.scheduled import Schedule, ScheduledRun
+from reversible_hypergrad.adjoints.scheduled import Schedule, ScheduledRun, scheduled_cost
 from reversible_hypergrad.inner.problem import Problem
+from reversible_hypergrad.inner.size import Cost, RunSize
 from reversible_hypergrad.storage.planes import check_place
 
 __all__ = ["RecursiveCheckpoint"]
@@ -61,6 +62,9 @@ class RecursiveCheckpoint(Adjoint):
 
     def start(self, problem: Problem) -> Run:
         return ScheduledRun(problem, self.schedule(), self.store)
+
+    def cost(self, size: RunSize) -> Cost:
+        return scheduled_cost(self.schedule(), size)
 
     def schedule(self) -> Schedule:
         return Tree(self.arity) if self.slots is None else Binomial(self.slots)

@@ -116,6 +116,7 @@ class ReversibleRun(Run):
             with torch.no_grad():
                 for weight, begin in zip(problem.weights, self.begin, strict=True):
                     weight.copy_(begin)
+            self.begin = []
         for group in self.groups:
             if first == 0:
                 group.begin_again()
@@ -170,36 +171,39 @@ class ReversibleRun(Run):
     def _undo_segment(
         self, first: int, end: int, aws: Sequence[Tensor], avs: Sequence[Tensor], totals: Cotangents, bar: Any
     ) -> None:
-        problem, groups = self.problem, self.groups
-        adjoint = list(zip(groups, aws, avs, strict=True))
         verified = end  # the state before this step is known to be right
         for step in reversed(range(first, end)):
-            for group, aw, av in adjoint:
-                group.through_weights(step, aw, av, group.velocity, totals)
-            undoing = [group.undo_weights(step) for group in groups]
-            evaluation = problem.gradient(step)
-            suspects = [
-                name
-                for group, (record, hash_) in zip(groups, undoing, strict=True)
-                for name in group.undo_velocity(step, record, hash_, evaluation.gradients)
-            ]
-            if suspects:
-                self._refuse(step, verified, suspects)
-            if all(record.hash_before is not None for record, _ in undoing):
+            if self._undo_step(step, verified, aws, avs, totals):
                 verified = step
-                problem.report.checks += 1
-            us = [group.directions(step, av) for group, _, av in adjoint]
-            directions: list[Tensor] = [torch.empty(0)] * len(problem.weights)
-            for group, u in zip(groups, us, strict=True):
-                group.scatter(u, directions)
-            gradients = evaluation.gradients
-            by_weights, by_hyperparameters = evaluation.products(directions)
-            del evaluation
-            for (group, aw, av), u in zip(adjoint, us, strict=True):
-                group.through_velocity(step, av, gradients, totals)
-                group.through_gradient(step, aw, av, u, by_weights, totals)
-            totals.add_hyperparameters(by_hyperparameters)
+                self.problem.report.checks += 1
             bar.advance("exact so far")
+
+    def _undo_step(self, step: int, verified: int, aws: Sequence[Tensor], avs: Sequence[Tensor], totals: Cotangents) -> bool:
+        """One step back, and its adjoint. Returns whether the state was compared with a hash."""
+        groups = self.groups
+        adjoint = list(zip(groups, aws, avs, strict=True))
+        for group, aw, av in adjoint:
+            group.through_weights(step, aw, av, group.velocity, totals)
+        undoing = [group.undo_weights(step) for group in groups]
+        evaluation = self.problem.gradient(step)
+        gradients = evaluation.gradients
+        suspects = [
+            name
+            for group, (record, hash_) in zip(groups, undoing, strict=True)
+            for name in group.undo_velocity(step, record, hash_, gradients)
+        ]
+        if suspects:
+            self._refuse(step, verified, suspects)
+        us = [group.directions(step, av) for group, _, av in adjoint]
+        directions: list[Tensor] = [torch.empty(0)] * len(gradients)
+        for group, u in zip(groups, us, strict=True):
+            group.scatter(u, directions)
+        by_weights, by_hyperparameters = evaluation.products(directions)
+        for (group, aw, av), u in zip(adjoint, us, strict=True):
+            group.through_velocity(step, av, gradients, totals)
+            group.through_gradient(step, aw, av, u, by_weights, totals)
+        totals.add_hyperparameters(by_hyperparameters)
+        return all(record.hash_before is not None for record, _ in undoing)
 
     def _refuse(self, step: int, verified: int, suspects: list[str]) -> None:
         where = f"step {step}" if verified == step + 1 else f"the steps {step} to {verified - 1}"

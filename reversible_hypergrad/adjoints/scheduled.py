@@ -11,9 +11,10 @@ from torch import Tensor
 from reversible_hypergrad.adjoints.float_run import FloatRun
 from reversible_hypergrad.inner.floats import FloatGroup
 from reversible_hypergrad.inner.problem import Problem
+from reversible_hypergrad.inner.size import Cost, RunSize
 from reversible_hypergrad.storage.planes import PlaneStore, open_store
 
-__all__ = ["Schedule", "ScheduledRun"]
+__all__ = ["Schedule", "ScheduledRun", "scheduled_cost"]
 
 
 class Schedule(ABC):
@@ -96,6 +97,29 @@ class ScheduledRun(FloatRun):
         for store in self._stores:
             store.close()
         self._stores, self._kept = [], []
+
+
+def scheduled_cost(schedule: Schedule, size: RunSize) -> Cost:
+    """Goes through the whole walk back without training. Takes microseconds per step."""
+    kept: list[tuple[int, int]] = []  # step, and the vectors that its state takes
+    vectors = most = again = 0
+
+    def keep(start: int, stop: int) -> None:
+        nonlocal vectors, most
+        for step, after in pairwise([*schedule.keep(start, stop, len(kept)), stop]):
+            kept.append((step, 2 if size.with_velocity or after - step > 1 else 1))
+            vectors += kept[-1][1]
+        most = max(most, vectors)
+
+    keep(0, size.steps)
+    for step in reversed(range(size.steps)):
+        if kept and kept[-1][0] == step:
+            vectors -= kept.pop()[1]
+        elif step:
+            at = kept[-1][0] if kept else 0
+            again += step - at
+            keep(at, step)
+    return Cost(size.float_bytes + most * size.vector_bytes, size.time(again))
 
 
 def _pack(group: FloatGroup, with_velocity: bool) -> Tensor:

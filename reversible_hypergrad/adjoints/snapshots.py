@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reversible_hypergrad.adjoints.base import Adjoint, Run
-from reversible_hypergrad.adjoints.scheduled import Schedule, ScheduledRun
+from reversible_hypergrad.adjoints.scheduled import Schedule, ScheduledRun, scheduled_cost
 from reversible_hypergrad.inner.problem import Problem
+from reversible_hypergrad.inner.size import Cost, RunSize
 from reversible_hypergrad.storage.planes import check_place
 
 __all__ = ["Snapshots"]
@@ -44,6 +45,9 @@ class Snapshots(Adjoint):
 
     def start(self, problem: Problem) -> Run:
         return ScheduledRun(problem, _All(), self.store)
+
+    def cost(self, size: RunSize) -> Cost:
+        return scheduled_cost(_All(), size)
 
 
 class _All(Schedule):

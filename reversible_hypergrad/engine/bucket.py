@@ -121,21 +121,21 @@ class Bucket:
         Raises:
             OverflowError: if a weight is not finite or out of range. Nothing is changed then.
         """
-        parts, initial = [], []
         for weight, name in zip(self.weights, self.names, strict=True):
-            scaled = (flat(weight).double() * 2.0**self.format.weight_fraction_bits).round()
-            if not bool((scaled.abs() < 2.0**self.format.weight_limit_bits).all()):
+            largest = flat(weight).abs().max().item() if weight.numel() else 0.0
+            # Not "above": a NaN is in no range either.
+            if (
+                not math.isfinite(largest)
+                or round(largest * 2.0**self.format.weight_fraction_bits) >= 2**self.format.weight_limit_bits
+            ):
                 raise OverflowError(
                     f"{name}: its weights must be finite and below {self.format.weight_range:g} in magnitude, the range of "
-                    f"state_bits={self.format.state_bits}; the largest is {flat(weight).abs().max().item():g}. "
-                    + self.remedy("rescale the parameter")
+                    f"state_bits={self.format.state_bits}; the largest is {largest:g}. " + self.remedy("rescale the parameter")
                 )
-            part = scaled.to(self.x.dtype)
-            parts.append(part)
-            initial.append(InitialWeights.differences(flat(weight), self._visible(part, weight.dtype)))
-        for part, offset in zip(parts, self.offsets, strict=False):
-            self.x[offset : offset + part.numel()] = part
-        self.initial = initial
+        for i, weight in enumerate(self.weights):
+            part = self.state_of(i, self.x)
+            part.copy_((flat(weight).double() * 2.0**self.format.weight_fraction_bits).round_())
+            self.initial[i] = InitialWeights.differences(flat(weight), self._visible(part, weight.dtype))
 
     def remedy(self, otherwise: str) -> str:
         return f"Use state_bits=64, or {otherwise}" if self.format.state_bits == 32 else otherwise.capitalize()

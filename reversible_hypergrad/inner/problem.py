@@ -111,13 +111,13 @@ class Report:
             weights, bit for bit; with plain floats, every step's loss was the same.
     """
 
-    adjoint: str
-    exact: bool
-    approximation: str
     steps: int
     weights: int
     hyperparameters: int
     trajectory_bytes: int
+    adjoint: str = ""
+    exact: bool = True
+    approximation: str = ""
     forward_seconds: float = 0.0
     backward_seconds: float = 0.0
     state_bytes: int = 0
