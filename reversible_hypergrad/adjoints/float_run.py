@@ -31,6 +31,7 @@ class FloatRun(Run):
         self.first = 0  # the walk back ends with this step
         self.with_velocity = False
         self._losses = torch.empty(0)
+        self._first_losses: Tensor | None = None  # of the run whose weights went out
         self._at_end = False
 
     @abstractmethod
@@ -82,6 +83,7 @@ class FloatRun(Run):
             self.problem.gradient.restart()
             self.forward(record=True)
         try:
+            self._compare_runs()
             return self.walk_back(cotangents)
         finally:
             self._rewind()
@@ -129,14 +131,25 @@ class FloatRun(Run):
         for group, state in zip(self.groups, states, strict=True):
             group.load(state)
 
+    def _compare_runs(self) -> None:
+        """Training once more must not go another way, or the gradient belongs to other weights than those that went out."""
+        if self._first_losses is None:
+            self._first_losses = self._losses
+        step = _first_difference(self._first_losses, self._losses)
+        if step is not None:
+            raise ReversalError(
+                "training once more, for a second backward, did not end at the same weights: the loss of step "
+                f"{step} was {self._first_losses[step].item():.9g} and is {self._losses[step].item():.9g} now, and no gradient has "
+                f"been changed. {CAUSES}"
+            )
+
     def _compare(self, again: Tensor) -> None:
-        different = (again != self._losses) & ~(again.isnan() & self._losses.isnan())
+        step = _first_difference(again, self._losses)
         report = self.problem.report
         report.checks += self.problem.steps - self.first
-        if not bool(different.any()):
+        if step is None:
             report.restored = True
             return
-        step = int(different.nonzero()[0])
         seen = self.problem.gradient.diagnose(step)
         raise ReversalError(
             f"step {step}: its loss was {self._losses[step].item():.9g} in training and {again[step].item():.9g} on the way "
@@ -170,3 +183,8 @@ class FloatRun(Run):
     def _free(self) -> None:
         self.let_go()
         self.groups, self.begin, self._losses = [], [], torch.empty(0)
+
+
+def _first_difference(a: Tensor, b: Tensor) -> int | None:
+    different = ((a != b) & ~(a.isnan() & b.isnan())).nonzero()
+    return int(different[0]) if len(different) else None
