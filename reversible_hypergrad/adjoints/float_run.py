@@ -139,8 +139,8 @@ class FloatRun(Run):
         if step is not None:
             raise ReversalError(
                 "training once more, for a second backward, did not end at the same weights: the loss of step "
-                f"{step} was {self._first_losses[step].item():.9g} and is {self._losses[step].item():.9g} now, and no gradient has "
-                f"been changed. {CAUSES}"
+                f"{step} was {self._first_losses[step].item():.9g} and is {self._losses[step].item():.9g} now, and no gradient "
+                f"has been changed. {CAUSES}"
             )
 
     def _compare(self, again: Tensor) -> None:

@@ -1,11 +1,13 @@
 """Autograd's graph through the whole run."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.adjoints.base import Adjoint, Run
+from reversible_hypergrad.adjoints.base import CAUSES, Adjoint, Run
+from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.inner.problem import Cotangents, Problem, Setting
 
 __all__ = ["Unroll"]
@@ -43,25 +45,36 @@ class UnrollRun(Run):
         self._leaves: dict[Setting, Tensor] = {}
         self._initial: list[Tensor] = []
         self._trained: list[Tensor] = []
+        self._losses: list[float] | None = None  # of the run whose weights went out
 
     def forward(self, record: bool) -> None:
         problem = self.problem
         weights = [start.clone().requires_grad_() for start in self.begin]
         self._leaves, self._initial = {}, weights
         velocities = [torch.zeros_like(w) for w in weights]
+        losses: list[float] = []
         if problem.steps:
             problem.gradient(0)  # checks the loss; its effect on buffers does not count
             problem.gradient.restart()
         with torch.enable_grad(), problem.progress("training", problem.steps) as bar:
             for step in range(problem.steps):
                 loss, gradients = problem.gradient.attached(step, weights)
-                if not bool(loss.isfinite()):
-                    raise FloatingPointError(f"step {step}: the loss is {loss.item()}, expected a finite number. Lower lr")
+                losses.append(loss.item())
+                if not math.isfinite(losses[-1]):
+                    raise FloatingPointError(f"step {step}: the loss is {losses[-1]}, expected a finite number. Lower lr")
                 weights = self._step(step, weights, velocities, gradients)
                 if not record:
                     weights = [w.detach().requires_grad_() for w in weights]
                     velocities[:] = [v.detach() for v in velocities]
                 bar.advance()
+        if self._losses is None:
+            self._losses = losses
+        if losses != self._losses:
+            step = next(step for step in range(problem.steps) if losses[step] != self._losses[step])
+            raise ReversalError(
+                "training once more, for a second backward, did not end at the same weights: the loss of step "
+                f"{step} was {self._losses[step]:.9g} and is {losses[step]:.9g} now, and no gradient has been changed. {CAUSES}"
+            )
         for own, w in zip(problem.weights, weights, strict=True):
             own.data.copy_(w.detach())
         self._trained = weights if record else []
