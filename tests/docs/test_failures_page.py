@@ -240,6 +240,11 @@ PROVOKED: dict[str, list[Callable[..., object]]] = {
     "nesterov: rh.Reversible() cannot undo a Nesterov step": [lambda: train(sgd=rh.SGD(lr=0.1, nesterov=True))],
     "adjoint: ForwardMode(limit=100) got … hyperparameters": [many_tangents],
     "adjoint: ConjugateGradient needs a positive definite Hessian": [not_convex],
+    "budget: no exact strategy fits …; … needs least": [
+        lambda: train(adjoint="auto", budget=100),
+        lambda: rh.plan(net(), steps=10, budget=100).adjoint,
+    ],
+    "budget: expected none unless adjoint='auto'": [lambda: train(adjoint=rh.Snapshots(), budget="1 GB")],
     "adjoint: expected an object such as rh.Reversible(),": [
         lambda: train(adjoint=rh.Snapshots),
         lambda: train(adjoint="snapshots"),
@@ -270,7 +275,7 @@ def test_every_quoted_message_is_provoked() -> None:
 def test_the_message_is_quoted_right(message: str, tmp_path: Path) -> None:
     pattern = re.escape(message).replace("…", r"[^\n]*?")
     for provoke in PROVOKED[message]:
-        with pytest.raises((ArithmeticError, RuntimeError, TypeError, ValueError)) as caught:
+        with pytest.raises((ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError)) as caught:
             provoke(tmp_path) if provoke is a_damaged_file else provoke()
         find = re.match if message in KINDS else re.search
         assert find(pattern, str(caught.value)), str(caught.value)
