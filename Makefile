@@ -37,7 +37,7 @@ bench: build
 bench-race: build
 	$(BIN)/python -m bench.race --csv bench/results/race.csv
 
-# Hours, and goes on where it was stopped. TRADEOFF passes options on, e.g. `make bench-tradeoff TRADEOFF="--model cnn --csv cnn.csv"`.
+# An hour or two, and goes on where it was stopped. TRADEOFF passes options on, e.g. TRADEOFF="--model cnn --csv cnn.csv".
 bench-tradeoff: build
 	$(BIN)/python -m bench.tradeoff $(TRADEOFF)
 

@@ -78,6 +78,8 @@ def label(table: Table, method: str) -> str:
         shown += ", by hand"
     if not METHODS[method].exact:
         errors = [error for _, error in table.medians(method, "error") if error == error]
+        if not errors:
+            return shown + ", approximate"
         low, high = (f"{x:.1g}" if x < 10 else f"{x:.0e}".replace("e+0", "e") for x in (min(errors), max(errors)))
         shown += f", error {low}" + (f" to {high}" if high != low else "")
     return shown
@@ -182,10 +184,12 @@ def _axes(table: Table) -> tuple[Figure, Axes]:
     ended = (
         " Lines that end early: a limit of time or memory." if any(p.left_out.startswith(LIMITS) for p in table.points) else ""
     )
+    failed = {p.method for p in table.points if p.left_out.startswith("failed")} - set(table.methods())
+    without = f" Without a result: {', '.join(LABELS.get(m, m) for m in sorted(failed))}." if failed else ""
     caption = (
         f"One hypergradient, by L2 penalties: {table.task}; scikit-learn's digits, batches of 128, SGD at lr 0.1, momentum 0.9, "
         f"float32. Peak resident memory above the process before training. {runs}, each in its own process, in turn.{ended} "
-        "Filled: exact. Open: approximate, with the range over T of the relative error against float64. "
+        f"Filled: exact. Open: approximate, with the range over T of the relative error against float64.{without} "
         f"{table.versions}{', ' if table.peers else ''}{table.peers}."
     )
     figure.text(0.015, 0.012, textwrap.fill(caption, 178), fontsize=6.5, color="0.3", va="bottom", linespacing=1.35)
