@@ -17,6 +17,7 @@ import gc
 import hashlib
 import json
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -138,7 +139,7 @@ def reference(model: str, penalties: str, steps: int, folder: Path | None = None
         known.update(tensor.detach().numpy().tobytes())
     path = folder / f"{known.hexdigest()[:16]}-{steps}.pt"
     if not path.exists():
-        unfinished = path.with_suffix(".unfinished")
+        unfinished = path.with_suffix(f".{os.getpid()}")  # another bench may be making the same file
         torch.save(checkpoints(task, steps), unfinished)
         unfinished.replace(path)
     return path
