@@ -3,7 +3,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
-SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
+SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 .PHONY: build demo test test-slow bench bench-race lint format clean
 

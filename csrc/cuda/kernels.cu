@@ -188,8 +188,8 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-cudaError_t move_all(Phase phase, const Bucket& bucket, const std::vector<Slice>& slices, bool hash, uint64_t* outcome, int device,
-                     cudaStream_t stream) {
+cudaError_t move_all(Phase phase, const Bucket& bucket, const std::vector<Slice>& slices, bool hash, uint64_t* outcome,
+                     int device, cudaStream_t stream) {
   const DeviceGuard guard(device);
   if (guard.status != cudaSuccess) return guard.status;
   cudaError_t status = cudaMemsetAsync(outcome, 0, (1 + slices.size()) * sizeof(uint64_t), stream);

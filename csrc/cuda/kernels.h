@@ -18,8 +18,8 @@ namespace rh {
 //
 // One launch moves any number of slices of one dtype, up to about 300 at a time (see table.h). Empty slices launch nothing.
 // Returns null, or the text of the first CUDA error; what was launched before it has moved.
-using CudaMove = const char* (*)(Phase phase, const Bucket& bucket, const std::vector<Slice>& slices, bool hash, uint64_t* outcome,
-                                 int device, void* stream);
+using CudaMove = const char* (*)(Phase phase, const Bucket& bucket, const std::vector<Slice>& slices, bool hash,
+                                 uint64_t* outcome, int device, void* stream);
 
 const char* cuda_move64(Phase phase, const Bucket& bucket, const std::vector<Slice>& slices, bool hash, uint64_t* outcome,
                         int device, void* stream);
