@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: build demo test test-slow bench bench-race lint format clean
+.PHONY: build demo test test-gpu test-slow bench bench-race lint format clean
 
 build: .venv/built
 
@@ -30,6 +30,10 @@ test: build
 
 test-slow: build
 	$(BIN)/python -m pytest -m slow
+
+# Without a GPU these tests skip and say so; `make test` runs them, too, where there is one.
+test-gpu: build
+	$(BIN)/python -m pytest -m gpu
 
 bench: build
 	$(BIN)/python -m bench.sgd_step

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from reversible_hypergrad import _core
-from reversible_hypergrad._ops import ops
+from reversible_hypergrad._ops import ops, refuse_device
 from reversible_hypergrad.core.fixed_point import FORMATS, FixedPointFormat
 from reversible_hypergrad.engine.initial import InitialWeights
 
@@ -107,6 +107,7 @@ class Bucket:
         self.lanes = sum(_core.lane_count(n) for n in sizes)
         self.bound = 1
         device = self.weights[0].device
+        refuse_device(self.names[0], device)
         self.x = torch.zeros(self.offsets[-1], dtype=self.format.dtype, device=device)
         self.v = torch.zeros_like(self.x)
         self.accumulators = torch.zeros(self.lanes, dtype=self.format.dtype, device=device)

@@ -17,7 +17,7 @@ CAUSES = (
 
 @dataclass
 class Part:
-    """One bucket of the optimizer: tensors of one group whose first gradient came in the same step."""
+    """One bucket of the optimizer: tensors of one group and device whose first gradient came in the same step."""
 
     group: int
     members: tuple[int, ...]  # positions in the group's "params"

@@ -362,12 +362,14 @@ class ReversibleSGD(Optimizer):
         parts = []
         for g, positions in enumerate(self._waiting):
             params = self.param_groups[g]["params"]
-            members = tuple(i for i in positions if params[i].grad is not None)
-            if members:
-                for i in members:
+            by_device: dict[torch.device, list[int]] = {}
+            for i in positions:
+                if params[i].grad is not None:
                     check_parameter(params[i], self._name(g, i))
+                    by_device.setdefault(params[i].device, []).append(i)
+            for members in by_device.values():
                 names = [self._name(g, i) for i in members]
-                parts.append(Part(g, members, Bucket([params[i] for i in members], names, self.state_bits)))
+                parts.append(Part(g, tuple(members), Bucket([params[i] for i in members], names, self.state_bits)))
         return parts
 
     def _let_go(self) -> None:
