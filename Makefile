@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: build demo test test-gpu test-slow bench bench-race lint format clean
+.PHONY: build demo test test-gpu test-slow bench bench-race cuda-resources lint format clean
 
 build: .venv/built
 
@@ -37,6 +37,10 @@ test-gpu: build
 
 bench: build
 	$(BIN)/python -m bench.sgd_step
+
+# Registers, spills and access widths of the CUDA kernels; needs nvcc, no GPU.
+cuda-resources: build
+	$(BIN)/python -m bench.cuda_resources
 
 bench-race: build
 	$(BIN)/python -m bench.race --csv bench/results/race.csv

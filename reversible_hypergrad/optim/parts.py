@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from reversible_hypergrad.engine.bucket import Bucket, Outcome, Record
+from reversible_hypergrad.engine.bucket import Bucket, Record
+from reversible_hypergrad.engine.outcome import Outcome
 from reversible_hypergrad.optim.settings import Settings
 from reversible_hypergrad.optim.watch import Watch
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from fractions import Fraction
 
 import pytest
 import torch
 import torch.nn.functional as F
-from gpu_machine import DEVICE, GPU
+from gpu_machine import DEVICE, GPU, no_synchronisation  # noqa: F401
 from torch import nn
 
 import reversible_hypergrad as rh
+from reversible_hypergrad.engine.bucket import Bucket, Coefficients
+from reversible_hypergrad.engine.outcome import read
 
 pytestmark = GPU
 
@@ -132,3 +135,32 @@ def test_hypergradients_of_a_run(state_bits):
         F.cross_entropy(torch.func.functional_call(model, dict(trained), (inputs,)), targets).backward()
         results.append(log_lr.grad)
     torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-6)
+
+
+@WIDTHS
+def test_steps_are_queued_without_waiting(state_bits, no_synchronisation):  # noqa: F811
+    """The engine's step and both phases of undoing; their outcomes are read together afterwards."""
+    weights = [torch.randn(300, 20, device=DEVICE), torch.randn(77, device=DEVICE).bfloat16()]
+    gradients = [torch.randn_like(w) for w in weights]
+    start = [w.clone() for w in weights]
+    bucket = Bucket(weights, ["a", "b"], state_bits)
+    hash_ = bucket.hash()
+    c = (Coefficients.of(bucket.format, lr=0.1, weight_decay=0.01, dampening=0.0),)
+    with no_synchronisation():
+        records, outcomes = [], []
+        for _ in range(20):
+            record, outcome = bucket.step(gradients, Fraction(1, 10), c, None, True)
+            records.append(record)
+            outcomes.append(outcome)
+        for record in reversed(records):
+            outcomes.append(bucket.move_weights(record, back=True, with_hash=True))
+            outcomes.append(bucket.undo_velocity(record, gradients, True))
+    assert not any(outcome.is_read for outcome in outcomes)
+    read(outcomes)
+    assert not any(any(outcome.flags) for outcome in outcomes)
+    assert len({outcome.hash for outcome in outcomes[:20]}) == 20
+    assert bucket.hash() == hash_
+    assert bucket.is_empty()
+    bucket.restore_initial()
+    for w, expected in zip(weights, start, strict=True):
+        assert torch.equal(w, expected)
