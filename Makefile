@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: build demo test test-gpu test-slow bench bench-race cuda-resources lint format clean
+.PHONY: build demo test test-gpu test-slow bench bench-race cuda-resources docs lint format clean
 
 build: .venv/built
 
@@ -45,6 +45,15 @@ cuda-resources: build
 bench-race: build
 	$(BIN)/python -m bench.race --csv bench/results/race.csv
 
+# Pages in Markdown and the docstrings, to docs/_build/html. Strict: a broken link or reference fails.
+docs: build .venv/docs-installed
+	$(BIN)/python -m sphinx -q -E -W --keep-going -d docs/_build/doctrees -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+.venv/docs-installed: .venv/installed
+	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
+
 lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,4 +66,4 @@ format: build
 	$(BIN)/clang-format -i $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 clean:
-	rm -rf .venv build *.egg-info reversible_hypergrad/*.so
+	rm -rf .venv build docs/_build *.egg-info reversible_hypergrad/*.so

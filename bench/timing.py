@@ -37,14 +37,15 @@ def ratio(samples: list[float], baseline: list[float]) -> tuple[float, float, fl
     return low, middle, high
 
 
-def conditions() -> str:
-    """The machine and versions, in one line."""
+def conditions(threads: int | None = None) -> str:
+    """The machine and versions, in one line. ``threads``: of the measured processes, if they are others than this one."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         model = names[0] if names else model
+    used = threads or torch.get_num_threads()
     return (
-        f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{model}, {os.cpu_count()} cores, {used} thread{'s' if used > 1 else ''}, torch {torch.__version__}, "
         f"Python {platform.python_version()}, {platform.system()}"
     )

@@ -1,21 +1,44 @@
 """Exact hypergradients through training, by SGD with momentum whose every step can be undone bit for bit."""
 
 from reversible_hypergrad import core
-from reversible_hypergrad.adjoints import Reversible
+from reversible_hypergrad.adjoints import (
+    Checkpoint,
+    ConjugateGradient,
+    DrMAD,
+    ForwardMode,
+    Neumann,
+    RecursiveCheckpoint,
+    Reversible,
+    Snapshots,
+    Truncated,
+    Unroll,
+)
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.optim import ReversibleSGD
+from reversible_hypergrad.planning import Plan, plan
 from reversible_hypergrad.replay import ReplayableLoader
 from reversible_hypergrad.training import SGD, TrainedWeights, check_replayable, train
 
 __all__ = [
     "SGD",
+    "Checkpoint",
+    "ConjugateGradient",
+    "DrMAD",
+    "ForwardMode",
+    "Neumann",
+    "Plan",
+    "RecursiveCheckpoint",
     "ReplayableLoader",
     "ReversalError",
     "Reversible",
     "ReversibleSGD",
+    "Snapshots",
     "TrainedWeights",
+    "Truncated",
+    "Unroll",
     "check_replayable",
     "core",
+    "plan",
     "train",
 ]
 __version__ = "0.1.0"

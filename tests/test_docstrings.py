@@ -1,4 +1,4 @@
-"""Every example in a docstring or in the README runs, and prints what it says."""
+"""Every example in a docstring, in the README or on a page of docs/ runs, and prints what it says."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ FOUND = sorted(
     if info.name not in COMPILED and not info.name.endswith("__main__")  # which would run on import
 )
 MODULES = ["reversible_hypergrad", *FOUND]
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [path for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))] if path.exists()]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -40,12 +41,13 @@ def test_the_finder_finds_examples() -> None:
     assert len(tests) >= 5
 
 
-@pytest.mark.skipif(not README.exists(), reason="no README.md")
-def test_readme_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_blocks_of_a_page_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks opened by ```python alone; one that is not to be run says so on that line, as in ```python no-run."""
     monkeypatch.chdir(tmp_path)
-    text = README.read_text()
+    torch.manual_seed(0)
+    text = page.read_text()
     namespace: dict[str, object] = {"__name__": "__main__"}
     for match in re.finditer(r"^```python[ \t]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         line = text[: match.start(1)].count("\n")
-        exec(compile("\n" * line + match[1], str(README), "exec"), namespace)
+        exec(compile("\n" * line + match[1], str(page), "exec"), namespace)

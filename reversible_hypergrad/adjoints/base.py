@@ -2,12 +2,20 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
-from reversible_hypergrad.adjoints.problem import Cotangents, Problem
+from reversible_hypergrad.inner.problem import Cotangents, Problem
+from reversible_hypergrad.inner.size import Cost, RunSize
 
-__all__ = ["Adjoint", "Run"]
+__all__ = ["CAUSES", "Adjoint", "Run"]
+
+CAUSES = (
+    "Likely causes: a batch that differs on the second call, randomness that is not torch's, NumPy's or Python's global one, a "
+    "loss or module that depends on how often it was called (counters, running statistics used in the loss), a hyperparameter, "
+    "file or setting that changed meanwhile, or damaged memory. rh.check_replayable(model, loss, batch) looks for the first ones"
+)
 
 
 class Run(ABC):
@@ -27,7 +35,20 @@ class Run(ABC):
 
 
 class Adjoint(ABC):
-    """A way to differentiate through a training run: what to keep, what to compute again."""
+    """A way to differentiate through a training run: what to keep, what to compute again.
+
+    Attributes:
+        exact: whether its gradients are those of the training run, up to rounding.
+        approximation: what an inexact one leaves out, in one sentence; empty if exact.
+    """
+
+    exact: ClassVar[bool] = True
+    approximation: ClassVar[str] = ""
 
     @abstractmethod
-    def start(self, problem: Problem) -> Run: ...
+    def start(self, problem: Problem) -> Run:
+        """A run of ``problem``, not yet trained. Raises ValueError for a problem that the strategy cannot do."""
+
+    def cost(self, size: RunSize) -> Cost | None:
+        """Memory and time for a run of this size, for the planner; None if that cannot be known."""
+        return None

@@ -115,21 +115,21 @@ class Bucket:
         Raises:
             OverflowError: if a weight is not finite or out of range. Nothing is changed then.
         """
-        parts, initial = [], []
         for weight, name in zip(self.weights, self.names, strict=True):
-            scaled = (flat(weight).double() * 2.0**self.format.weight_fraction_bits).round()
-            if not bool((scaled.abs() < 2.0**self.format.weight_limit_bits).all()):
+            largest = flat(weight).abs().max().item() if weight.numel() else 0.0
+            # Not "above": a NaN is in no range either.
+            if (
+                not math.isfinite(largest)
+                or round(largest * 2.0**self.format.weight_fraction_bits) >= 2**self.format.weight_limit_bits
+            ):
                 raise OverflowError(
                     f"{name}: its weights must be finite and below {self.format.weight_range:g} in magnitude, the range of "
-                    f"state_bits={self.format.state_bits}; the largest is {flat(weight).abs().max().item():g}. "
-                    + self.remedy("rescale the parameter")
+                    f"state_bits={self.format.state_bits}; the largest is {largest:g}. " + self.remedy("rescale the parameter")
                 )
-            part = scaled.to(self.x.dtype)
-            parts.append(part)
-            initial.append(InitialWeights.differences(flat(weight), self._visible(part, weight.dtype)))
-        for part, offset in zip(parts, self.offsets, strict=False):
-            self.x[offset : offset + part.numel()] = part
-        self.initial = initial
+        for i, weight in enumerate(self.weights):
+            part = self.state_of(i, self.x)
+            part.copy_((flat(weight).double() * 2.0**self.format.weight_fraction_bits).round_())
+            self.initial[i] = InitialWeights.differences(flat(weight), self._visible(part, weight.dtype))
 
     def remedy(self, otherwise: str) -> str:
         return f"Use state_bits=64, or {otherwise}" if self.format.state_bits == 32 else otherwise.capitalize()
@@ -158,6 +158,11 @@ class Bucket:
             if InitialWeights.differences(flat(weight), expected) is not None:
                 names.append(self.names[i])
         return names
+
+    def show_weights(self) -> None:
+        """The visible weights become the rounded X."""
+        for i, weight in enumerate(self.weights):
+            flat(weight).copy_(self._visible(self.state_of(i, self.x), weight.dtype))
 
     def restore_initial(self) -> None:
         """The visible weights of the start, to the last bit. Call when X is back there."""
@@ -234,7 +239,15 @@ class Bucket:
 
     def is_empty(self) -> bool:
         """Whether no velocity and no information is left: the state before a first step."""
-        return self.bound == 1 and not self.v.any() and not self.accumulators.any()
+        return self.has_no_information() and not self.v.any()
+
+    def has_no_information(self) -> bool:
+        return self.bound == 1 and not self.accumulators.any()
+
+    def forget(self) -> None:
+        """Empties the accumulators: nothing before the present state can be undone any more."""
+        self.accumulators.zero_()
+        self.bound = 1
 
     def payload_bits(self) -> float:
         """Bits that the accumulators hold, by their bound."""

@@ -1,6 +1,6 @@
 """A whole training run as one differentiable function."""
 
-from reversible_hypergrad.adjoints.problem import Report
+from reversible_hypergrad.inner.problem import Report
 from reversible_hypergrad.training.check import Replayability, check_replayable
 from reversible_hypergrad.training.sgd import SGD
 from reversible_hypergrad.training.train import train

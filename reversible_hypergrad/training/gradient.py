@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from reversible_hypergrad.adjoints.problem import Evaluation, Gradient
+from reversible_hypergrad.inner.problem import Evaluation, Gradient
 from reversible_hypergrad.replay.batches import BatchOf
 from reversible_hypergrad.replay.environment import seed_step
 
@@ -58,6 +58,7 @@ class LossGradient(Gradient):
         self.wanted: list[Tensor] = [leaves[i] for i in wanted]
         self.hyperparameters = _pytree.tree_unflatten(leaves, spec)
         self.cuda_devices = tuple({w.device for w in weights if w.device.type == "cuda"})
+        self._bound = _Bound(model, loss)
         self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         self._checked = False
         self.refuse_first_order = True
@@ -80,6 +81,26 @@ class LossGradient(Gradient):
                     "backward in differentiable operations"
                 )
             self._checked = True
+        return loss, list(gradients)
+
+    def values(self, step: int) -> tuple[Tensor, list[Tensor]]:
+        if not self._checked:
+            first = self(step)
+            return first.loss, first.gradients
+        seed_step(self.seed, step, self.cuda_devices)
+        with torch.enable_grad():
+            loss = self.loss(self.model, self.batches(step), self.hyperparameters)
+            gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
+        return loss.detach(), [self.dense(i, g) for i, g in enumerate(gradients)]
+
+    def attached(self, step: int, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
+        if not self._checked:
+            self(step)  # at the same weights: attached gradients are asked for from the first step on
+        seed_step(self.seed, step, self.cuda_devices)
+        named = {f"model.{name}": weight for name, weight in zip(self.names, weights, strict=True)}
+        with torch.enable_grad():
+            loss = torch.func.functional_call(self._bound, named, (self.batches(step), self.hyperparameters))
+            gradients = torch.autograd.grad(loss, list(weights), create_graph=True, allow_unused=True)
         return loss, list(gradients)
 
     def dense(self, i: int, gradient: Tensor | None) -> Tensor:
@@ -142,18 +163,30 @@ class LossGradient(Gradient):
         )
 
 
+class _Bound(nn.Module):
+    """The loss as a module's forward, so that functional_call can put other tensors in the place of the model's parameters."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model, self._loss = model, loss
+
+    def forward(self, batch: Any, hyperparameters: Any) -> Tensor:
+        return self._loss(self.model, batch, hyperparameters)
+
+
 class LossEvaluation(Evaluation):
     def __init__(self, owner: LossGradient, loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
         self.loss = loss
         self._owner = owner
         self._attached = [(i, g) for i, g in enumerate(gradients) if g is not None and g.requires_grad]
         self.gradients = [owner.dense(i, g) for i, g in enumerate(gradients)]
+        self._transposed: tuple[list[Tensor], Sequence[Tensor | None]] | None = None
 
     @property
     def is_first_order_only(self) -> bool:
         return is_first_order_only([g for _, g in self._attached])
 
-    def products(self, directions: Sequence[Tensor]) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    def products(self, directions: Sequence[Tensor], keep: bool = False) -> tuple[list[Tensor | None], list[Tensor | None]]:
         owner, attached = self._owner, self._attached
         weights, wanted = owner.weights, owner.wanted
         if not attached:
@@ -163,9 +196,40 @@ class LossEvaluation(Evaluation):
             [*weights, *wanted],
             [directions[i].to(g.dtype) for i, g in attached],
             allow_unused=True,
+            retain_graph=keep,
         )
-        self._attached = []
+        if not keep:
+            self._attached = []
         return list(results[: len(weights)]), list(results[len(weights) :])
+
+    def tangents(self, by_weights: Sequence[Tensor], by_hyperparameters: Sequence[Tensor]) -> list[Tensor | None]:
+        owner, attached = self._owner, self._attached
+        changes: list[Tensor | None] = [None] * len(owner.weights)
+        if not attached:
+            return changes
+        if self._transposed is None:
+            # u -> (H u, M' u) is linear, whatever u is, so its transpose takes tangents to the gradients' changes.
+            us = [torch.zeros_like(g).requires_grad_() for _, g in attached]
+            with torch.enable_grad():
+                products: Sequence[Tensor | None] = torch.autograd.grad(
+                    [g for _, g in attached], [*owner.weights, *owner.wanted], us, create_graph=True, allow_unused=True
+                )
+            self._transposed = us, products
+        us, products = self._transposed
+        along = zip(products, (*by_weights, *by_hyperparameters), strict=True)
+        used = [(row, t) for row, t in along if row is not None and row.requires_grad]
+        if used:
+            found = torch.autograd.grad(
+                [row for row, _ in used],
+                us,
+                [t.to(row.dtype) for row, t in used],
+                allow_unused=True,
+                retain_graph=True,
+                is_grads_batched=True,
+            )
+            for (i, _), change in zip(attached, found, strict=True):
+                changes[i] = change
+        return changes
 
 
 def is_first_order_only(gradients: Sequence[Tensor | None]) -> bool:

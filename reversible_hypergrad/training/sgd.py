@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.adjoints.problem import Setting, Settings
+from reversible_hypergrad.inner.problem import Setting, Settings
 
 __all__ = ["SGD", "ResolvedSGD"]
 
@@ -35,9 +35,12 @@ class SGD:
     floating point, of any dtype and device.
 
     Args:
-        lr, weight_decay: >= 0. momentum: in (0, 1]; the run uses the fraction
-            :func:`reversible_hypergrad.core.approximate_momentum` of it, and so does the gradient; a float32 tensor
-            stands for the shortest decimal that it prints as. dampening: finite; not applied in the first step, as in torch.
+        lr, weight_decay: >= 0.
+        momentum: in [0, 1]. :class:`Reversible` cannot have 0, and uses the fraction
+            :func:`reversible_hypergrad.core.approximate_momentum` of it, in the gradient too. A float32 tensor stands for
+            the shortest decimal that it prints as.
+        dampening: finite; not applied in the first step and where the momentum is 0, as in torch.
+        nesterov: as in torch, ``w' = w - lr*(g + mu*v')``. Needs momentum and no dampening; not with :class:`Reversible`.
 
     Raises:
         TypeError, ValueError: here or when :func:`train` knows names, shapes and steps; they name the setting.
@@ -48,7 +51,9 @@ class SGD:
     SGD(lr=tensor of shape (100,), momentum=0.9, dampening=0.0, weight_decay={'*.bias': 0.0, '*': 0.0001})
     """
 
-    def __init__(self, lr: Given, momentum: Given = 0.9, dampening: Given = 0.0, weight_decay: Given = 0.0) -> None:
+    def __init__(
+        self, lr: Given, momentum: Given = 0.9, dampening: Given = 0.0, weight_decay: Given = 0.0, *, nesterov: bool = False
+    ) -> None:
         self.given: dict[str, Given] = {
             "lr": lr,
             "momentum": momentum,
@@ -58,9 +63,18 @@ class SGD:
         for name, given in self.given.items():
             for value in given.values() if isinstance(given, Mapping) else [given]:
                 _check_type(name, value)
+        if not isinstance(nesterov, bool):
+            raise TypeError(f"nesterov: expected True or False, got {nesterov!r}")
+        if nesterov and (_is_number(momentum, 0.0) or not _is_number(dampening, 0.0)):
+            raise ValueError(
+                "nesterov: Nesterov momentum requires a momentum and zero dampening (torch.optim.SGD's rule), got momentum "
+                f"{_shown(momentum)} and dampening {_shown(dampening)}. Pass dampening=0.0, or nesterov=False"
+            )
+        self.nesterov = nesterov
 
     def __repr__(self) -> str:
-        return f"SGD({', '.join(f'{name}={_shown(given)}' for name, given in self.given.items())})"
+        shown = [f"{name}={_shown(given)}" for name, given in self.given.items()]
+        return f"SGD({', '.join([*shown, 'nesterov=True'] if self.nesterov else shown)})"
 
     def resolve(self, names: Sequence[str], weights: Sequence[Tensor], steps: int) -> "ResolvedSGD":
         """The settings of each parameter at each step. Reads the tensors."""
@@ -170,13 +184,14 @@ def _numbers(setting: str, value: Tensor) -> list[float]:
 def _check_number(setting: str, label: str, number: float) -> None:
     if not math.isfinite(number):
         raise ValueError(f"{label}: expected finite numbers, got {number}")
-    if setting == "momentum" and not 0 < number <= 1:
-        raise ValueError(
-            f"{label}: expected numbers in (0, 1], got {number:g}. A step with momentum 0 destroys the whole velocity and cannot "
-            "be undone from a few bits: use a small momentum instead"
-        )
+    if setting == "momentum" and not 0 <= number <= 1:
+        raise ValueError(f"{label}: expected numbers in [0, 1], got {number:g}")
     if setting in ("lr", "weight_decay") and number < 0:
         raise ValueError(f"{label}: expected numbers >= 0, got {number:g}. To learn one, pass its logarithm's exp()")
+
+
+def _is_number(given: Given, number: float) -> bool:
+    return not isinstance(given, Mapping | Tensor) and given == number
 
 
 def _check_type(setting: str, value: object) -> None:

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from reversible_hypergrad.adjoints import Adjoint, Problem, Report, Reversible, Run
+from reversible_hypergrad.adjoints import Adjoint, Reversible, Run
+from reversible_hypergrad.inner.problem import Problem, Report
 from reversible_hypergrad.optim.settings import check_parameter
+from reversible_hypergrad.planning.memory import Budget
+from reversible_hypergrad.planning.plan import plan_for
 from reversible_hypergrad.replay.batches import batches_by_step
 from reversible_hypergrad.replay.environment import Environment
 from reversible_hypergrad.training.gradient import Loss, LossGradient, private_copy
@@ -29,7 +32,8 @@ def train(
     optimizer: SGD,
     hyperparameters: Any = None,
     initial: Mapping[str, Tensor] | None = None,
-    adjoint: Adjoint | None = None,
+    adjoint: Adjoint | str | None = None,
+    budget: Budget | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> TrainedWeights:
@@ -51,7 +55,9 @@ def train(
         hyperparameters: any nest (dict, list, tuple) of tensors, passed to ``loss``. They may be of any shape, and be results
             of other computations. Do not modify them in place before ``backward``.
         initial: name -> initial weight of the parameter's shape, dtype and device, for some or all trained parameters.
-        adjoint: the memory strategy, :class:`Reversible` () if None.
+        adjoint: the memory strategy, such as :class:`Checkpoint` (); :class:`Reversible` () if None; "auto": the fastest exact
+            one that fits ``budget`` by :func:`plan`. ``.report.adjoint`` says which it was.
+        budget: for "auto": bytes, or text such as "500 MB"; None: nine tenths of what is free on the weights' device.
         seed: before each step torch's, NumPy's and Python's generators are seeded by (seed, step), for the batch and the loss;
             afterwards they are as before the call.
         progress: show bars for training and for undoing.
@@ -87,8 +93,10 @@ def train(
     if not isinstance(optimizer, SGD):
         raise TypeError(f"optimizer: expected rh.SGD(...), got {type(optimizer).__name__}")
     adjoint = Reversible() if adjoint is None else adjoint
-    if not isinstance(adjoint, Adjoint):
-        raise TypeError(f"adjoint: expected an object such as rh.Reversible(), got {type(adjoint).__name__}")
+    if not isinstance(adjoint, Adjoint) and adjoint != "auto":
+        raise TypeError(f"adjoint: expected an object such as rh.Reversible(), or 'auto', got {adjoint!r}")
+    if budget is not None and adjoint != "auto":
+        raise ValueError(f"budget: expected none unless adjoint='auto', got {budget!r} with adjoint={adjoint!r}")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed: expected an integer, got {seed!r}")
     batch_of, steps = batches_by_step(batches, steps)
@@ -123,7 +131,12 @@ def train(
         hyperparameters=[leaves[i].detach() for i in wanted],
         report=report,
         progress=bars(progress),
+        nesterov=optimizer.nesterov,
+        given=[i for i, name in enumerate(names) if initial and name in initial and initial[name].requires_grad],
     )
+    if isinstance(adjoint, str):
+        adjoint = plan_for(problem, budget).adjoint
+    report.adjoint, report.exact, report.approximation = repr(adjoint), adjoint.exact, adjoint.approximation
     inputs = [*starts.values(), *resolved.tensors, *(leaves[i] for i in wanted)]
     unchanged = [t for t in (*leaves, *_given_tensors(optimizer)) if isinstance(t, Tensor)]
     record = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)

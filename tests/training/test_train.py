@@ -245,7 +245,8 @@ OUTSIDE = torch.ones((), requires_grad=True)
         ({"optimizer": rh.SGD(lr={"9.*": 0.1, "*": 0.2})}, ValueError, "the key '9.*' matches no trained parameter"),
         ({"optimizer": rh.SGD(lr=torch.ones(3))}, ValueError, r"lr: expected a tensor of shape \(\) or \(20,\)"),
         ({"optimizer": rh.SGD(lr=-0.1)}, ValueError, "lr: expected numbers >= 0"),
-        ({"optimizer": rh.SGD(lr=0.1, momentum=0.0)}, ValueError, r"momentum: expected numbers in \(0, 1\]"),
+        ({"optimizer": rh.SGD(lr=0.1, momentum=0.0)}, ValueError, r"momentum: .*expected numbers in \(0, 1\], got 0.*Checkpoint"),
+        ({"optimizer": rh.SGD(lr=0.1, nesterov=True)}, ValueError, "nesterov: .*cannot undo.*Checkpoint"),
         ({"optimizer": rh.SGD(lr=0.1, momentum=torch.ones(20) * 1.5)}, ValueError, "momentum: .*got 1.5"),
         (
             {"steps": 8, "optimizer": rh.SGD(lr={"0.bias": torch.ones(8), "*": 0.1})},

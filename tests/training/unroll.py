@@ -40,7 +40,19 @@ class Bound(torch.nn.Module):
 
 
 def unroll(
-    model, loss, batches, *, steps, lr, momentum=0.9, dampening=0.0, weight_decay=0.0, hyperparameters=None, initial=None, seed=0
+    model,
+    loss,
+    batches,
+    *,
+    steps,
+    lr,
+    momentum=0.9,
+    dampening=0.0,
+    weight_decay=0.0,
+    nesterov=False,
+    hyperparameters=None,
+    initial=None,
+    seed=0,
 ):
     """Trained weights, by name, attached to all tensors given and to the model's parameters. Memory grows with steps."""
     weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -61,8 +73,9 @@ def unroll(
                     return setting(given, n, t, w.shape, steps)
 
                 g = get(weight_decay) * w + (0.0 if g is None else g)
-                share = 1.0 if t == 0 else 1.0 - get(dampening)
-                velocity[n] = get(momentum) * velocity[n] + share * g
-                after[n] = w - get(lr) * velocity[n]
+                mu = get(momentum)
+                share = 1.0 if t == 0 or mu == 0 else 1.0 - get(dampening)
+                velocity[n] = mu * velocity[n] + share * g
+                after[n] = w - get(lr) * (g + mu * velocity[n] if nesterov else velocity[n])
             weights = after
     return weights

@@ -18,8 +18,19 @@ class Evaluation(ABC):
     gradients: list[Tensor]  # one per weight, detached, in its weight's memory order
 
     @abstractmethod
-    def products(self, directions: Sequence[Tensor]) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """``directions`` times the second derivatives: by the weights, and by the hyperparameters. None stands for zero."""
+    def products(self, directions: Sequence[Tensor], keep: bool = False) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """``directions`` times the second derivatives: by the weights, and by the hyperparameters. None stands for zero.
+
+        Args:
+            keep: whether to keep the graph for another call.
+        """
+
+    @abstractmethod
+    def tangents(self, by_weights: Sequence[Tensor], by_hyperparameters: Sequence[Tensor]) -> list[Tensor | None]:
+        """How the gradients change along a batch of directions: every tensor has a leading dimension of the batch's size.
+
+        One tensor per weight, and one per hyperparameter that wants a gradient. The graph is kept.
+        """
 
 
 class Gradient(ABC):
@@ -27,6 +38,16 @@ class Gradient(ABC):
 
     @abstractmethod
     def __call__(self, step: int) -> Evaluation: ...
+
+    @abstractmethod
+    def values(self, step: int) -> tuple[Tensor, list[Tensor]]:
+        """Loss and gradients alone. Faster; the gradients may differ from the evaluation's in the last bits, the loss not."""
+
+    @abstractmethod
+    def attached(self, step: int, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
+        """Loss and gradients as differentiable functions of ``weights`` and of the hyperparameters in :attr:`wanted`."""
+
+    wanted: list[Tensor]  # leaves of the graphs, one per hyperparameter that wants a gradient
 
     @abstractmethod
     def diagnose(self, step: int) -> str:
@@ -73,22 +94,30 @@ class Report:
     """What a run took. Filled by the forward run, and again by each backward.
 
     Attributes:
+        adjoint: the memory strategy, as text. exact: whether its gradients are those of the run; approximation: if not, what it
+            leaves out.
         steps, weights: of the run.
         hyperparameters: elements that get a gradient, initial weights not counted.
         forward_seconds, backward_seconds: wall-clock time of the last of each; 0 before.
         state_bytes: integers of weights and velocities, held from forward to backward.
-        information_bytes: accumulators and spilled planes at the end of training.
+        information_bytes: accumulators and spilled planes at the end of training, or of the longest segment.
         log_bytes: hashes and the spill schedule.
         trajectory_bytes: what storing the weights of every step would have taken.
         information_bits: information_bytes in bits per weight and step. limit_bits: log2(1/momentum), averaged.
+        kept_bytes: the most that snapshots, checkpoints or states between segments took at a time.
+        steps_again: steps that were trained once more for a backward, over all backwards.
         checks: steps back that were compared with the hash of the step forward, over all backwards.
-        restored: whether the last backward ended at the initial weights, bit for bit.
+        restored: whether the last backward went through the trajectory of training: :class:`Reversible` ended at the initial
+            weights, bit for bit; with plain floats, every step's loss was the same.
     """
 
     steps: int
     weights: int
     hyperparameters: int
     trajectory_bytes: int
+    adjoint: str = ""
+    exact: bool = True
+    approximation: str = ""
     forward_seconds: float = 0.0
     backward_seconds: float = 0.0
     state_bytes: int = 0
@@ -96,6 +125,8 @@ class Report:
     log_bytes: int = 0
     information_bits: float = 0.0
     limit_bits: float = 0.0
+    kept_bytes: int = 0
+    steps_again: int = 0
     checks: int = 0
     restored: bool = False
 
@@ -113,13 +144,15 @@ class Problem:
     hyperparameters: list[Tensor]  # those that want gradients, detached
     report: Report
     progress: Callable[[str, int], Any]  # a bar, or something that looks like one
+    nesterov: bool = False
+    given: Sequence[int] = ()  # weights whose initial values were given as tensors that require grad
 
 
 @dataclass
 class Cotangents:
     """Gradients of something downstream, by everything that went into a run."""
 
-    initial: list[Tensor]  # by the initial weights
+    initial: list[Tensor | None]  # by the initial weights; None where a strategy does not give one
     sources: list[Tensor]
     hyperparameters: list[Tensor]
 

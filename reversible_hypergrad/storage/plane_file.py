@@ -13,8 +13,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.adjoints.planes import PlaneStore
 from reversible_hypergrad.errors import ReversalError
+from reversible_hypergrad.storage.planes import PlaneStore
 
 __all__ = ["PlaneFile"]
 
@@ -30,7 +30,7 @@ class PlaneFile(PlaneStore):
 
     def __init__(self, directory: Path, device: torch.device) -> None:
         self._device = device
-        descriptor, name = tempfile.mkstemp(prefix="information-buffer-", suffix=".planes", dir=directory)
+        descriptor, name = tempfile.mkstemp(prefix="trajectory-", suffix=".planes", dir=directory)
         self._file: BinaryIO = os.fdopen(descriptor, "w+b", buffering=0)
         self.path = Path(name)
         self._sizes, self._sums = array("q"), array("L")
@@ -51,24 +51,33 @@ class PlaneFile(PlaneStore):
             self._finish_write()
 
     def pop(self) -> Tensor:
+        plane = self._read_last()
+        self._reads.popleft()
+        self._ahead -= 1
+        self._sums.pop()
+        self.nbytes -= self._sizes.pop()
+        return plane
+
+    def top(self) -> Tensor:
+        return self._read_last()
+
+    def _read_last(self) -> Tensor:
         self.flush()
         self._read_ahead()
-        offset, future = self._reads.popleft()
-        self._ahead -= 1
+        offset, future = self._reads[0]
         try:
             content = future.result()
         except OSError as error:
-            raise ReversalError(f"the information buffer's file {self.path} cannot be read: {error}") from error
-        size, expected = self._sizes.pop(), self._sums.pop()
-        self.nbytes -= size
+            raise ReversalError(f"the trajectory's file {self.path} cannot be read: {error}") from error
+        size, expected = self._sizes[-1], self._sums[-1]
         if len(content) != size:
             raise ReversalError(
-                f"the information buffer's file {self.path} was truncated: expected {size} bytes at offset {offset}, got "
+                f"the trajectory's file {self.path} was truncated: expected {size} bytes at offset {offset}, got "
                 f"{len(content)}. No gradient has been changed; leave the file alone while a run may be differentiated"
             )
         if zlib.crc32(content) != expected:
             raise ReversalError(
-                f"the information buffer's file {self.path} was damaged: the {size} bytes at offset {offset} are not those that "
+                f"the trajectory's file {self.path} was damaged: the {size} bytes at offset {offset} are not those that "
                 "were written. No gradient has been changed; check the disk, and that nothing else writes there"
             )
         return torch.frombuffer(content, dtype=torch.uint8).to(self._device) if size else torch.empty(0, dtype=torch.uint8)
@@ -97,8 +106,8 @@ class PlaneFile(PlaneStore):
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"the information buffer cannot be written ({error.strerror}; {self.nbytes} bytes so far). Free space, or choose "
-                "another directory for rh.Reversible(buffer=...)",
+                f"the trajectory's file cannot be written ({error.strerror}; {self.nbytes} bytes so far). Free space, or choose "
+                "another directory for the strategy's buffer= or store=",
                 str(self.path),
             ) from error
 

@@ -1,0 +1,64 @@
+"""Backwards along a straight line."""
+
+from reversible_hypergrad.adjoints.base import Adjoint, Run
+from reversible_hypergrad.adjoints.float_run import FloatRun
+from reversible_hypergrad.inner.floats import FloatState
+from reversible_hypergrad.inner.problem import Problem
+
+__all__ = ["DrMAD"]
+
+
+class DrMAD(Adjoint):
+    """Walks back along the straight line from the initial to the trained weights. APPROXIMATE: training took another path.
+
+    Momentum 0 and Nesterov are allowed. The velocity is that of moving along the line.
+
+    Cost: two copies of the weights, whatever the number of steps; backward as the exact strategies.
+
+    *Recommended* for long runs where only the direction of a hypergradient by penalties matters and :class:`Reversible` cannot
+    be used. *Not recommended* where :class:`Reversible` can: it costs the same time and is exact.
+
+    >>> import reversible_hypergrad as rh
+    >>> rh.DrMAD().exact
+    False
+
+    Source: Fu, Luo, Feng, Low, Chua, *DrMAD: Distilling Reverse-Mode Automatic Differentiation for Optimizing Hyperparameters of
+    Deep Neural Networks*, IJCAI 2016.
+    """
+
+    exact = False
+    approximation = "the way back is the straight line from the initial to the trained weights"
+
+    def __repr__(self) -> str:
+        return "DrMAD()"
+
+    def start(self, problem: Problem) -> Run:
+        return DrMADRun(problem)
+
+
+class DrMADRun(FloatRun):
+    replays = False
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self._end: list[FloatState] = []
+
+    def keep(self, step: int) -> None:
+        pass
+
+    def restore(self, step: int) -> None:
+        if step == self.problem.steps - 1:
+            self._end = [group.state(False) for group in self.groups]
+        for group, start, end in zip(self.groups, self.begin, self._end, strict=True):
+            group.w.copy_(start.w).lerp_(end.w, step / self.problem.steps)
+            if self.with_velocity:
+                # w - lr*v is the next point of the line. Of the step before: there v was made.
+                group.v.copy_(start.w - end.w).div_(self.problem.steps)
+                for part, setting, _ in group.lr_spans:
+                    rates = setting.elementwise if setting.elementwise is not None else setting.at(max(step - 1, 0))
+                    group.v[part].div_(rates).nan_to_num_(0.0, 0.0, 0.0)
+                if step == 0:
+                    group.v.zero_()
+
+    def let_go(self) -> None:
+        self._end = []

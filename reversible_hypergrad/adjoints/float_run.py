@@ -1,0 +1,190 @@
+"""Training in plain floats, and the walk back over weights that a strategy brings back."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from reversible_hypergrad.adjoints.base import CAUSES, Run
+from reversible_hypergrad.errors import ReversalError
+from reversible_hypergrad.inner.floats import FloatGroup, FloatState, float_groups, needs_velocity
+from reversible_hypergrad.inner.problem import Cotangents, Problem
+
+__all__ = ["FloatRun"]
+
+_CHECK_EVERY = 64  # steps between looks for non-finite losses: each waits for the device
+
+
+class FloatRun(Run):
+    """What the strategies with plain float states share. One of them says what to keep, and how to get a step's weights back.
+
+    The loss of every step is kept (8 bytes) and compared, bit for bit, when the step is evaluated again on the way back.
+    """
+
+    replays = True  # whether the walk back sees the very weights of training
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.groups: list[FloatGroup] = []
+        self.begin: list[FloatState] = []  # per group, to start once more from
+        self.first = 0  # the walk back ends with this step
+        self.with_velocity = False
+        self._losses = torch.empty(0)
+        self._first_losses: Tensor | None = None  # of the run whose weights went out
+        self._at_end = False
+
+    @abstractmethod
+    def keep(self, step: int) -> None:
+        """Called before each step of training."""
+
+    @abstractmethod
+    def restore(self, step: int) -> None:
+        """Brings the groups back to before ``step``; velocities too ``with_velocity``. Steps come in descending order."""
+
+    def let_go(self) -> None:
+        """Forgets what was kept."""
+
+    def forward(self, record: bool) -> None:
+        problem = self.problem
+        self.groups = float_groups(problem)
+        self.with_velocity = needs_velocity(problem)
+        self.begin = [group.state(False) for group in self.groups]
+        self._losses = torch.empty(problem.steps, dtype=torch.float64, device=self.groups[0].device)
+        try:
+            if problem.steps:
+                # The very first evaluation also checks the loss, and takes the path with a graph, whose gradient may have other
+                # last bits. Training must take the one path that training again takes.
+                problem.gradient(0)
+                problem.gradient.restart()
+            with problem.progress("training", problem.steps) as bar:
+                for step in range(problem.steps):
+                    if record:
+                        self.keep(step)
+                    self.train(step)
+                    if step % _CHECK_EVERY == _CHECK_EVERY - 1 or step == problem.steps - 1:
+                        self._refuse_non_finite(step)
+                    bar.advance()
+        except BaseException:
+            self._rewind()
+            raise
+        self._at_end = record
+        if not record:
+            self._free()
+
+    def train(self, step: int) -> None:
+        loss, gradients = self.problem.gradient.values(step)
+        self._losses[step] = loss
+        for group in self.groups:
+            group.step(step, gradients)
+
+    def pull_back(self, cotangents: Sequence[Tensor | None]) -> Cotangents:
+        if not self._at_end:
+            self.problem.gradient.restart()
+            self.forward(record=True)
+        try:
+            self._compare_runs()
+            return self.walk_back(cotangents)
+        finally:
+            self._rewind()
+
+    def walk_back(self, cotangents: Sequence[Tensor | None]) -> Cotangents:
+        problem, groups = self.problem, self.groups
+        totals = Cotangents.zeros(problem)
+        aws, avs = [group.gather(cotangents) for group in groups], [group.vector() for group in groups]
+        again = self._losses.clone()
+        with problem.progress("differentiating", problem.steps - self.first) as bar:
+            for step in reversed(range(self.first, problem.steps)):
+                self.restore(step)
+                again[step] = self._differentiate(step, aws, avs, totals)
+                bar.advance()
+        if self.replays:
+            self._compare(again)
+        self.finish(totals, aws)
+        return totals
+
+    def _differentiate(self, step: int, aws: Sequence[Tensor], avs: Sequence[Tensor], totals: Cotangents) -> Tensor:
+        """The adjoint of one step, from the state before it. Returns its loss. Gradients and products die here, not later:
+        training again between two steps must not find them in memory."""
+        evaluation = self.problem.gradient(step)
+        gradients = evaluation.gradients
+        adjoint = list(zip(self.groups, aws, avs, strict=True))
+        us = [group.enter(step, aw, av, gradients, totals) for group, aw, av in adjoint]
+        directions: list[Tensor] = [torch.empty(0)] * len(gradients)
+        for group, u in zip(self.groups, us, strict=True):
+            group.scatter(u, directions)
+        by_weights, by_hyperparameters = evaluation.products(directions)
+        for (group, aw, av), u in zip(adjoint, us, strict=True):
+            group.through_velocity(step, av, gradients, totals)
+            group.through_gradient(step, aw, av, u, by_weights, totals)
+        totals.add_hyperparameters(by_hyperparameters)
+        return evaluation.loss
+
+    def finish(self, totals: Cotangents, aws: Sequence[Tensor]) -> None:
+        """The gradients by the initial weights, from those by the weights before the first step."""
+        initial: list[Tensor] = [torch.empty(0)] * len(self.problem.weights)
+        for group, aw in zip(self.groups, aws, strict=True):
+            group.scatter(aw.to(group.w.dtype), initial)
+        totals.initial = [*initial]
+
+    def load(self, states: Sequence[FloatState]) -> None:
+        for group, state in zip(self.groups, states, strict=True):
+            group.load(state)
+
+    def _compare_runs(self) -> None:
+        """Training once more must not go another way, or the gradient belongs to other weights than those that went out."""
+        if self._first_losses is None:
+            self._first_losses = self._losses
+        step = _first_difference(self._first_losses, self._losses)
+        if step is not None:
+            raise ReversalError(
+                "training once more, for a second backward, did not end at the same weights: the loss of step "
+                f"{step} was {self._first_losses[step].item():.9g} and is {self._losses[step].item():.9g} now, and no gradient "
+                f"has been changed. {CAUSES}"
+            )
+
+    def _compare(self, again: Tensor) -> None:
+        step = _first_difference(again, self._losses)
+        report = self.problem.report
+        report.checks += self.problem.steps - self.first
+        if step is None:
+            report.restored = True
+            return
+        seen = self.problem.gradient.diagnose(step)
+        raise ReversalError(
+            f"step {step}: its loss was {self._losses[step].item():.9g} in training and {again[step].item():.9g} on the way "
+            "back, so the weights there, or the loss, are not those of training, and no gradient has been changed. "
+            f"{seen + '. ' if seen else ''}{CAUSES}"
+        )
+
+    def _refuse_non_finite(self, step: int) -> None:
+        since = max(0, step + 1 - _CHECK_EVERY)
+        bad = (~self._losses[since : step + 1].isfinite()).nonzero()
+        if len(bad):
+            at = since + int(bad[0])
+            raise FloatingPointError(
+                f"step {at}: the loss is {self._losses[at].item()}, expected a finite number. Lower lr, or look for the first "
+                "step whose gradient is not finite before it"
+            )
+        if step == self.problem.steps - 1:
+            names = [n for n, w in zip(self.problem.names, self.problem.weights, strict=True) if not bool(w.isfinite().all())]
+            if names:
+                raise FloatingPointError(
+                    f"step {step}: {', '.join(names[:3])} is not finite after it, expected finite weights. Lower lr, or look for "
+                    f"a gradient that is not finite in steps {since} to {step}"
+                )
+
+    def _rewind(self) -> None:
+        """Back to the initial weights, as training once more, for a second backward, expects them."""
+        self.load(self.begin)
+        self._at_end = False
+        self._free()
+
+    def _free(self) -> None:
+        self.let_go()
+        self.groups, self.begin, self._losses = [], [], torch.empty(0)
+
+
+def _first_difference(a: Tensor, b: Tensor) -> int | None:
+    different = ((a != b) & ~(a.isnan() & b.isnan())).nonzero()
+    return int(different[0]) if len(different) else None

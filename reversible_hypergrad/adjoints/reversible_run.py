@@ -1,0 +1,221 @@
+"""A training run in fixed point, undone bit for bit."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from reversible_hypergrad.adjoints.base import CAUSES, Run
+from reversible_hypergrad.core.rational import information_limit
+from reversible_hypergrad.engine.complaint import complaint
+from reversible_hypergrad.errors import ReversalError
+from reversible_hypergrad.inner.fixed import FixedGroup, fixed_groups
+from reversible_hypergrad.inner.problem import Cotangents, Problem
+
+__all__ = ["ReversibleRun"]
+
+
+class Options(Protocol):
+    """What a run takes from :class:`Reversible`."""
+
+    state_bits: int
+    verify_every: int
+    buffer: str | Path
+
+    def starts(self, bits_per_step: Sequence[float], weights: int) -> list[int]: ...
+
+
+class ReversibleRun(Run):
+    def __init__(self, adjoint: Options, problem: Problem) -> None:
+        self.adjoint = adjoint
+        self.problem = problem
+        self.groups: list[FixedGroup] = []
+        self.starts: list[int] = [0]
+        self.failure: str | None = None
+        self.ends: dict[int, list[int]] = {}  # step -> hashes of the state before it, where segments meet and at the end
+        self.begin: list[Tensor] = []  # the initial weights, where they must be trained from again
+        self.at_end = False  # the groups hold the trained state and all that undoing needs
+
+    def forward(self, record: bool) -> None:
+        problem, adjoint = self.problem, self.adjoint
+        self.groups = fixed_groups(problem, adjoint.state_bits, adjoint.verify_every, adjoint.buffer)
+        self.starts = adjoint.starts(self._bits_per_step(), problem.report.weights)
+        if record and len(self.starts) > 1:
+            self.begin = [weight.detach().clone() for weight in problem.weights]
+        problem.report.state_bytes = sum(g.bucket.x.nbytes + g.bucket.v.nbytes for g in self.groups)
+        try:
+            with problem.progress("training", problem.steps) as bar:
+                for first, end in pairwise([*self.starts, problem.steps]):
+                    last = end == problem.steps
+                    if first > 0:
+                        self._meet(first)
+                    if record and first > 0 and not last:
+                        self._keep_state()
+                    self._train(first, end, record and last, bar)
+            self._meet(problem.steps)
+        except BaseException:
+            self._let_go()
+            raise
+        self.at_end = record
+
+    def _bits_per_step(self) -> list[float]:
+        steps = range(self.problem.steps)
+        own = [[g.bucket.size * information_limit(g.fraction(step)) for step in steps] for g in self.groups]
+        report = self.problem.report
+        report.limit_bits = sum(map(sum, own)) / max(report.weights * self.problem.steps, 1)
+        return [sum(bits) for bits in zip(*own, strict=True)]
+
+    def _meet(self, step: int) -> None:
+        """Where a segment ends, and a new one begins."""
+        self._compare(step)
+        if step < self.problem.steps:
+            for group in self.groups:
+                group.begin_segment(step)
+
+    def _compare(self, step: int) -> None:
+        hashes = [group.bucket.hash() for group in self.groups]
+        if self.ends.setdefault(step, hashes) != hashes:
+            raise ReversalError(
+                f"training once more did not come to the same weights as before at step {step}, so there is no exact "
+                f"hypergradient, and no gradient has been changed. {CAUSES}"
+            )
+
+    def _keep_state(self) -> None:
+        for group in self.groups:
+            group.push_state()
+        report = self.problem.report
+        report.kept_bytes = max(report.kept_bytes, sum(group.store.nbytes for group in self.groups))
+
+    def _train(self, first: int, end: int, record: bool, bar: Any) -> None:
+        problem = self.problem
+        kept = sum(group.store.nbytes for group in self.groups)
+        for step in range(first, end):
+            gradients = problem.gradient(step).gradients
+            outcomes = [group.step(step, gradients, record) for group in self.groups]
+            if any(any(outcome.flags) for outcome in outcomes):
+                buckets = [group.bucket for group in self.groups]
+                error = complaint(buckets, [[gradients[m] for m in g.members] for g in self.groups], outcomes)
+                raise type(error)(f"step {step}: {error}")
+            bar.advance(self._bits(step + 1 - first, kept) if bar.wants_text else "")
+        for group in self.groups:
+            group.store.flush()
+        if record:
+            report = problem.report
+            information = sum(group.information_bytes() for group in self.groups) - kept
+            report.information_bytes = max(report.information_bytes, information)
+            report.information_bits = 8 * report.information_bytes / max(report.weights * problem.steps, 1)
+            report.log_bytes = max(report.log_bytes, sum(group.log_bytes() for group in self.groups))
+
+    def _train_again(self, first: int, end: int) -> None:
+        """The segment before the one that has just been undone, recorded this time."""
+        problem = self.problem
+        if first == 0:
+            with torch.no_grad():
+                for weight, begin in zip(problem.weights, self.begin, strict=True):
+                    weight.copy_(begin)
+            self.begin = []
+        for group in self.groups:
+            if first == 0:
+                group.begin_again()
+            else:
+                group.pop_state()
+                group.begin_segment(first)
+        with problem.progress("training again", end - first) as bar:
+            self._train(first, end, True, bar)
+        problem.report.steps_again += end - first
+        self._compare(end)
+
+    def _let_go(self) -> None:
+        for group in self.groups:
+            group.store.close()
+        self.groups, self.begin = [], []
+
+    def pull_back(self, cotangents: Sequence[Tensor | None]) -> Cotangents:
+        if self.failure is not None:
+            raise ReversalError(f"an earlier backward through this run failed, so it cannot be undone any more: {self.failure}")
+        self.failure = "it was interrupted"
+        try:
+            if not self.at_end:
+                # An earlier backward has undone the run; its end was checked to be the very start.
+                self.problem.gradient.restart()
+                self.forward(record=True)
+            result = self._undo(cotangents)
+        except BaseException as error:
+            self.failure = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            self.at_end = False
+            self._let_go()
+        self.failure = None
+        return result
+
+    def _undo(self, cotangents: Sequence[Tensor | None]) -> Cotangents:
+        problem, groups = self.problem, self.groups
+        totals = Cotangents.zeros(problem)
+        aws, avs = [group.gather(cotangents) for group in groups], [group.vector() for group in groups]
+        with problem.progress("undoing", problem.steps) as bar:
+            for first, end in reversed(list(pairwise([*self.starts, problem.steps]))):
+                if end < problem.steps:
+                    self._train_again(first, end)
+                self._undo_segment(first, end, aws, avs, totals, bar)
+        problem.report.restored = True
+        initial: list[Tensor] = [torch.empty(0)] * len(problem.weights)
+        for group, aw in zip(groups, aws, strict=True):
+            group.scatter(aw, initial)
+        totals.initial = [g.to(w.dtype, copy=True) for g, w in zip(initial, problem.weights, strict=True)]
+        return totals
+
+    def _undo_segment(
+        self, first: int, end: int, aws: Sequence[Tensor], avs: Sequence[Tensor], totals: Cotangents, bar: Any
+    ) -> None:
+        verified = end  # the state before this step is known to be right
+        for step in reversed(range(first, end)):
+            if self._undo_step(step, verified, aws, avs, totals):
+                verified = step
+                self.problem.report.checks += 1
+            bar.advance("exact so far")
+
+    def _undo_step(self, step: int, verified: int, aws: Sequence[Tensor], avs: Sequence[Tensor], totals: Cotangents) -> bool:
+        """One step back, and its adjoint. Returns whether the state was compared with a hash."""
+        groups = self.groups
+        adjoint = list(zip(groups, aws, avs, strict=True))
+        for group, aw, av in adjoint:
+            group.through_weights(step, aw, av, group.velocity, totals)
+        undoing = [group.undo_weights(step) for group in groups]
+        evaluation = self.problem.gradient(step)
+        gradients = evaluation.gradients
+        suspects = [
+            name
+            for group, (record, hash_) in zip(groups, undoing, strict=True)
+            for name in group.undo_velocity(step, record, hash_, gradients)
+        ]
+        if suspects:
+            self._refuse(step, verified, suspects)
+        us = [group.directions(step, av) for group, _, av in adjoint]
+        directions: list[Tensor] = [torch.empty(0)] * len(gradients)
+        for group, u in zip(groups, us, strict=True):
+            group.scatter(u, directions)
+        by_weights, by_hyperparameters = evaluation.products(directions)
+        for (group, aw, av), u in zip(adjoint, us, strict=True):
+            group.through_velocity(step, av, gradients, totals)
+            group.through_gradient(step, aw, av, u, by_weights, totals)
+        totals.add_hyperparameters(by_hyperparameters)
+        return all(record.hash_before is not None for record, _ in undoing)
+
+    def _refuse(self, step: int, verified: int, suspects: list[str]) -> None:
+        where = f"step {step}" if verified == step + 1 else f"the steps {step} to {verified - 1}"
+        if step == 0 and verified <= 1:
+            where = "step 0, at the end of the way back"
+        seen = self.problem.gradient.diagnose(step)
+        raise ReversalError(
+            f"undoing {where} did not restore the state before (near {', '.join(suspects[:3])}), so there is no exact "
+            f"hypergradient, and no gradient has been changed. {seen + '. ' if seen else ''}{CAUSES}"
+        )
+
+    def _bits(self, steps: int, kept: int) -> str:
+        information = sum(group.information_bytes() for group in self.groups) - kept
+        weight_steps = self.problem.report.weights * steps
+        return f"{8 * information / max(weight_steps, 1):.3f} bits/weight/step"

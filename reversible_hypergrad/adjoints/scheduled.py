@@ -1,0 +1,134 @@
+"""States kept at chosen steps, and training again between them: what snapshots and all kinds of checkpoints have in common."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from reversible_hypergrad.adjoints.float_run import FloatRun
+from reversible_hypergrad.inner.floats import FloatGroup
+from reversible_hypergrad.inner.problem import Problem
+from reversible_hypergrad.inner.size import Cost, RunSize
+from reversible_hypergrad.storage.planes import PlaneStore, open_store
+
+__all__ = ["Schedule", "ScheduledRun", "scheduled_cost"]
+
+
+class Schedule(ABC):
+    """Which steps' states to keep."""
+
+    @abstractmethod
+    def keep(self, start: int, stop: int, held: int) -> Sequence[int]:
+        """Steps between ``start`` and ``stop``, exclusive, in ascending order, whose states to keep on the way from one to the
+        other. The state before ``start`` is at hand for as long as any step in between is needed.
+
+        Args:
+            held: how many states are kept now, the initial one not counted.
+        """
+
+
+class ScheduledRun(FloatRun):
+    """Keeps states on a stack, one per step that the schedule names; the walk back takes the top one or trains on from it.
+
+    A state is the weights. The velocity joins where training goes on from it, or where the adjoint looks at it.
+    """
+
+    def __init__(self, problem: Problem, schedule: Schedule, place: str | Path) -> None:
+        super().__init__(problem)
+        self.schedule, self.place = schedule, place
+        self._stores: list[PlaneStore] = []
+        self._kept: list[tuple[int, bool]] = []  # step, and whether with velocity
+        self._planned: dict[int, bool] = {}
+
+    def keep(self, step: int) -> None:
+        if step == 0:
+            self._stores = [open_store(self.place, group.device) for group in self.groups]
+            self._plan(0, self.problem.steps)
+        self._keep_if_planned(step)
+
+    def forward(self, record: bool) -> None:
+        super().forward(record)
+        try:
+            for store in self._stores:
+                store.flush()  # a full disk is train()'s news, not backward()'s
+        except BaseException:
+            self._rewind()
+            raise
+
+    def restore(self, step: int) -> None:
+        at, with_velocity = self._kept[-1] if self._kept else (0, False)
+        if at == 0:
+            self.load(self.begin)
+        else:
+            for group, store in zip(self.groups, self._stores, strict=True):
+                _unpack(group, store.pop() if at == step else store.top(), with_velocity)
+            if at == step:
+                self._kept.pop()
+                return
+        self._plan(at, step)
+        for between in range(at, step):
+            self._keep_if_planned(between)
+            self.train_again(between)
+
+    def train_again(self, step: int) -> None:
+        _, gradients = self.problem.gradient.values(step)
+        for group in self.groups:
+            group.step(step, gradients)
+        self.problem.report.steps_again += 1
+
+    def _plan(self, start: int, stop: int) -> None:
+        steps = list(self.schedule.keep(start, stop, len(self._kept)))
+        self._planned = {s: self.with_velocity or after - s > 1 for s, after in pairwise([*steps, stop])}
+
+    def _keep_if_planned(self, step: int) -> None:
+        with_velocity = self._planned.get(step)
+        if with_velocity is None:
+            return
+        for group, store in zip(self.groups, self._stores, strict=True):
+            store.push(_pack(group, with_velocity))
+        self._kept.append((step, with_velocity))
+        report = self.problem.report
+        report.kept_bytes = max(report.kept_bytes, sum(store.nbytes for store in self._stores))
+
+    def let_go(self) -> None:
+        for store in self._stores:
+            store.close()
+        self._stores, self._kept = [], []
+
+
+def scheduled_cost(schedule: Schedule, size: RunSize) -> Cost:
+    """Goes through the whole walk back without training. Takes microseconds per step."""
+    kept: list[tuple[int, int]] = []  # step, and the vectors that its state takes
+    vectors = most = again = 0
+
+    def keep(start: int, stop: int) -> None:
+        nonlocal vectors, most
+        for step, after in pairwise([*schedule.keep(start, stop, len(kept)), stop]):
+            kept.append((step, 2 if size.with_velocity or after - step > 1 else 1))
+            vectors += kept[-1][1]
+        most = max(most, vectors)
+
+    keep(0, size.steps)
+    for step in reversed(range(size.steps)):
+        if kept and kept[-1][0] == step:
+            vectors -= kept.pop()[1]
+        elif step:
+            at = kept[-1][0] if kept else 0
+            again += step - at
+            keep(at, step)
+    return Cost(size.float_bytes + most * size.vector_bytes, size.time(again))
+
+
+def _pack(group: FloatGroup, with_velocity: bool) -> Tensor:
+    state = torch.cat([group.w, group.v]) if with_velocity else group.w.clone()
+    return state.view(torch.uint8)
+
+
+def _unpack(group: FloatGroup, plane: Tensor, with_velocity: bool) -> None:
+    state = plane.view(group.w.dtype)
+    group.w.copy_(state[: len(group.w)])
+    if with_velocity:
+        group.v.copy_(state[len(group.w) :])

@@ -1,0 +1,140 @@
+"""Autograd's graph through the whole run."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from reversible_hypergrad.adjoints.base import CAUSES, Adjoint, Run
+from reversible_hypergrad.errors import ReversalError
+from reversible_hypergrad.inner.problem import Cotangents, Problem, Setting
+
+__all__ = ["Unroll"]
+
+
+class Unroll(Adjoint):
+    """Keeps autograd's graph of the whole run. Exact; also known as backpropagation through training.
+
+    Momentum 0 and Nesterov are allowed.
+
+    Cost: all activations of all steps, twice over for the gradients' graphs. Backward does not compute the loss again.
+
+    *Recommended* as an oracle: it shares no formula with the other strategies. *Not recommended* otherwise, because
+    :class:`Snapshots` is as exact, takes a fraction of the memory and is as fast or faster.
+
+    >>> import reversible_hypergrad as rh
+    >>> rh.Unroll()
+    Unroll()
+
+    Source: Domke, *Generic Methods for Optimization-Based Modeling*, AISTATS 2012; Grefenstette et al., *Generalized Inner Loop
+    Meta-Learning*, 2019.
+    """
+
+    def __repr__(self) -> str:
+        return "Unroll()"
+
+    def start(self, problem: Problem) -> Run:
+        return UnrollRun(problem)
+
+
+class UnrollRun(Run):
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.begin = [weight.detach().clone() for weight in problem.weights]
+        self._leaves: dict[Setting, Tensor] = {}
+        self._initial: list[Tensor] = []
+        self._trained: list[Tensor] = []
+        self._losses: list[float] | None = None  # of the run whose weights went out
+
+    def forward(self, record: bool) -> None:
+        problem = self.problem
+        weights = [start.clone().requires_grad_() for start in self.begin]
+        self._leaves, self._initial = {}, weights
+        velocities = [torch.zeros_like(w) for w in weights]
+        losses: list[float] = []
+        if problem.steps:
+            problem.gradient(0)  # checks the loss; its effect on buffers does not count
+            problem.gradient.restart()
+        with torch.enable_grad(), problem.progress("training", problem.steps) as bar:
+            for step in range(problem.steps):
+                loss, gradients = problem.gradient.attached(step, weights)
+                losses.append(loss.item())
+                if not math.isfinite(losses[-1]):
+                    raise FloatingPointError(f"step {step}: the loss is {losses[-1]}, expected a finite number. Lower lr")
+                weights = self._step(step, weights, velocities, gradients)
+                if not record:
+                    weights = [w.detach().requires_grad_() for w in weights]
+                    velocities[:] = [v.detach() for v in velocities]
+                bar.advance()
+        if self._losses is None:
+            self._losses = losses
+        if losses != self._losses:
+            step = next(step for step in range(problem.steps) if losses[step] != self._losses[step])
+            raise ReversalError(
+                "training once more, for a second backward, did not end at the same weights: the loss of step "
+                f"{step} was {self._losses[step]:.9g} and is {losses[step]:.9g} now, and no gradient has been changed. {CAUSES}"
+            )
+        for own, w in zip(problem.weights, weights, strict=True):
+            own.data.copy_(w.detach())
+        self._trained = weights if record else []
+
+    def _step(
+        self, step: int, weights: Sequence[Tensor], velocities: list[Tensor], gradients: Sequence[Tensor | None]
+    ) -> list[Tensor]:
+        after = []
+        for i, (w, g, settings) in enumerate(zip(weights, gradients, self.problem.settings, strict=True)):
+            lr, mu, tau, decay = (
+                self._value(s, step, w) for s in (settings.lr, settings.momentum, settings.dampening, settings.weight_decay)
+            )
+            total = decay * w if g is None else g + decay * w
+            dampened = step > 0 and settings.momentum.at(step) != 0
+            velocities[i] = mu * velocities[i] + ((1 - tau) * total if dampened else total)
+            moved = total + mu * velocities[i] if self.problem.nesterov else velocities[i]
+            after.append((w - lr * moved).to(w.dtype))  # learning rates per weight may have more digits than the weights
+        return after
+
+    def _value(self, setting: Setting, step: int, weight: Tensor) -> Tensor | float:
+        """One setting at one step, attached to a leaf of its own if it wants a gradient."""
+        if setting.source is None:
+            return setting.at(step) if setting.elementwise is None else _shaped(setting.elementwise, weight)
+        if setting not in self._leaves:
+            numbers = setting.elementwise
+            if numbers is None:
+                numbers = torch.tensor(list(setting.numbers), dtype=torch.float64, device=weight.device)
+            self._leaves[setting] = numbers.detach().clone().requires_grad_()
+        leaf = self._leaves[setting]
+        if setting.elementwise is not None:
+            return _shaped(leaf, weight)
+        return leaf[step if len(leaf) > 1 else 0]
+
+    def pull_back(self, cotangents: Sequence[Tensor | None]) -> Cotangents:
+        problem = self.problem
+        if not self._trained:
+            problem.gradient.restart()
+            self.forward(record=True)
+        pairs = [(w, c) for w, c in zip(self._trained, cotangents, strict=True) if c is not None]
+        inputs = [*self._initial, *self._leaves.values(), *problem.gradient.wanted]
+        found = torch.autograd.grad([w for w, _ in pairs], inputs, [c for _, c in pairs], allow_unused=True)
+        self._trained = []
+        totals = Cotangents.zeros(problem)
+        count = len(self._initial)
+        totals.initial = [torch.zeros_like(w) if g is None else g for w, g in zip(self._initial, found, strict=False)]
+        for setting, g in zip(self._leaves, found[count:], strict=False):
+            if g is not None:
+                assert setting.source is not None
+                target = totals.sources[setting.source]
+                if setting.elementwise is not None:
+                    chosen = zip(self._initial, problem.settings, strict=True)
+                    g = _shaped(g, next(w for w, s in chosen if setting in (s.lr, s.weight_decay)))
+                target += g.reshape(target.shape)
+        totals.add_hyperparameters(found[count + len(self._leaves) :])
+        problem.report.restored = True
+        for own, start in zip(problem.weights, self.begin, strict=True):
+            own.data.copy_(start)
+        return totals
+
+
+def _shaped(flat: Tensor, weight: Tensor) -> Tensor:
+    """A value per weight, from memory order."""
+    return flat.as_strided(weight.shape, weight.stride())

@@ -1,0 +1,187 @@
+"""One bucket of a reversible run: its steps forward and back, and their log."""
+
+from array import array
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reversible_hypergrad.core.rational import approximate_momentum
+from reversible_hypergrad.engine.bucket import Bucket, Coefficients, Outcome, Record, combine
+from reversible_hypergrad.inner.flat import FlatGroup
+from reversible_hypergrad.inner.problem import Problem
+from reversible_hypergrad.storage.planes import open_store
+
+__all__ = ["LOG_BYTES", "FixedGroup", "fixed_groups"]
+
+_SPILLS = (0, 8, 16)
+LOG_BYTES = 18  # per recorded step: a hash, a bound, what was spilled
+
+
+class FixedGroup(FlatGroup):
+    """Parameters that share a momentum and a device, in one bucket. Vectors have the layout of the bucket's state.
+
+    A run is one segment or several. Each begins with an empty buffer; planes and log are those of the recorded one.
+    """
+
+    def __init__(self, problem: Problem, members: Sequence[int], state_bits: int, verify_every: int, place: str | Path) -> None:
+        weights = [problem.weights[i] for i in members]
+        self.bucket = Bucket(weights, [problem.names[i] for i in members], state_bits)
+        super().__init__(problem, members, self.bucket.offsets)
+        self.verify_every = verify_every
+        self._fractions: dict[float, Fraction] = {}
+        self._shared = all(s == self.settings[0] and s.lr.elementwise is None for s in self.settings)
+        self._constant = all(len(x.numbers) < 2 for s in self.settings for x in (s.lr, s.dampening, s.weight_decay))
+        self._coefficients: tuple[Coefficients, ...] | None = None
+        self._active = (True,) * len(weights)
+        self.store = open_store(place, weights[0].device)
+        self.first = 0  # step of the present segment
+        self.hash: int | None = self.bucket.hash()
+        self._hashes, self._bounds, self._spilled = array("q"), array("Q"), array("H")
+
+    # The run forward
+
+    def step(self, step: int, gradients: Sequence[Tensor], record: bool) -> Outcome:
+        """One step. The outcome may hold flags; then the caller undoes it with :meth:`undo_flagged` and reports."""
+        total = [self._with_decay(i, gradients[m]) for i, m in enumerate(self.members)]
+        with_hash = record and self._is_checked(step + 1)
+        entry, outcome = self.bucket.step(total, self.fraction(step), self.coefficients(step), None, with_hash)
+        if record:
+            if self._is_checked(step):
+                assert self.hash is not None
+                self._hashes.append(self.hash)
+            self._bounds.append(entry.bound)
+            self._spilled.append(sum(_SPILLS.index(bits) << 2 * k for k, bits in enumerate(entry.spill_bits)))
+            for plane in entry.planes:
+                self.store.push(plane)
+            self.hash = outcome.hash if with_hash else None
+        return outcome
+
+    def begin_segment(self, step: int) -> None:
+        """Whatever information there is is dropped."""
+        self.bucket.forget()
+        self.first = step
+        self.hash = self.bucket.hash()
+
+    def begin_again(self) -> None:
+        """At the initial weights, which must be the visible ones."""
+        self.bucket.quantize_weights()
+        self.bucket.v.zero_()
+        self.begin_segment(0)
+
+    def push_state(self) -> None:
+        self.store.push(self.bucket.x.clone().view(torch.uint8))
+        self.store.push(self.bucket.v.clone().view(torch.uint8))
+
+    def pop_state(self) -> None:
+        self.bucket.v.copy_(self.store.pop().view(self.bucket.v.dtype))
+        self.bucket.x.copy_(self.store.pop().view(self.bucket.x.dtype))
+        self.bucket.show_weights()
+
+    # The way back
+
+    def undo_weights(self, step: int) -> tuple[Record, int]:
+        """The first phase: weights back to before ``step``. Returns its record, and the hash of the weights."""
+        spilled = self._spilled.pop()
+        spill_bits = tuple(_SPILLS[spilled >> 2 * k & 3] for k in range(8))
+        planes = [self.store.pop() for bits in spill_bits if bits][::-1]
+        hash_before = self._hashes.pop() if self._is_checked(step) else None
+        bound = self._bounds.pop()
+        record = Record(self.fraction(step), self.coefficients(step), self._active, bound, spill_bits, planes, hash_before)
+        outcome = self.bucket.move_weights(record, back=True, with_hash=hash_before is not None)
+        if step == 0:
+            self.bucket.restore_initial()  # the first gradient was taken there, not at the rounded weights
+        return record, outcome.hash
+
+    def undo_velocity(self, step: int, record: Record, weights_hash: int, gradients: Sequence[Tensor]) -> list[str]:
+        """The second phase. Returns the names of suspect parameters, empty if all is as it was (as far as checked)."""
+        total = [self._with_decay(i, gradients[m]) for i, m in enumerate(self.members)]
+        outcome = self.bucket.undo_velocity(record, total, record.hash_before is not None)
+        flagged = [name for name, flag in zip(self.bucket.names, outcome.flags, strict=True) if flag]
+        wrong_hash = record.hash_before is not None and combine(weights_hash, outcome.hash) != record.hash_before
+        left_over = step == self.first and not (self.bucket.is_empty() if step == 0 else self.bucket.has_no_information())
+        if flagged or wrong_hash or left_over:
+            return flagged or self.bucket.names
+        return []
+
+    # What the adjoint asks for
+
+    def velocity(self) -> Tensor:
+        """The integers V as floats."""
+        return self.bucket.v.to(self.dtype).mul_(2.0**-self.bucket.format.velocity_fraction_bits)
+
+    def weights_vector(self) -> Tensor:
+        return self.bucket.x.to(self.dtype).mul_(2.0**-self.bucket.format.weight_fraction_bits)
+
+    def total_at(self, step: int, gradients: Sequence[Tensor]) -> Tensor:
+        whole = self.vector()
+        for i, m in enumerate(self.members):
+            self.view(whole, i).copy_(self._with_decay(i, gradients[m]))
+        for part, setting, _ in self.decay_spans:
+            if setting.elementwise is None and setting.at(step):
+                whole[part].add_(self.weights_vector()[part], alpha=self.used(setting.at(step)))
+        return whole
+
+    def momentum_at(self, step: int) -> float:
+        fraction = self.fraction(step)
+        return fraction.numerator / fraction.denominator
+
+    def used(self, number: float) -> float:
+        """As the kernels compute: 32-bit state in float32."""
+        return number if self.bucket.format.state_bits == 64 else float(np.float32(number))
+
+    def information_bytes(self) -> int:
+        return self.store.nbytes + self.bucket.accumulators.nbytes
+
+    def log_bytes(self) -> int:
+        return sum(log.itemsize * len(log) for log in (self._hashes, self._bounds, self._spilled))
+
+    # Settings
+
+    def fraction(self, step: int) -> Fraction:
+        number = self.momentum.at(step)
+        if number not in self._fractions:
+            if len(self._fractions) > 4096:
+                self._fractions.clear()
+            self._fractions[number] = approximate_momentum(number, self.bucket.format.state_bits)
+        return self._fractions[number]
+
+    def coefficients(self, step: int) -> tuple[Coefficients, ...]:
+        if step > 0 and self._constant and self._coefficients is not None:
+            return self._coefficients
+        chosen = tuple(self._coefficients_of(i, step) for i in range(1 if self._shared else len(self.settings)))
+        if step > 0:
+            self._coefficients = chosen
+        return chosen
+
+    def _coefficients_of(self, i: int, step: int) -> Coefficients:
+        settings = self.settings[i]
+        rates = settings.lr.elementwise
+        return Coefficients.of(
+            self.bucket.format,
+            lr=settings.lr.at(step) if rates is None else self.view_of_flat(rates, i),
+            weight_decay=0.0 if settings.weight_decay.elementwise is not None else settings.weight_decay.at(step),
+            dampening=1.0 - self.share(settings.dampening, step),
+        )
+
+    def _with_decay(self, i: int, gradient: Tensor) -> Tensor:
+        """A decay per weight joins the gradient here; a single number is the kernel's business."""
+        decay = self.settings[i].weight_decay.elementwise
+        if decay is None:
+            return gradient
+        weight = self.bucket.weights[i].detach()
+        return torch.addcmul(gradient, self.view_of_flat(decay, i), weight)
+
+    def _is_checked(self, step: int) -> bool:
+        return (step - self.first) % self.verify_every == 0
+
+
+def fixed_groups(problem: Problem, state_bits: int, verify_every: int, place: str | Path) -> list[FixedGroup]:
+    """The fewest buckets: one per momentum setting and device."""
+    members: dict[tuple[int, torch.device], list[int]] = {}
+    for i, (settings, weight) in enumerate(zip(problem.settings, problem.weights, strict=True)):
+        members.setdefault((id(settings.momentum), weight.device), []).append(i)
+    return [FixedGroup(problem, m, state_bits, verify_every, place) for m in members.values()]

@@ -1,0 +1,182 @@
+"""The adjoint of one step of SGD, elementwise, on flat vectors: the same for integer and for float states."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from reversible_hypergrad.inner.problem import Cotangents, Problem, Setting, Settings
+
+__all__ = ["FlatGroup", "Span"]
+
+
+class Span(NamedTuple):
+    """Neighbouring parameters with one setting."""
+
+    part: slice  # of a vector
+    setting: Setting
+    first: int  # the first parameter in it
+
+
+class FlatGroup(ABC):
+    """Parameters that share a momentum and a device. A vector of the adjoint is one flat tensor with a part per parameter.
+
+    One step, and its adjoint from ``aw`` and ``av``, the gradients by w' and v'::
+
+        v' = mu*v + (1-tau)*(g + wd*w)          d_lr = -<aw, v'>;  av -= lr*aw;  u = (1-tau)*av
+        w' = w - lr*v'                          d_mu = <av, v>;  d_tau = -<av, g + wd*w>;  d_wd = <u, w>
+                                                aw += H u + wd*u;  av *= mu
+
+    Args:
+        offsets: where each member's part begins in a vector, and the vectors' size. Between the parts there are zeros.
+    """
+
+    def __init__(self, problem: Problem, members: Sequence[int], offsets: Sequence[int]) -> None:
+        self.members = list(members)
+        self.offsets = list(offsets)
+        self.weights = [problem.weights[i] for i in members]
+        self.settings = [problem.settings[i] for i in members]
+        self.device = self.weights[0].device
+        self.dtype = torch.float64 if any(w.dtype == torch.float64 for w in self.weights) else torch.float32
+        self.size = sum(w.numel() for w in self.weights)
+        self.lr_spans = self._spans(lambda s: s.lr)
+        self.dampening_spans = self._spans(lambda s: s.dampening)
+        self.decay_spans = self._spans(lambda s: s.weight_decay)
+        self.momentum = self.settings[0].momentum
+
+    # What the two kinds of state do in their own way
+
+    @abstractmethod
+    def velocity(self) -> Tensor:
+        """The present velocity as a vector of the adjoint's dtype."""
+
+    @abstractmethod
+    def weights_vector(self) -> Tensor:
+        """The present weights likewise."""
+
+    @abstractmethod
+    def total_at(self, step: int, gradients: Sequence[Tensor]) -> Tensor:
+        """g + wd*w likewise, from the loss's gradients, one per weight of the problem."""
+
+    @abstractmethod
+    def momentum_at(self, step: int) -> float:
+        """As it was used."""
+
+    def used(self, number: float) -> float:
+        """A setting as the step used it."""
+        return number
+
+    def dampens(self, step: int) -> bool:
+        """As torch does, the first velocity is the gradient, undampened."""
+        return step > 0
+
+    def share(self, dampening: Setting, step: int) -> float:
+        """1 - dampening, as the step used it."""
+        return 1.0 - dampening.at(step) if self.dampens(step) else 1.0
+
+    # Vectors
+
+    def vector(self) -> Tensor:
+        return torch.zeros(self.offsets[-1], dtype=self.dtype, device=self.device)
+
+    def view(self, vector: Tensor, i: int) -> Tensor:
+        """The part of ``vector`` that belongs to the ``i``-th member, in its shape and memory order."""
+        weight = self.weights[i]
+        return vector.as_strided(weight.shape, weight.stride(), self.offsets[i])
+
+    def view_of_flat(self, flat: Tensor, i: int) -> Tensor:
+        """A vector of one member alone, in its shape and memory order."""
+        return flat.as_strided(self.weights[i].shape, self.weights[i].stride())
+
+    def gather(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """A new vector from one tensor per weight of the problem; None stands for zero."""
+        vector = self.vector()
+        for i, m in enumerate(self.members):
+            tensor = tensors[m]
+            if tensor is not None:
+                self.view(vector, i).copy_(tensor)
+        return vector
+
+    def scatter(self, vector: Tensor, into: list[Tensor]) -> None:
+        """Views of ``vector`` to the members' places in ``into``, a list with one entry per weight of the problem."""
+        for i, m in enumerate(self.members):
+            into[m] = self.view(vector, i)
+
+    # The adjoint, section by section
+
+    def through_weights(self, step: int, aw: Tensor, onto: Tensor, moved: Callable[[], Tensor], totals: Cotangents) -> None:
+        """Of w' = w - lr*moved: d_lr = -<aw, moved>; onto -= lr*aw."""
+        vector: Tensor | None = None
+        for part, setting, index in self.lr_spans:
+            if setting.source is not None:
+                vector = moved() if vector is None else vector
+                self._accumulate(setting, index, totals, step, aw[part], vector[part], -1.0)
+            if setting.elementwise is not None:
+                onto[part].addcmul_(aw[part], setting.elementwise, value=-1.0)
+            else:
+                onto[part].add_(aw[part], alpha=-self.used(setting.at(step)))
+
+    def directions(self, step: int, av: Tensor) -> Tensor:
+        """u = (1 - dampening) * av."""
+        shares = [(part, self.share(setting, step)) for part, setting, _ in self.dampening_spans]
+        if all(share == 1.0 for _, share in shares):
+            return av
+        u = av.clone()
+        for part, share in shares:
+            u[part] *= share
+        return u
+
+    def through_velocity(self, step: int, av: Tensor, gradients: Sequence[Tensor], totals: Cotangents) -> None:
+        """Of v' = mu*v + (1-dampening)*total, with the state before the step: d_mu = <av, v>; d_dampening = -<av, total>."""
+        if self.momentum.source is not None:
+            self.momentum.accumulate(totals.sources, step, torch.dot(av, self.velocity()))
+        if self.dampens(step) and any(setting.source is not None for _, setting, _ in self.dampening_spans):
+            total = self.total_at(step, gradients)
+            for part, setting, _ in self.dampening_spans:
+                if setting.source is not None:
+                    setting.accumulate(totals.sources, step, -torch.dot(av[part], total[part]))
+
+    def through_gradient(
+        self, step: int, aw: Tensor, av: Tensor, u: Tensor, products: Sequence[Tensor | None], totals: Cotangents
+    ) -> None:
+        """Of total = dL/dw + wd*w: aw += H u + wd*u; d_wd = <u, w>. And av *= mu."""
+        for i, m in enumerate(self.members):
+            product = products[m]
+            if product is not None:
+                self.view(aw, i).add_(product)
+        self.through_decay(step, aw, u, totals)
+        av.mul_(self.momentum_at(step))
+
+    def through_decay(self, step: int, aw: Tensor, u: Tensor, totals: Cotangents) -> None:
+        weights: Tensor | None = None
+        for part, setting, index in self.decay_spans:
+            if setting.source is not None:
+                weights = self.weights_vector() if weights is None else weights
+                self._accumulate(setting, index, totals, step, u[part], weights[part], 1.0)
+            if setting.elementwise is not None:
+                aw[part].addcmul_(u[part], setting.elementwise)
+            elif setting.at(step):
+                aw[part].add_(u[part], alpha=self.used(setting.at(step)))
+
+    def _accumulate(self, setting: Setting, index: int, totals: Cotangents, step: int, a: Tensor, b: Tensor, sign: float) -> None:
+        if setting.elementwise is None:
+            setting.accumulate(totals.sources, step, sign * torch.dot(a, b))
+            return
+        assert setting.source is not None
+        target = totals.sources[setting.source]
+        target += self.view_of_flat(sign * a * b, index).reshape(target.shape)
+
+    def _spans(self, of: Callable[[Settings], Setting]) -> list[Span]:
+        """Those with a value per weight stand alone, without padding."""
+        spans: list[Span] = []
+        for i, settings in enumerate(self.settings):
+            setting = of(settings)
+            if setting.elementwise is not None:
+                spans.append(Span(slice(self.offsets[i], self.offsets[i] + self.weights[i].numel()), setting, i))
+            elif spans and spans[-1].setting is setting:
+                spans[-1] = Span(slice(spans[-1].part.start, self.offsets[i + 1]), setting, spans[-1].first)
+            else:
+                spans.append(Span(slice(self.offsets[i], self.offsets[i + 1]), setting, i))
+        return spans

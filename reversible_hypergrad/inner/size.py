@@ -1,0 +1,87 @@
+"""How large a training run is, and what a strategy takes for it: what the planner asks and is told."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reversible_hypergrad.inner.floats import needs_velocity
+from reversible_hypergrad.inner.problem import Problem
+
+__all__ = ["Cost", "RunSize"]
+
+# In units of a training step: one step's gradient with Hessian-vector product, and its share of the adjoint's arithmetic.
+_STEP_BACK = 2.8
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a strategy takes.
+
+    Attributes:
+        bytes: the most memory at a time, all that :func:`train` allocates, without the activations of a single step.
+        time: forward and backward together, in units of the same training without a hypergradient.
+        obstacle: why the strategy cannot do the run at all; empty if it can.
+    """
+
+    bytes: float
+    time: float
+    obstacle: str = ""
+
+
+@dataclass(frozen=True)
+class RunSize:
+    """Attributes:
+    weights, steps: how many.
+    weight_bytes: of one weight. adjoint_bytes: of an element of the adjoint's vectors.
+    momenta: (how many weights share it, one for all steps or one per step) for each momentum.
+    with_velocity: whether learning rates or momenta get gradients, so that the adjoint looks at velocities.
+    nesterov: as in SGD.
+    hyperparameters: how many elements get a gradient, initial weights not counted; None: not known.
+    """
+
+    weights: int
+    steps: int
+    momenta: Sequence[tuple[int, Sequence[float]]]
+    weight_bytes: int = 4
+    adjoint_bytes: int = 4
+    with_velocity: bool = False
+    nesterov: bool = False
+    hyperparameters: int | None = None
+
+    @staticmethod
+    def of(problem: Problem) -> "RunSize":
+        shared: dict[int, tuple[int, Sequence[float]]] = {}
+        for weight, settings in zip(problem.weights, problem.settings, strict=True):
+            count, _ = shared.get(id(settings.momentum), (0, ()))
+            shared[id(settings.momentum)] = (count + weight.numel(), settings.momentum.numbers)
+        weight_bytes = max(weight.element_size() for weight in problem.weights)
+        return RunSize(
+            weights=sum(weight.numel() for weight in problem.weights),
+            steps=problem.steps,
+            momenta=list(shared.values()),
+            weight_bytes=weight_bytes,
+            adjoint_bytes=max(4, weight_bytes),
+            with_velocity=needs_velocity(problem),
+            nesterov=problem.nesterov,
+            hyperparameters=problem.report.hyperparameters,
+        )
+
+    @property
+    def common_bytes(self) -> float:
+        """What every strategy holds at the end of a step back, per run: the copy of the weights, the result and its cotangent,
+        gradients and products, the adjoint's two vectors; per hyperparameter a float64 sum, a product and the result."""
+        per_weight = 5 * self.weight_bytes + 2 * self.adjoint_bytes
+        return per_weight * self.weights + 16.0 * (self.hyperparameters or 0)
+
+    @property
+    def float_bytes(self) -> float:
+        """Beside them, with plain floats: velocity, the gradient as one vector, the initial weights; the losses."""
+        return self.common_bytes + 3.0 * self.weight_bytes * self.weights + 16.0 * self.steps
+
+    @property
+    def vector_bytes(self) -> float:
+        """Of the weights of one step."""
+        return float(self.weight_bytes * self.weights)
+
+    def time(self, trained_again: float, more: float = 0.0) -> float:
+        """Once forward and back, some steps once more, and whatever else, in units of training."""
+        return 1.0 + _STEP_BACK + trained_again / max(self.steps, 1) + more

@@ -1,0 +1,174 @@
+"""The planner: memory and time of every exact strategy for a run, and the fastest that fits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from reversible_hypergrad.adjoints import (
+    Adjoint,
+    Checkpoint,
+    ForwardMode,
+    RecursiveCheckpoint,
+    Reversible,
+    Snapshots,
+)
+from reversible_hypergrad.inner.problem import Problem
+from reversible_hypergrad.inner.size import Cost, RunSize
+from reversible_hypergrad.planning.memory import Budget, bytes_of, free_bytes, shown
+
+__all__ = ["Plan", "Row", "plan", "plan_for"]
+
+_MOST_SLOTS = 100  # more save next to nothing
+
+
+@dataclass(frozen=True)
+class Row:
+    """One strategy's ``cost`` for the run (see :class:`Cost`), and whether it ``fits`` the budget."""
+
+    adjoint: Adjoint
+    cost: Cost
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What :func:`plan` found; ``str()`` of it is a table.
+
+    Attributes:
+        weights: how many. budget: bytes.
+        rows: every exact strategy whose cost can be known, fastest first.
+    """
+
+    weights: int
+    budget: float
+    rows: list[Row]
+
+    @property
+    def adjoint(self) -> Adjoint:
+        """The fastest strategy that fits, of equally fast ones the smallest.
+
+        Raises:
+            MemoryError: if none does. It names the one that needs least.
+        """
+        for row in self.rows:
+            if row.fits:
+                return row.adjoint
+        possible = [row for row in self.rows if not row.cost.obstacle]
+        least = min(possible, key=lambda row: row.cost.bytes)
+        raise MemoryError(
+            f"budget: no exact strategy fits {shown(self.budget)}; {least.adjoint!r} needs least, {shown(least.cost.bytes)}. "
+            "Raise the budget, keep states on disk (store= or buffer= a directory), or use rh.Reversible(state_bits=32)"
+        )
+
+    def __str__(self) -> str:
+        chosen = next((row for row in self.rows if row.fits), None)
+        names = [repr(row.adjoint) for row in self.rows]
+        width = max(len(name) for name in names)
+        lines = [f"{'strategy':{width}}  {'memory':>8}  {'bytes/weight':>12}  {'time':>6}"]
+        for row, name in zip(self.rows, names, strict=True):
+            if row.cost.obstacle:
+                lines.append(f"{name:{width}}  not possible: {row.cost.obstacle}")
+                continue
+            each = row.cost.bytes / max(self.weights, 1)
+            mark = "  <- the fastest that fits" if row is chosen else "" if row.fits else "  too large"
+            lines.append(f"{name:{width}}  {shown(row.cost.bytes):>8}  {each:12.1f}  {row.cost.time:6.2f}{mark}")
+        lines.append(f"budget {shown(self.budget)}; time in units of the same training without a hypergradient")
+        return "\n".join(lines)
+
+
+def plan(
+    model_or_weight_count: nn.Module | int,
+    steps: int,
+    momentum: float | Sequence[float] | Tensor = 0.9,
+    budget: Budget | None = None,
+    device: torch.device | str | None = None,
+    *,
+    learn_rates: bool = False,
+    hyperparameters: int | None = None,
+    nesterov: bool = False,
+) -> Plan:
+    """Memory and time of every exact strategy for a training run, and the fastest that fits.
+
+    Memory is the most at a time of all that :func:`train` allocates: the copy of the model, states, gradients, the adjoint. Not
+    in it are the activations of one step's gradient and Hessian-vector product, which are the same for every strategy here;
+    :class:`Unroll`, which keeps those of all steps, is therefore not in the table. Time does not know the machine: it
+    takes a step back for 2.8 steps of training, as measured where gradients cost more than the optimizer.
+
+    Args:
+        model_or_weight_count: a module, whose trainable parameters count, or a number of float32 weights.
+        steps: of training.
+        momentum: one for all steps, or one per step.
+        budget: bytes, or text such as "500 MB"; None: nine tenths of what is free on ``device`` now.
+        device: where to look for free memory; None: the model's, or the CPU.
+        learn_rates: whether learning rates or momenta get gradients. Snapshots and checkpoints then keep velocities too.
+        hyperparameters: how many elements get gradients; if None, :class:`ForwardMode` is left out.
+        nesterov: whether momentum is Nesterov's, which reversal cannot undo.
+
+    Raises:
+        TypeError, ValueError: for the arguments.
+
+    >>> import reversible_hypergrad as rh
+    >>> print(rh.plan(85_002, steps=2000, momentum=0.9, budget="20 MB"))  # doctest: +NORMALIZE_WHITESPACE
+    strategy                                                                       memory  bytes/weight    time
+    Snapshots(store='device')                                                       683MB        8036.4    3.80  too large
+    Reversible(state_bits=64, verify_every=1, buffer='device', segments=1)         7.09MB          83.4    3.90  <- the ...
+    Checkpoint(every=None, store='device')                                         33.0MB         388.4    4.77  too large
+    Reversible(state_bits=64, verify_every=1, buffer='device', segments='auto')    5.71MB          67.2    4.94
+    RecursiveCheckpoint(slots=24, store='device')                                  19.8MB         232.4    5.61
+    RecursiveCheckpoint(arity=2, store='device')                                   9.89MB         116.4    8.23
+    budget 20.0MB; time in units of the same training without a hypergradient
+    >>> rh.plan(85_002, steps=2000, momentum=0.9, budget="20 MB").adjoint.segments
+    1
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps: expected an integer >= 1, got {steps!r}")
+    weight_bytes = 4
+    if isinstance(model_or_weight_count, nn.Module):
+        trained = [p for p in model_or_weight_count.parameters() if p.requires_grad]
+        if not trained:
+            raise ValueError("model_or_weight_count: expected a model with parameters that require grad, got none")
+        weights, weight_bytes = sum(p.numel() for p in trained), max(p.element_size() for p in trained)
+        device = trained[0].device if device is None else device
+    elif isinstance(model_or_weight_count, bool) or not isinstance(model_or_weight_count, int) or model_or_weight_count < 1:
+        raise TypeError(f"model_or_weight_count: expected a torch.nn.Module or an integer >= 1, got {model_or_weight_count!r}")
+    else:
+        weights = model_or_weight_count
+    numbers = [float(x) for x in torch.as_tensor(momentum, dtype=torch.float64).reshape(-1)]
+    if len(numbers) not in (1, steps):
+        raise ValueError(f"momentum: expected 1 number or {steps}, one per step, got {len(numbers)}")
+    if not all(0 <= number <= 1 for number in numbers):
+        raise ValueError(f"momentum: expected numbers in [0, 1], got {min(numbers)} to {max(numbers)}")
+    size = RunSize(
+        weights=weights,
+        steps=steps,
+        momenta=[(weights, numbers)],
+        weight_bytes=weight_bytes,
+        adjoint_bytes=max(4, weight_bytes),
+        with_velocity=learn_rates,
+        nesterov=nesterov,
+        hyperparameters=hyperparameters,
+    )
+    return _plan(size, budget, torch.device("cpu" if device is None else device))
+
+
+def plan_for(problem: Problem, budget: Budget | None) -> Plan:
+    """The plan of a run that is about to begin."""
+    return _plan(RunSize.of(problem), budget, problem.weights[0].device)
+
+
+def _plan(size: RunSize, budget: Budget | None, device: torch.device) -> Plan:
+    limit = free_bytes(device) if budget is None else bytes_of(budget)
+    candidates: list[Adjoint] = [Snapshots(), Reversible(), Checkpoint(), Reversible(segments="auto"), RecursiveCheckpoint()]
+    slots = min(int((limit - size.float_bytes) / (2 * size.vector_bytes)), _MOST_SLOTS, size.steps)
+    if slots >= 1:
+        candidates.append(RecursiveCheckpoint(slots=slots))
+    candidates.append(ForwardMode())
+    rows = []
+    for adjoint in candidates:
+        cost = adjoint.cost(size)
+        if cost is not None:
+            rows.append(Row(adjoint, cost, not cost.obstacle and cost.bytes <= limit))
+    rows.sort(key=lambda row: (bool(row.cost.obstacle), row.cost.time, row.cost.bytes))
+    return Plan(size.weights, limit, rows)

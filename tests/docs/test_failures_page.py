@@ -1,0 +1,282 @@
+"""docs/faq.md quotes real messages: each quoted one is provoked here, and has the type that its heading says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import reversible_hypergrad as rh
+
+PAGE = Path(__file__).parents[2] / "docs" / "faq.md"
+STEPS = 12
+torch.manual_seed(0)
+X, Y = torch.randn(STEPS, 8, 4), torch.randn(STEPS, 8, 1)
+DATA = list(zip(X, Y, strict=True))
+
+
+def net():
+    return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+
+
+def loss(model, batch, hyperparameters=None):
+    return F.mse_loss(model(batch[0]), batch[1])
+
+
+def train(model=None, loss=loss, batches=DATA, sgd=None, **settings):
+    return rh.train(model or net(), loss, batches, optimizer=sgd or rh.SGD(lr=0.05), **settings)
+
+
+def differentiate(trained):
+    sum(w.square().sum() for w in trained.values()).backward()
+
+
+def scaled_at_7(factor):
+    return lambda step: (X[step], Y[step] * (factor if step == 7 else 1.0))
+
+
+def another_batch_each_time():
+    calls = []
+
+    def batch(step):
+        calls.append(step)
+        return X[step] + 0.01 * len(calls), Y[step]
+
+    differentiate(train(batches=batch, steps=STEPS))
+
+
+def unseeded():
+    own = torch.Generator()
+
+    def noisy(model, batch, hyperparameters):
+        return F.mse_loss(model(batch[0] + 0.1 * torch.randn(8, 4, generator=own)), batch[1])
+
+    differentiate(train(loss=noisy))
+
+
+def unseeded_in_floats():
+    own = torch.Generator()
+
+    def noisy(model, batch, hyperparameters):
+        return F.mse_loss(model(batch[0] + 0.1 * torch.randn(8, 4, generator=own)), batch[1])
+
+    differentiate(train(loss=noisy, adjoint=rh.Checkpoint()))
+
+
+def not_convex():
+    log_scale = torch.tensor(0.0, requires_grad=True)
+    sgd = rh.SGD(lr=0.05)
+    trained = train(
+        loss=lambda m, b, h: h.exp() * loss(m, b), sgd=sgd, hyperparameters=log_scale, adjoint=rh.ConjugateGradient(iterations=50)
+    )
+    differentiate(trained)
+
+
+def many_tangents():
+    rates = torch.full((101,), 0.05, requires_grad=True)
+    train(batches=lambda step: DATA[step % STEPS], steps=101, sgd=rh.SGD(lr=rates), adjoint=rh.ForwardMode())
+
+
+def a_setting_that_changes(times_before=0):
+    offset = [0.0]
+    trained = train(loss=lambda model, batch, _: F.mse_loss(model(batch[0] + offset[0]), batch[1]))
+    downstream = sum(w.square().sum() for w in trained.values())
+    for _ in range(times_before):
+        downstream.backward(retain_graph=True)
+    offset[0] = 1.0
+    downstream.backward(retain_graph=True)
+
+
+def a_second_try():
+    offset = [0.0]
+    trained = train(loss=lambda model, batch, _: F.mse_loss(model(batch[0] + offset[0]), batch[1]))
+    downstream = sum(w.square().sum() for w in trained.values())
+    offset[0] = 1.0
+    with pytest.raises(rh.ReversalError):
+        downstream.backward(retain_graph=True)
+    downstream.backward()
+
+
+def a_damaged_file(tmp_path):
+    trained = train(batches=lambda step: DATA[step % STEPS], steps=80, adjoint=rh.Reversible(buffer=tmp_path))
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+    differentiate(trained)
+
+
+def changed_in_place():
+    lr = torch.tensor(0.05, requires_grad=True)
+    trained = train(sgd=rh.SGD(lr=lr))
+    with torch.no_grad():
+        lr += 1
+    differentiate(trained)
+
+
+def backward_twice():
+    downstream = sum(w.sum() for w in train().values())
+    downstream.backward()
+    downstream.backward()
+
+
+def second_derivative():
+    model = net()
+    trained = train(model)
+    torch.autograd.grad(sum(w.sum() for w in trained.values()), list(model.parameters()), create_graph=True)
+
+
+def large_weight():
+    model = net()
+    with torch.no_grad():
+        model[0].weight[0, 0] = 40000.0
+    train(model)
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return g
+
+
+class Sparse(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(5, 1, sparse=True)
+
+    def forward(self, x):
+        return self.table(torch.zeros(8, dtype=torch.long))
+
+
+def outside_model():
+    model = net()
+    train(model, loss=lambda _, batch, h: loss(model, batch))
+
+
+class Optimizer:
+    """Three steps taken."""
+
+    def __init__(self):
+        self.model = net()
+        self.sgd = rh.ReversibleSGD(self.model.parameters(), lr=0.1)
+        for step in range(3):
+            self.sgd.step(self.closure(step))
+
+    def closure(self, step):
+        def closure():
+            self.sgd.zero_grad()
+            value = loss(self.model, DATA[step])
+            value.backward()
+            return value
+
+        return closure
+
+
+def edited():
+    o = Optimizer()
+    with torch.no_grad():
+        o.model[0].weight += 1
+    o.sgd.step(o.closure(0))
+
+
+def past_a_boundary():
+    o = Optimizer()
+    o.sgd.mark_boundary()
+    o.sgd.step_back(o.closure(2))
+
+
+def step_inside():
+    o = Optimizer()
+    o.sgd.step_back(lambda: o.sgd.step(o.closure(2)))
+
+
+def without_backward():
+    o = Optimizer()
+    o.sgd.step_back(o.sgd.zero_grad)
+
+
+def wrong_order():
+    o = Optimizer()
+    o.sgd.step_back(o.closure(0))
+
+
+PROVOKED: dict[str, list[Callable[..., object]]] = {
+    "undoing step … did not restore the state before": [another_batch_each_time, unseeded, a_setting_that_changes],
+    "the batch of step … is another one each time it is asked for": [another_batch_each_time],
+    "the gradient at step … is another one at each call": [unseeded],
+    "batch and gradient of step … are the same when asked for twice now": [a_setting_that_changes],
+    "step …: its loss was … in training and … on the way back": [unseeded_in_floats],
+    "an earlier backward through this run failed": [a_second_try],
+    "training once more did not come to the same weights as before at step …": [lambda: a_setting_that_changes(1)],
+    "the trajectory's file … was damaged": [a_damaged_file],
+    "one of the variables needed for gradient computation has been modified by an inplace operation": [changed_in_place],
+    "Trying to backward through the graph a second time": [backward_twice],
+    "train() was differentiated with create_graph=True": [second_derivative],
+    "step …: …: its gradient is not finite": [lambda: train(batches=scaled_at_7(float("nan")), steps=STEPS)],
+    "step …: the loss is …, expected a finite number": [
+        lambda: train(batches=scaled_at_7(float("nan")), steps=STEPS, adjoint=rh.Snapshots())
+    ],
+    "step …: …: its gradient is beyond the fixed-point range": [lambda: train(batches=scaled_at_7(1e9), steps=STEPS)],
+    "step …: …: a weight would leave the fixed-point range": [lambda: train(sgd=rh.SGD(lr=1e6))],
+    "…: its weights must be finite and below": [large_weight],
+    "loss: something in it has no second derivative": [lambda: train(loss=lambda m, b, _: Once.apply(m(b[0])).square().mean())],
+    "…: expected a dense gradient, got layout": [lambda: train(Sparse())],
+    "batches: got an iterator": [lambda: train(batches=iter(DATA))],
+    "batches: expected a sequence or a function step -> batch, got DataLoader": [
+        lambda: train(batches=torch.utils.data.DataLoader(DATA))
+    ],
+    "steps: expected at most …, the number of batches": [lambda: train(steps=STEPS + 1)],
+    "loss: it depends on a tensor of shape … that requires grad but is neither": [outside_model],
+    "loss: its result does not depend on the model's weights": [lambda: train(loss=lambda m, b, _: loss(m, b).detach())],
+    "nesterov: rh.Reversible() cannot undo a Nesterov step": [lambda: train(sgd=rh.SGD(lr=0.1, nesterov=True))],
+    "adjoint: ForwardMode(limit=100) got … hyperparameters": [many_tangents],
+    "adjoint: ConjugateGradient needs a positive definite Hessian": [not_convex],
+    "budget: no exact strategy fits …; … needs least": [
+        lambda: train(adjoint="auto", budget=100),
+        lambda: rh.plan(net(), steps=10, budget=100).adjoint,
+    ],
+    "budget: expected none unless adjoint='auto'": [lambda: train(adjoint=rh.Snapshots(), budget="1 GB")],
+    "adjoint: expected an object such as rh.Reversible(),": [
+        lambda: train(adjoint=rh.Snapshots),
+        lambda: train(adjoint="snapshots"),
+    ],
+    "momentum: rh.Reversible() expected numbers in (0, 1], got 0": [lambda: train(sgd=rh.SGD(lr=0.1, momentum=0.0))],
+    "momentum: … is too close to 1 for a fraction n/d": [lambda: train(sgd=rh.SGD(lr=0.1, momentum=0.999999))],
+    "lr: expected numbers >= 0, got": [lambda: train(sgd=rh.SGD(lr=torch.tensor(-1.0)))],
+    "lr: expected a tensor of shape () or": [lambda: train(sgd=rh.SGD(lr=torch.ones(7)))],
+    "step_back() of step … did not restore the state before it": [wrong_order],
+    "…: had a gradient when the step was taken, but the closure left none": [without_backward],
+    "step_back() found no step to undo": [past_a_boundary],
+    "…: edited, resized or replaced since the last step": [edited],
+    "step() was called inside the closure of step_back()": [step_inside],
+    "nesterov=True cannot be undone": [lambda: rh.ReversibleSGD(net().parameters(), lr=0.1, nesterov=True)],
+    "Invalid momentum value: 0.0": [lambda: rh.ReversibleSGD(net().parameters(), lr=0.1, momentum=0)],
+}
+
+TEXT = PAGE.read_text()
+KINDS = {message: kind for kind, message in re.findall(r"^### (\w+): `(.*)`$", TEXT, re.MULTILINE)}
+SEEN = re.findall(r"^- `([^`]*)`:? ", TEXT, re.MULTILINE)  # parts of a message, quoted inside its entry
+
+
+def test_every_quoted_message_is_provoked() -> None:
+    assert set(PROVOKED) == {*KINDS, *SEEN}
+
+
+@pytest.mark.parametrize("message", PROVOKED)
+def test_the_message_is_quoted_right(message: str, tmp_path: Path) -> None:
+    pattern = re.escape(message).replace("…", r"[^\n]*?")
+    for provoke in PROVOKED[message]:
+        with pytest.raises((ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError)) as caught:
+            provoke(tmp_path) if provoke is a_damaged_file else provoke()
+        find = re.match if message in KINDS else re.search
+        assert find(pattern, str(caught.value)), str(caught.value)
+        assert type(caught.value).__name__ == KINDS.get(message, "ReversalError")

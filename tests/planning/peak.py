@@ -1,0 +1,64 @@
+"""Run as a script: the peak resident memory of one hypergradient above what the process had before, in bytes per weight.
+
+    python tests/planning/peak.py "rh.Snapshots()" STEPS MOMENTUM [BUDGET]
+
+The model is wide and the batch small, so that activations do not count. Small allocations would be kept by the allocator
+after they are freed: MALLOC_MMAP_THRESHOLD_ must be set low before Python starts.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+import reversible_hypergrad as rh
+
+WIDTH, LAYERS, HYPERPARAMETERS = 300, 8, 5
+
+
+def model(width=WIDTH):
+    return torch.nn.Sequential(*[m for _ in range(LAYERS) for m in (torch.nn.Linear(width, width), torch.nn.Tanh())])
+
+
+def resident():
+    status = Path("/proc/self/status").read_text().splitlines()
+    fields = {line.split(":")[0]: line.split()[1] for line in status if line.startswith(("VmRSS", "VmHWM"))}
+    return 1024 * int(fields["VmRSS"]), 1024 * int(fields["VmHWM"])
+
+
+def hypergradient(adjoint, steps, momentum, net, budget=None):
+    batch = torch.randn(2, net[0].in_features)
+    scale = torch.zeros(HYPERPARAMETERS, requires_grad=True)
+    trained = rh.train(
+        net,
+        lambda model, batch, scale: (model(batch) - scale.exp().sum()).square().mean(),
+        lambda step: batch,
+        steps=steps,
+        optimizer=rh.SGD(lr=0.01, momentum=momentum),
+        hyperparameters=scale,
+        adjoint=adjoint,
+        budget=budget,
+    )
+    torch.autograd.grad(sum(w.square().sum() for w in trained.values()), [scale])
+    return trained.report
+
+
+def main(adjoint, steps, momentum, budget=None):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    hypergradient(adjoint, 3, momentum, model(8), budget and "1 GB")
+    net = model()
+    gc.collect()
+    base, _ = resident()
+    Path("/proc/self/clear_refs").write_text("5")
+    report = hypergradient(adjoint, steps, momentum, net, budget)
+    print(json.dumps({"bytes": resident()[1] - base, "adjoint": report.adjoint, "restored": report.restored}))
+
+
+if __name__ == "__main__":
+    chosen = "auto" if sys.argv[1] == "auto" else eval(sys.argv[1], {"rh": rh})
+    main(chosen, int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]) if len(sys.argv) > 4 else None)
