@@ -108,7 +108,7 @@ class BuildWithKernels(BuildExtension):
             tasks = [(self.compile_cuda, bits) for bits in STATE_BITS] + tasks
             ops.extra_objects += [str(self.cuda_runtime())]
             ops.extra_link_args += ["-ldl", "-lrt", "-lpthread"]
-        print(f"CUDA kernels: {f'by {NVCC}' if NVCC else 'left out, no nvcc'}")
+        print(f"CUDA kernels: {f'by {NVCC}' if NVCC else 'left out (no nvcc, or RH_CUDA=0)'}")
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             ops.extra_objects[:0] = pool.map(lambda task: task[0](task[1]), tasks)
         super().build_extensions()

@@ -137,3 +137,30 @@ def test_one_launch_moves_a_bucket(emulated):
     assert launched([2] * 400, ["float32"] * 400) == 2
     assert launched([3, 700, 5], ["float32", "bfloat16", "float32"]) == 2
     assert launched([0, 0], ["float32"] * 2) == 0
+
+
+@pytest.fixture
+def on_device(emulated):
+    """Tells the emulated ops on which of the two emulated GPUs the state is."""
+    yield emulated.use_device
+    emulated.use_device(0)
+
+
+def test_kernels_run_on_the_device_of_the_state_and_leave_the_current_one(emulated, on_device):
+    arguments = sample(64)["sgd_step"]
+    assert list(emulated.devices())[0] == 0
+    for device in (1, 0):
+        on_device(device)
+        emulated.sgd_step(*arguments)
+        assert list(emulated.devices()) == [0, device]
+
+
+def test_errors_of_cuda_are_raised_and_nothing_moves(emulated, on_device):
+    arguments = sample(64)["sgd_step"]
+    before = [t.clone() for t in arguments[3:6]]
+    on_device(7)
+    with pytest.raises(RuntimeError, match="invalid device ordinal"):
+        emulated.sgd_step(*arguments)
+    assert list(emulated.devices())[0] == 0
+    for t, expected in zip(arguments[3:6], before, strict=True):
+        assert torch.equal(t, expected)

@@ -163,7 +163,7 @@ inline uint64_t exchange(unsigned mask, uint64_t mine, const std::function<uint6
   return taken;
 }
 
-inline int current_device = 0, launches = 0;
+inline int current_device = 0, launches = 0, last_device = -1;
 
 }  // namespace emulated
 
@@ -215,6 +215,7 @@ template <class Argument>
 cudaError_t cudaLaunchKernel(void (*kernel)(Argument), dim3 grid, dim3 threads, void** arguments, size_t, cudaStream_t) {
   if (grid.x == 0) emulated::fail("an empty grid was launched");
   ++emulated::launches;
+  emulated::last_device = emulated::current_device;
   const Argument copy = *static_cast<Argument*>(arguments[0]);
   emulated::Block block;
   block.body = [&] { kernel(copy); };

@@ -5,5 +5,7 @@
 namespace rh {
 // Since the start of the process, of both widths.
 int emulated_launches() { return emulated::launches; }
+int emulated_current_device() { return emulated::current_device; }
+int emulated_last_device() { return emulated::last_device; }
 }  // namespace rh
 #endif
