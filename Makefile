@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: build demo test test-gpu test-slow bench bench-race cuda-resources docs lint format clean
+.PHONY: build demo test test-gpu test-slow bench bench-race bench-tradeoff bench-kernels cuda-resources docs lint format clean
 
 build: .venv/built
 
@@ -44,6 +44,14 @@ cuda-resources: build
 
 bench-race: build
 	$(BIN)/python -m bench.race --csv bench/results/race.csv
+
+# Hours, and goes on where it was stopped. TRADEOFF passes options on, e.g. `make bench-tradeoff TRADEOFF="--model cnn --csv cnn.csv"`.
+bench-tradeoff: build
+	$(BIN)/python -m bench.tradeoff $(TRADEOFF)
+
+# KERNELS="--update" commits this run's medians to bench/results/kernels.json.
+bench-kernels: build
+	$(BIN)/python -m bench.kernels $(KERNELS)
 
 # Pages in Markdown and the docstrings, to docs/_build/html. Strict: a broken link or reference fails.
 docs: build .venv/docs-installed

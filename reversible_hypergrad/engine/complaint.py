@@ -21,8 +21,8 @@ def complaint(
         for name, gradient, flags in zip(bucket.names, grads, outcome.flags, strict=True):
             if flags and gradient is not None and not bool(torch.isfinite(gradient).all()):
                 return FloatingPointError(
-                    f"{name}: its gradient is not finite, so the step was refused and nothing has changed. Skip such steps "
-                    "(torch.amp.GradScaler does), lower the learning rate, or clip"
+                    f"{name}: its gradient is not finite, so the step was refused and nothing has changed. Lower the learning "
+                    "rate, clip, or skip such steps (as torch.amp.GradScaler does for an optimizer)"
                 )
             if flags & (_core.BAD_GRADIENT | _core.VELOCITY_OVERFLOW):
                 what = "gradient" if flags & _core.BAD_GRADIENT else "velocity"

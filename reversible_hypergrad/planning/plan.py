@@ -21,6 +21,7 @@ from reversible_hypergrad.planning.memory import Budget, bytes_of, free_bytes, s
 __all__ = ["Plan", "Row", "plan", "plan_for"]
 
 _MOST_SLOTS = 100  # more save next to nothing
+_MARGIN = 1.05  # a strategy fits if it leaves this to allocators, which round up and keep what is freed
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,12 @@ def plan(
         model_or_weight_count: a module, whose trainable parameters count, or a number of float32 weights.
         steps: of training.
         momentum: one for all steps, or one per step.
-        budget: bytes, or text such as "500 MB"; None: nine tenths of what is free on ``device`` now.
+        budget: bytes, or text such as "500 MB", of which allocators may waste a twentieth; None: nine tenths of what is free on
+            ``device`` now.
         device: where to look for free memory; None: the model's, or the CPU.
         learn_rates: whether learning rates or momenta get gradients. Snapshots and checkpoints then keep velocities too.
-        hyperparameters: how many elements get gradients; if None, :class:`ForwardMode` is left out.
+        hyperparameters: how many elements get gradients; if None, :class:`ForwardMode` is left out. ``adjoint="auto"`` always
+            leaves it out, since it gives no gradient by the model's own initial weights.
         nesterov: whether momentum is Nesterov's, which reversal cannot undo.
 
     Raises:
@@ -116,7 +119,7 @@ def plan(
     Reversible(state_bits=64, verify_every=1, buffer='device', segments=1)         7.09MB          83.4    3.90  <- the ...
     Checkpoint(every=None, store='device')                                         33.0MB         388.4    4.77  too large
     Reversible(state_bits=64, verify_every=1, buffer='device', segments='auto')    5.71MB          67.2    4.94
-    RecursiveCheckpoint(slots=24, store='device')                                  19.8MB         232.4    5.61
+    RecursiveCheckpoint(slots=22, store='device')                                  18.4MB         216.4    5.64
     RecursiveCheckpoint(arity=2, store='device')                                   9.89MB         116.4    8.23
     budget 20.0MB; time in units of the same training without a hypergradient
     >>> rh.plan(85_002, steps=2000, momentum=0.9, budget="20 MB").adjoint.segments
@@ -150,25 +153,24 @@ def plan(
         nesterov=nesterov,
         hyperparameters=hyperparameters,
     )
-    return _plan(size, budget, torch.device("cpu" if device is None else device))
+    return _plan(size, budget, torch.device("cpu" if device is None else device), [ForwardMode()])
 
 
 def plan_for(problem: Problem, budget: Budget | None) -> Plan:
-    """The plan of a run that is about to begin."""
-    return _plan(RunSize.of(problem), budget, problem.weights[0].device)
+    """The plan of a run that is about to begin. Without :class:`ForwardMode`, which gives no gradient by the model's weights."""
+    return _plan(RunSize.of(problem), budget, problem.weights[0].device, [])
 
 
-def _plan(size: RunSize, budget: Budget | None, device: torch.device) -> Plan:
+def _plan(size: RunSize, budget: Budget | None, device: torch.device, more: Sequence[Adjoint]) -> Plan:
     limit = free_bytes(device) if budget is None else bytes_of(budget)
     candidates: list[Adjoint] = [Snapshots(), Reversible(), Checkpoint(), Reversible(segments="auto"), RecursiveCheckpoint()]
-    slots = min(int((limit - size.float_bytes) / (2 * size.vector_bytes)), _MOST_SLOTS, size.steps)
+    slots = min(int((limit / _MARGIN - size.float_bytes) / (2 * size.vector_bytes)), _MOST_SLOTS, size.steps)
     if slots >= 1:
         candidates.append(RecursiveCheckpoint(slots=slots))
-    candidates.append(ForwardMode())
     rows = []
-    for adjoint in candidates:
+    for adjoint in (*candidates, *more):
         cost = adjoint.cost(size)
         if cost is not None:
-            rows.append(Row(adjoint, cost, not cost.obstacle and cost.bytes <= limit))
+            rows.append(Row(adjoint, cost, not cost.obstacle and _MARGIN * cost.bytes <= limit))
     rows.sort(key=lambda row: (bool(row.cost.obstacle), row.cost.time, row.cost.bytes))
     return Plan(size.weights, limit, rows)

@@ -99,7 +99,7 @@ def check_replayable(model: nn.Module, loss: Loss, batch: Any, hyperparameters: 
                 "draws unseeded random numbers or counts its calls, or a backward is not deterministic"
             )
         try:
-            if first.is_first_order_only:
+            if gradient.first_order_only:
                 raise RuntimeError("a torch.autograd.Function in it is marked once_differentiable")
             first.products([torch.ones_like(g) for g in first.gradients])
         except (RuntimeError, NotImplementedError) as error:

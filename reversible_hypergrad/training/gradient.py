@@ -61,6 +61,7 @@ class LossGradient(Gradient):
         self._bound = _Bound(model, loss)
         self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         self._checked = False
+        self.first_order_only = False
         self.refuse_first_order = True
 
     def __call__(self, step: int) -> "LossEvaluation":
@@ -74,7 +75,9 @@ class LossGradient(Gradient):
             if not self._checked:
                 self._check(loss)
             gradients = torch.autograd.grad(loss, self.weights, create_graph=True, allow_unused=True)
-            if not self._checked and self.refuse_first_order and is_first_order_only(gradients):
+            if not self._checked:
+                self.first_order_only = is_first_order_only([loss, *gradients])
+            if self.first_order_only and self.refuse_first_order:
                 raise RuntimeError(
                     "loss: something in it has no second derivative (a torch.autograd.Function marked once_differentiable), and "
                     "torch would silently take it for zero. rh.check_replayable(model, loss, batch) names the module; write its "
@@ -182,10 +185,6 @@ class LossEvaluation(Evaluation):
         self.gradients = [owner.dense(i, g) for i, g in enumerate(gradients)]
         self._transposed: tuple[list[Tensor], Sequence[Tensor | None]] | None = None
 
-    @property
-    def is_first_order_only(self) -> bool:
-        return is_first_order_only([g for _, g in self._attached])
-
     def products(self, directions: Sequence[Tensor], keep: bool = False) -> tuple[list[Tensor | None], list[Tensor | None]]:
         owner, attached = self._owner, self._attached
         weights, wanted = owner.weights, owner.wanted
@@ -232,9 +231,18 @@ class LossEvaluation(Evaluation):
         return changes
 
 
-def is_first_order_only(gradients: Sequence[Tensor | None]) -> bool:
-    """Whether a once_differentiable backward took part: torch gives no error for it, if it is cut off from the inputs."""
-    return any(node.name().endswith("::Error") for node in _nodes(*(g for g in gradients if g is not None)))
+def is_first_order_only(results: Sequence[Tensor | None]) -> bool:
+    """Whether a once_differentiable function is in the graphs, which torch may take for constant without an error."""
+    return any(_is_marked(node) for node in _nodes(*(t for t in results if t is not None)))
+
+
+def _is_marked(node: Any) -> bool:
+    # In a gradient's graph, torch left an Error where the backward ran. In the loss's, the backward itself is looked at: the
+    # decorator's wrapper is code of torch.autograd.function.
+    backward = getattr(getattr(node, "_forward_cls", None), "backward", None)
+    code = getattr(backward, "__code__", None)
+    wrapped = code is not None and code.co_filename == torch.autograd.function.__file__ and hasattr(backward, "__wrapped__")
+    return wrapped or node.name().endswith("::Error")
 
 
 def _graph_leaves(loss: Tensor) -> list[Tensor]:

@@ -36,8 +36,15 @@ def test_sixteen_bits(dtype, nesterov):
     assert max(error(f, e) for f, e in zip(expected.grads, precise.grads, strict=True)) < MODEL_GRADIENTS[dtype]
 
 
-@pytest.mark.parametrize("settings", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=lambda d: str(d)[6:])
-@pytest.mark.parametrize("weights", [torch.bfloat16, torch.float32, torch.float64], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize(
+    ("weights", "settings"),
+    [
+        pytest.param(torch.bfloat16, torch.float32, id="bfloat16, settings float32"),
+        pytest.param(torch.float32, torch.float64, id="float32, settings float64"),
+        pytest.param(torch.float32, torch.bfloat16, id="float32, settings bfloat16"),
+        pytest.param(torch.float64, torch.float16, id="float64, settings float16"),
+    ],
+)
 @pytest.mark.parametrize("kind", ["lr per weight", "dampening, decay per weight", "momentum per step"])
 def test_settings_of_another_dtype(kind, weights, settings):
     """Gradients have the setting's dtype, trained weights the model's."""

@@ -18,15 +18,18 @@ def test_ratio_is_taken_turn_by_turn():
     assert ratio([2.0, 20.0, 200.0], [1.0, 10.0, 100.0]) == (2.0, 2.0, 2.0)
 
 
-def test_race_measures_and_checks_every_method(capsys, tmp_path):
-    race.main(["--steps", "3", "--repeats", "1", "--check", "3", "--csv", str(tmp_path / "race.csv")])
+def test_race_measures_and_checks(capsys, tmp_path):
+    methods = ["training", "snapshots", "recursive", "rh.Reversible", "rh.Reversible-32", "rh.RecursiveCheckpoint"]
+    assert set(methods) < set(race.RACED)
+    files = ["--csv", str(tmp_path / "race.csv")]
+    race.main(["--steps", "3", "--repeats", "1", "--check", "3", *files, "--methods", *methods])
     rows = list(csv.DictReader((tmp_path / "race.csv").open()))
-    assert [row["method"] for row in rows] == list(race.METHODS)
+    assert [row["method"] for row in rows] == methods
     for row in rows:
         assert float(row["cpu_seconds"]) > 0
         if row["method"] != "training":
             # Three steps leave no room for float32's noise to grow; 32-bit state rounds velocities to 1e-7.
-            assert float(row["error"]) < (1e-3 if row["method"] == "reversible_32" else 1e-5)
+            assert float(row["error"]) < (1e-3 if row["method"] == "rh.Reversible-32" else 1e-5)
 
 
 def test_number_of_hyperparameters_is_compared(capsys):

@@ -50,7 +50,8 @@ def hypergradient(adjoint, steps, momentum, net, budget=None):
 def main(adjoint, steps, momentum, budget=None):
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    hypergradient(adjoint, 3, momentum, model(8), budget and "1 GB")
+    for warm_up in (rh.Snapshots(), rh.Reversible(segments=2)):
+        hypergradient(warm_up, 3, momentum, model(8))
     net = model()
     gc.collect()
     base, _ = resident()

@@ -67,10 +67,10 @@ CASES = {
 @needs_proc
 @pytest.mark.parametrize("case", CASES)
 def test_auto_picks_right_and_stays_within_the_budget(case):
-    """The budget is what the expected strategy is predicted to take, and 2 % more."""
+    """The budget is what the expected strategy is predicted to take, and the margin that the planner leaves to allocators."""
     steps, momentum, expected = CASES[case]
     rows = rh.plan(peak.model(), steps, momentum, "1 TB", hyperparameters=peak.HYPERPARAMETERS).rows
-    budget = 1.02 * next(row.cost.bytes for row in rows if repr(row.adjoint).endswith(expected))
+    budget = 1.051 * next(row.cost.bytes for row in rows if repr(row.adjoint).endswith(expected))
     result = measured("auto", steps, momentum, budget)
     assert result["adjoint"].endswith(expected)
     assert result["restored"]
@@ -83,7 +83,7 @@ def test_the_table_marks_the_fastest_that_fits():
     assert chosen.startswith(repr(plan.adjoint))
     fitting = [row for row in plan.rows if row.fits]
     assert plan.adjoint is min(fitting, key=lambda row: row.cost.time).adjoint
-    assert all(row.cost.bytes <= 100e6 for row in fitting)
+    assert all(1.05 * row.cost.bytes <= 100e6 for row in fitting)
     assert "too large" in str(plan)
 
 
@@ -168,3 +168,22 @@ def test_train_refuses_a_budget_without_auto_and_other_words():
     ):
         with pytest.raises(error, match=message):
             rh.train(net, lambda model, batch, _: model(batch).sum(), lambda step: batch, **arguments, **changed)
+
+
+def test_auto_gives_every_gradient_that_reversal_gives():
+    """Forward mode would be as fast for one hyperparameter, but without gradients by the model's weights."""
+    net, batch = torch.nn.Linear(2, 1), torch.ones(1, 2)
+    scale = torch.zeros((), requires_grad=True)
+    trained = rh.train(
+        net,
+        lambda model, batch, scale: (model(batch) - scale.exp()).square().sum(),
+        lambda step: batch,
+        steps=5,
+        optimizer=rh.SGD(lr=0.1),
+        hyperparameters=scale,
+        adjoint="auto",
+        budget="1 GB",
+    )
+    sum(w.sum() for w in trained.values()).backward()
+    assert trained.report.adjoint == "Snapshots(store='device')"
+    assert all(g is not None for g in (net.weight.grad, net.bias.grad, scale.grad))
