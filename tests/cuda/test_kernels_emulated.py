@@ -148,7 +148,7 @@ def on_device(emulated):
 
 def test_kernels_run_on_the_device_of_the_state_and_leave_the_current_one(emulated, on_device):
     arguments = sample(64)["sgd_step"]
-    assert list(emulated.devices())[0] == 0
+    assert emulated.devices()[0] == 0
     for device in (1, 0):
         on_device(device)
         emulated.sgd_step(*arguments)
@@ -161,6 +161,6 @@ def test_errors_of_cuda_are_raised_and_nothing_moves(emulated, on_device):
     on_device(7)
     with pytest.raises(RuntimeError, match="invalid device ordinal"):
         emulated.sgd_step(*arguments)
-    assert list(emulated.devices())[0] == 0
+    assert emulated.devices()[0] == 0
     for t, expected in zip(arguments[3:6], before, strict=True):
         assert torch.equal(t, expected)
