@@ -18,7 +18,8 @@ std::string device_of(const Tensor& t) {
 }
 
 bool same_device(const Tensor& a, const Tensor& b) {
-  return a.is_cpu() == b.is_cpu() && a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
+  if (a.is_cpu() || b.is_cpu()) return a.is_cpu() && b.is_cpu();  // whatever index they name
+  return a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
 }
 
 void check_device(const Tensor& t, const Call& call, const char* name, size_t i) {

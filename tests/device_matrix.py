@@ -9,8 +9,6 @@ import oracle
 import torch
 from core_problems import DTYPES, Bucket, Step, coefficients, integers, momentum_schedule, normal_gradients, scales
 
-from reversible_hypergrad import _core
-
 
 @dataclass(frozen=True)
 class Case:
@@ -97,7 +95,3 @@ def walk(expected: Bucket, others: list[Bucket], steps: list[Step]) -> list[int]
         bucket.assert_equals([t.to(bucket.device) for t in start])
         bucket.assert_guards()
     return spills
-
-
-def lanes(sizes) -> int:
-    return sum(map(_core.lane_count, sizes))
