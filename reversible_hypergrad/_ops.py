@@ -53,8 +53,9 @@ def refuse_device(name: str, device: torch.device) -> None:
     """Raises ValueError if no kernels move a state on ``device``."""
     if device.type == "cuda" and not cuda_in_build():
         raise ValueError(
-            f"{name}: is on {device}, but this build of reversible_hypergrad has no CUDA kernels, since no nvcc was found when "
-            "it was built. Move the model to the CPU, or install the CUDA toolkit, set CUDA_HOME to it and build again: "
+            f"{name}: is on {device}, but this build of reversible_hypergrad has no CUDA kernels, since no nvcc was found, or "
+            "RH_CUDA=0 was set, when it was built. Move the model to the CPU, or install the CUDA toolkit, set CUDA_HOME to it "
+            "and build again: "
             "pip install --force-reinstall --no-deps --no-build-isolation reversible_hypergrad"
         )
     if device.type not in ("cpu", "cuda"):
