@@ -3,9 +3,9 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
-SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
+SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: build demo test test-slow bench bench-race bench-tradeoff bench-kernels docs lint format clean
+.PHONY: build demo test test-gpu test-slow bench bench-race bench-tradeoff bench-kernels cuda-resources docs lint format clean
 
 build: .venv/built
 
@@ -31,8 +31,16 @@ test: build
 test-slow: build
 	$(BIN)/python -m pytest -m slow
 
+# Without a GPU these tests skip and say so; `make test` runs them, too, where there is one.
+test-gpu: build
+	$(BIN)/python -m pytest -m gpu
+
 bench: build
 	$(BIN)/python -m bench.sgd_step
+
+# Registers, spills and access widths of the CUDA kernels; needs nvcc, no GPU.
+cuda-resources: build
+	$(BIN)/python -m bench.cuda_resources
 
 bench-race: build
 	$(BIN)/python -m bench.race --csv bench/results/race.csv

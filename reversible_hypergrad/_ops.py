@@ -4,7 +4,7 @@ import torch
 
 import reversible_hypergrad._C  # noqa: F401  (importing it registers the ops)
 
-__all__ = ["instruction_sets", "ops", "use_instruction_set"]
+__all__ = ["cuda_in_build", "instruction_sets", "ops", "refuse_device", "use_instruction_set"]
 
 ops = torch.ops.reversible_hypergrad
 
@@ -37,3 +37,26 @@ def use_instruction_set(name: str) -> None:
         RuntimeError: if this machine does not run that build.
     """
     ops.use_instruction_set(name)
+
+
+def cuda_in_build() -> bool:
+    """Whether this build has CUDA kernels, which it gets where nvcc is found; whether there is a GPU is another question.
+
+    >>> import reversible_hypergrad as rh
+    >>> rh.core.cuda_in_build() in (True, False)
+    True
+    """
+    return bool(ops.cuda_in_build())
+
+
+def refuse_device(name: str, device: torch.device) -> None:
+    """Raises ValueError if no kernels move a state on ``device``."""
+    if device.type == "cuda" and not cuda_in_build():
+        raise ValueError(
+            f"{name}: is on {device}, but this build of reversible_hypergrad has no CUDA kernels, since no nvcc was found, or "
+            "RH_CUDA=0 was set, when it was built. Move the model to the CPU, or install the CUDA toolkit, set CUDA_HOME to it "
+            "and build again: "
+            "pip install --force-reinstall --no-deps --no-build-isolation reversible_hypergrad"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{name}: expected a parameter on the CPU or on CUDA, got one on {device}. Move the model there")

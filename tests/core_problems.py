@@ -1,4 +1,5 @@
-"""Buckets of integer state for the dispatcher ops, their steps and the plain-integer oracle beside them. Used by tests/core."""
+"""Buckets of integer state for the dispatcher ops, their steps and the plain-integer oracle beside them. Used by tests/core,
+tests/cuda and tests/gpu."""
 
 from __future__ import annotations
 
@@ -36,24 +37,38 @@ class Step:
     coefficients: list[tuple[float, float, float]]  # (a, b, lr) per tensor
     n: int
     d: int
+    rates: list[torch.Tensor | None] | None = None  # lr per weight, where given in place of the coefficient
+
+
+ASKEW = frozenset({"x", "v", "s", "weights", "planes"})
 
 
 class Bucket:
-    """The integer state of a bucket, each tensor inside a guarded and purposely misaligned allocation."""
+    """The integer state of a bucket, each tensor inside a guarded and, as far as named in `askew`, misaligned allocation."""
 
-    def __init__(self, x: list[torch.Tensor], v: list[torch.Tensor], dtypes: list[str], state_bits: int):
+    def __init__(
+        self,
+        x: list[torch.Tensor],
+        v: list[torch.Tensor],
+        dtypes: list[str],
+        state_bits: int,
+        ops=OPS,
+        device: str = "cpu",
+        askew: frozenset[str] = ASKEW,
+    ):
         self.state_bits, self.dtypes = state_bits, dtypes
-        self._guards: list[tuple[torch.Tensor, int, torch.Tensor]] = []
+        self.ops, self.device, self.askew = ops, device, askew
+        self._guards: list[tuple[torch.Tensor, int, int]] = []
         self.sizes = [len(part) for part in x]
         spaces = [_core.state_size(size) for size in self.sizes]
         self.offsets = [sum(spaces[:i]) for i in range(len(spaces))]
-        self.x = self._guarded(sum(spaces), STATE_DTYPES[state_bits])
-        self.v = self._guarded(sum(spaces), STATE_DTYPES[state_bits])
-        self.s = self._guarded(sum(map(_core.lane_count, self.sizes)), STATE_DTYPES[state_bits])
-        self.weights = [self._guarded(size, DTYPES[d]) for size, d in zip(self.sizes, dtypes, strict=True)]
+        self.x = self._guarded("x", sum(spaces), STATE_DTYPES[state_bits])
+        self.v = self._guarded("v", sum(spaces), STATE_DTYPES[state_bits])
+        self.s = self._guarded("s", sum(map(_core.lane_count, self.sizes)), STATE_DTYPES[state_bits])
+        self.weights = [self._guarded("weights", size, DTYPES[d]) for size, d in zip(self.sizes, dtypes, strict=True)]
         self.bound = 1
-        self.outcome = torch.full([1 + len(x)], -1, dtype=torch.int64)
-        self.skipped = torch.zeros(sum(map(_core.block_count, self.sizes)), dtype=torch.uint8)
+        self.outcome = torch.full([1 + len(x)], -1, dtype=torch.int64, device=device)
+        self.skipped = torch.zeros(sum(map(_core.block_count, self.sizes)), dtype=torch.uint8, device=device)
         for parts, target in ((x, self.x), (v, self.v)):
             for part, mine in zip(parts, self.split(target), strict=True):
                 mine.copy_(part)
@@ -62,10 +77,12 @@ class Bucket:
             scaled = part.double() * 2.0 ** -_core.format_of(state_bits)["weight_fraction_bits"]
             visible.copy_(scaled if visible.dtype == torch.float64 else scaled.float().to(visible.dtype))
 
-    def _guarded(self, size: int, dtype: torch.dtype) -> torch.Tensor:
-        whole = torch.full([size + 2 * GUARD + 1], 77, dtype=dtype)
-        self._guards.append((whole, size, whole.clone()))
-        return whole[GUARD + 1 : GUARD + 1 + size]
+    def _guarded(self, name: str, size: int, dtype: torch.dtype) -> torch.Tensor:
+        # Planes are bytes that hold 16-bit words, which a GPU reads at even addresses only.
+        start = GUARD + (dtype.itemsize == 1) + 1 if name in self.askew else GUARD
+        whole = torch.full([size + 2 * GUARD + 2], 77, dtype=dtype, device=self.device)
+        self._guards.append((whole, start, size))
+        return whole[start : start + size]
 
     def split(self, state: torch.Tensor) -> list[torch.Tensor]:
         return [state[start : start + size] for start, size in zip(self.offsets, self.sizes, strict=True)]
@@ -77,9 +94,9 @@ class Bucket:
         return state[keep]
 
     def assert_guards(self) -> None:
-        for whole, size, before in self._guards:
-            assert torch.equal(whole[: GUARD + 1], before[: GUARD + 1])
-            assert torch.equal(whole[GUARD + 1 + size :], before[GUARD + 1 + size :])
+        for whole, start, size in self._guards:
+            assert bool((whole[:start] == 77).all())
+            assert bool((whole[start + size :] == 77).all())
 
     def tensors(self) -> list[torch.Tensor]:
         return [self.x, self.v, self.s, *self.weights]
@@ -101,15 +118,20 @@ class Bucket:
         return self.outcome[1:].tolist()
 
     def new_planes(self, spill_bits: list[int]) -> list[torch.Tensor]:
-        planes = [self._guarded(len(self.s) * bits // 8, torch.uint8) for bits in spill_bits if bits]
+        planes = [self._guarded("planes", len(self.s) * bits // 8, torch.uint8) for bits in spill_bits if bits]
         return planes
 
     def _shared(self, step: Step):
-        gradients = [torch.empty(0) if g is None else g for g in step.gradients]
+        gradients = [torch.empty(0) if g is None else g.to(self.device) for g in step.gradients]
         active = [g is not None for g in step.gradients]
         same = len(set(step.coefficients)) == 1  # then three numbers are enough
         flat = [c for row in step.coefficients[: 1 if same else None] for c in row]
         return gradients, active, flat
+
+    def _rates(self, step: Step) -> list[torch.Tensor] | None:
+        real = torch.float64 if self.state_bits == 64 else torch.float32
+        none = torch.empty(0, dtype=real)
+        return None if step.rates is None else [none if r is None else r.to(self.device) for r in step.rates]
 
     def step(self, step: Step, skipped: torch.Tensor = NONE_SKIPPED, planes=None, spill_bits=None):
         """One step. Returns (spill_bits, planes); with both given, redoes a step instead of planning one."""
@@ -118,17 +140,18 @@ class Bucket:
             self.bound, spill_bits = _core.plan_pushes(self.bound, step.n, step.d, oracle.ROWS, self.state_bits)
             planes = self.new_planes(spill_bits)
         state = self.x, self.v, self.s, planes, spill_bits, flat, step.n, step.d
-        OPS.sgd_step(self.weights, gradients, active, *state, skipped, True, self.outcome)
+        self.ops.sgd_step(self.weights, gradients, active, *state, skipped.to(self.device), True, self.outcome, self._rates(step))
         return spill_bits, planes
 
     def move(self, step: Step, back: bool) -> None:
         _, active, flat = self._shared(step)
-        OPS.sgd_move_weights(self.weights, active, self.x, self.v, self.s, flat, back, True, self.outcome)
+        state = self.x, self.v, self.s
+        self.ops.sgd_move_weights(self.weights, active, *state, flat, back, True, self.outcome, self._rates(step))
 
     def undo_velocity(self, step: Step, spill_bits, planes) -> None:
         gradients, active, flat = self._shared(step)
         state = self.x, self.v, self.s, planes, spill_bits, flat, step.n, step.d
-        OPS.sgd_undo_velocity(self.weights, gradients, active, *state, self.skipped, True, self.outcome)
+        self.ops.sgd_undo_velocity(self.weights, gradients, active, *state, self.skipped, True, self.outcome)
 
     def undo(self, step: Step, spill_bits, planes) -> None:
         self.move(step, back=True)

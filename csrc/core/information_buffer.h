@@ -109,7 +109,7 @@ RH_INLINE void contract(Integer& v, Accumulator& s, const Divisor<State64>& n, c
   d.divide(exact_multiply_add(carry, base, to_real(low_part<bits>(v))), low, digit);
   n.divide(exact_multiply_add(to_real(as_signed(s)), d.real, digit), rest, out);
   s = as_unsigned(round_to_integer(rest));
-  v = shift_left<bits>(round_to_integer(high * n.real)) + round_to_integer(exact_multiply_add(low, n.real, out));
+  v = wrapping_add(shift_left<bits>(round_to_integer(high * n.real)), round_to_integer(exact_multiply_add(low, n.real, out)));
 }
 
 template <class Integer, class Accumulator>

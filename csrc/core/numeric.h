@@ -4,7 +4,8 @@
 //  - Bits must agree on every path, so each floating-point operation below is one IEEE operation.
 //    The build passes -ffp-contract=off and --fmad=false; with contraction, results differ between paths.
 //  - Rounding is to nearest even, always. Truncating casts appear only on values that are integers already.
-//  - Signed overflow is defined here: the build passes -fwrapv, since hostile input may wrap before it is refused.
+//  - Sums may wrap, since hostile input is refused only after the step: they go through wrapping_add and wrapping_subtract.
+//    (The build passes -fwrapv, too, but device code has no such flag.)
 #pragma once
 
 #include <cstdint>
@@ -47,6 +48,20 @@ RH_INLINE uint32_t as_unsigned(int32_t x) { return static_cast<uint32_t>(x); }
 RH_INLINE int64_t as_signed(uint64_t x) { return static_cast<int64_t>(x); }
 RH_INLINE int32_t as_signed(uint32_t x) { return static_cast<int32_t>(x); }
 
+// Sums modulo 2^bits. Packs of lanes wrap as the hardware does.
+template <class Pack, class Other>
+RH_INLINE Pack wrapping_add(Pack a, Other b) {
+  return a + b;
+}
+template <class Pack, class Other>
+RH_INLINE Pack wrapping_subtract(Pack a, Other b) {
+  return a - b;
+}
+RH_INLINE int64_t wrapping_add(int64_t a, int64_t b) { return as_signed(as_unsigned(a) + as_unsigned(b)); }
+RH_INLINE int32_t wrapping_add(int32_t a, int32_t b) { return as_signed(as_unsigned(a) + as_unsigned(b)); }
+RH_INLINE int64_t wrapping_subtract(int64_t a, int64_t b) { return as_signed(as_unsigned(a) - as_unsigned(b)); }
+RH_INLINE int32_t wrapping_subtract(int32_t a, int32_t b) { return as_signed(as_unsigned(a) - as_unsigned(b)); }
+
 // Floor division by 2^bits, its remainder, and multiplication by 2^bits.
 template <int bits>
 RH_INLINE int64_t shift_right(int64_t x) {
@@ -63,7 +78,13 @@ RH_INLINE int64_t shift_left(int64_t x) {
 
 // a * b + c where the result is an integer that a double holds exactly (or needs no exactness at all, see
 // Divisor<State64>): fused or not, the outcome is the same.
-RH_INLINE double exact_multiply_add(double a, double b, double c) { return a * b + c; }
+RH_INLINE double exact_multiply_add(double a, double b, double c) {
+#if defined(__CUDA_ARCH__)
+  return __fma_rn(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
 
 // (x * multiplier) >> shift on the 64-bit product; 31 <= shift.
 RH_INLINE uint32_t multiply_shift(uint32_t x, uint32_t multiplier, int shift) {

@@ -39,11 +39,18 @@ RH_INLINE float widen(Float16 x) {
   return bits_float(value | static_cast<uint32_t>(x.bits & 0x8000) << 16);
 }
 
+// From the state's Real. A double goes through float on its way to 16 bits.
 template <class T>
 RH_INLINE T narrow(double x);
+template <class T>
+RH_INLINE T narrow(float x);
 
 template <>
 RH_INLINE double narrow<double>(double x) {
+  return x;
+}
+template <>
+RH_INLINE double narrow<double>(float x) {
   return x;
 }
 template <>
@@ -51,13 +58,21 @@ RH_INLINE float narrow<float>(double x) {
   return static_cast<float>(x);
 }
 template <>
-RH_INLINE BFloat16 narrow<BFloat16>(double x) {
-  uint32_t u = float_bits(static_cast<float>(x));  // finite: weights are
+RH_INLINE float narrow<float>(float x) {
+  return x;
+}
+template <>
+RH_INLINE BFloat16 narrow<BFloat16>(float x) {
+  uint32_t u = float_bits(x);  // finite: weights are
   return {static_cast<uint16_t>((u + 0x7fff + ((u >> 16) & 1)) >> 16)};
 }
 template <>
-RH_INLINE Float16 narrow<Float16>(double x) {
-  uint32_t u = float_bits(static_cast<float>(x)), sign = u & 0x80000000u;
+RH_INLINE BFloat16 narrow<BFloat16>(double x) {
+  return narrow<BFloat16>(static_cast<float>(x));
+}
+template <>
+RH_INLINE Float16 narrow<Float16>(float x) {
+  uint32_t u = float_bits(x), sign = u & 0x80000000u;
   u ^= sign;
   // Subnormal halves: adding 0.5 aligns the last bit of the half with the last bit of the float.
   uint32_t small = float_bits(bits_float(u) + 0.5f) - 0x3f000000u;
@@ -65,6 +80,10 @@ RH_INLINE Float16 narrow<Float16>(double x) {
   uint32_t half = u < 0x38800000u ? small : normal;
   half = u >= 0x47800000u ? 0x7c00u : half;
   return {static_cast<uint16_t>(half | sign >> 16)};
+}
+template <>
+RH_INLINE Float16 narrow<Float16>(double x) {
+  return narrow<Float16>(static_cast<float>(x));
 }
 
 }  // namespace rh

@@ -12,6 +12,7 @@
 #pragma once
 
 #include "information_buffer.h"
+#include "scalar_types.h"
 
 namespace rh {
 
@@ -38,11 +39,11 @@ struct Checks {
 
 template <class State, class Integer>
 RH_INLINE Integer velocity_word(Integer x) {
-  return x + (typename State::Integer{1} << State::velocity_limit_bits);
+  return wrapping_add(x, typename State::Integer{1} << State::velocity_limit_bits);
 }
 template <class State, class Integer>
 RH_INLINE Integer weight_word(Integer x) {
-  return x + (typename State::Integer{1} << State::weight_limit_bits);
+  return wrapping_add(x, typename State::Integer{1} << State::weight_limit_bits);
 }
 
 // kDecay = false does not look at x, for callers that need not read it then.
@@ -57,6 +58,56 @@ RH_INLINE Integer gradient_quanta(Real gradient, Integer x, const Coefficients<S
 template <class State, class Integer, class Rate>
 RH_INLINE Integer weight_change(Integer v, Rate lr) {
   return round_to_integer(to_real(v) * lr);
+}
+
+// The first half of a step: V' from V.
+template <class State, class Integer, class Accumulator, class Real>
+RH_INLINE void step_velocity(Integer x, Integer& v, Accumulator& s, Real gradient, const Coefficients<State>& c,
+                             const Divisor<State>& n, const Divisor<State>& d, Checks<Integer>& checks) {
+  contract(v, s, n, d);
+  const Integer quanta =
+      c.decay != 0 ? gradient_quanta<true, State>(gradient, x, c) : gradient_quanta<false, State>(gradient, x, c);
+  v = wrapping_add(v, quanta);
+  checks.gradient = checks.gradient | velocity_word<State>(quanta);
+  checks.velocity = checks.velocity | velocity_word<State>(v);
+}
+
+// The second half: X' from X.
+template <class State, class Integer>
+RH_INLINE void step_weight(Integer& x, Integer change, Checks<Integer>& checks) {
+  x = wrapping_subtract(x, change);
+  checks.change = checks.change | weight_word<State>(change);
+  checks.weight = checks.weight | weight_word<State>(x);
+}
+
+// V from V'. `place`, as unsigned, is below Contracted::count where this gradient can have produced V'; elsewhere v and s
+// are meaningless.
+template <bool kDecay, class State, class Integer, class Accumulator, class Real>
+RH_INLINE void undo_velocity(Integer x, Integer& v, Accumulator& s, Integer& place, Real gradient, const Coefficients<State>& c,
+                             const Divisor<State>& n, const Divisor<State>& d, const Contracted<State>& contracted,
+                             Checks<Integer>& checks) {
+  const Integer quanta = gradient_quanta<kDecay, State>(gradient, x, c);
+  checks.gradient = checks.gradient | velocity_word<State>(quanta);
+  v = wrapping_subtract(v, quanta);
+  place = wrapping_subtract(v, contracted.low);
+  contract(v, s, d, n);
+}
+
+// Of one lane's words.
+template <class State, class Integer>
+RH_INLINE uint32_t flags_of(const Checks<Integer>& checks) {
+  return (checks.gradient >> (State::velocity_limit_bits + 1) ? kBadGradient : 0u) |
+         (checks.velocity >> (State::velocity_limit_bits + 1) ? kVelocityOverflow : 0u) |
+         ((checks.change | checks.weight) >> (State::weight_limit_bits + 1) ? kWeightOverflow : 0u);
+}
+
+// The weight that the model sees: rounded once to Real (float64 weights: to double), once more to 16 bits. Powers of two
+// only move the point.
+template <class State, class T>
+RH_INLINE T visible(typename State::Integer x) {
+  constexpr double quantum = 1.0 / (int64_t{1} << State::weight_fraction_bits);
+  if constexpr (sizeof(T) > sizeof(typename State::Real)) return narrow<T>(static_cast<double>(x) * quantum);
+  return narrow<T>(to_real(x) * static_cast<typename State::Real>(quantum));
 }
 
 }  // namespace rh

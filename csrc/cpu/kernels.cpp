@@ -212,9 +212,8 @@ struct Worker {
   }
   template <class L>
   RH_INLINE void report(const ChecksOf<L>& checks) {
-    outcome.flags |= (L::any_bit(checks.gradient) >> (State::velocity_limit_bits + 1) ? kBadGradient : 0u) |
-                     (L::any_bit(checks.velocity) >> (State::velocity_limit_bits + 1) ? kVelocityOverflow : 0u) |
-                     (L::any_bit(checks.change | checks.weight) >> (State::weight_limit_bits + 1) ? kWeightOverflow : 0u);
+    outcome.flags |= flags_of<State>(Checks<Integer>{L::any_bit(checks.gradient), L::any_bit(checks.velocity),
+                                                     L::any_bit(checks.change), L::any_bit(checks.weight)});
   }
 
   RH_INLINE void finish(const Block& b, uint64_t sum, int which) {
@@ -227,16 +226,9 @@ struct Worker {
     auto xj = L::load(x);
     auto vj = L::load(v);
     auto sj = L::load(s);
-    contract(vj, sj, n, d);
-    auto quanta = coefficients.decay != 0 ? gradient_quanta<true, State>(L::read(gradient), xj, coefficients)
-                                          : gradient_quanta<false, State>(L::read(gradient), xj, coefficients);
-    vj = vj + quanta;
+    step_velocity<State>(xj, vj, sj, L::read(gradient), coefficients, n, d, checks);
     auto change = lr ? weight_change<State>(vj, L::load(lr)) : weight_change<State>(vj, coefficients.lr);
-    xj = xj - change;
-    checks.gradient = checks.gradient | velocity_word<State>(quanta);
-    checks.velocity = checks.velocity | velocity_word<State>(vj);
-    checks.change = checks.change | weight_word<State>(change);
-    checks.weight = checks.weight | weight_word<State>(xj);
+    step_weight<State>(xj, change, checks);
     L::store(s, sj);
     L::store(v, vj);
     L::store(x, xj);
@@ -302,7 +294,7 @@ struct Worker {
   RH_INLINE void move_lanes(Integer* x, const Integer* v, const Real* lr, T* row) {
     auto vj = L::load(v);
     auto change = lr ? weight_change<State>(vj, L::load(lr)) : weight_change<State>(vj, coefficients.lr);
-    auto xj = kBack ? L::load(x) + change : L::load(x) - change;
+    auto xj = kBack ? wrapping_add(L::load(x), change) : wrapping_subtract(L::load(x), change);
     L::store(x, xj);
     L::write(row, xj, quantum);
   }
@@ -336,11 +328,11 @@ struct Worker {
   RH_INLINE void undo_lanes(const Integer* x, const Integer* from, Integer* v, Accumulator* s, const T* gradient,
                             ChecksOf<L>& checks, typename L::Integer& furthest) {
     auto sj = L::load(s);
-    auto quanta = gradient_quanta<kDecay, State>(L::read(gradient), kDecay ? L::load(x) : L::zero(), coefficients);
-    auto vj = L::load(from) - quanta;
-    checks.gradient = checks.gradient | velocity_word<State>(quanta);
-    furthest = L::further(furthest, vj - contracted.low);
-    contract(vj, sj, d, n);
+    auto vj = L::load(from);
+    auto place = L::zero();
+    rh::undo_velocity<kDecay, State>(kDecay ? L::load(x) : L::zero(), vj, sj, place, L::read(gradient), coefficients, n, d,
+                                     contracted, checks);
+    furthest = L::further(furthest, place);
     L::store(s, sj);
     L::store(v, vj);
   }

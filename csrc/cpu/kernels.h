@@ -5,41 +5,14 @@
 #include <cstdint>
 #include <vector>
 
-#include "../core/scalar_types.h"
+#include "../core/bucket.h"
 
 namespace rh {
-
-// One tensor's part of a bucket.
-struct Slice {
-  void* weight;          // size elements of type `type`
-  const void* gradient;  // the same; null: the tensor takes no part in this step
-  int64_t size;
-  int64_t state_offset;  // first element in the bucket's X and V
-  int64_t lane_offset;   // first lane in the bucket's accumulators and planes
-  ScalarType type;
-  double gradient_coefficient;  // velocity quanta per unit of gradient
-  double decay_coefficient;     // velocity quanta per quantum of weight
-  double lr;                    // weight quanta per quantum of velocity
-  const void* lr_elements;      // the same per weight, of the state's Real (float for 32 bits, double for 64); null: lr
-};
-
-// The state that a bucket's tensors share, and one step's contraction.
-struct Bucket {
-  void* weights;       // X
-  void* velocities;    // V
-  void* accumulators;  // s, one per lane
-  int64_t n, d;        // momentum
-  int spill_bits[8];   // per row of a block: 0, 8 or 16 bits to spill before the row's push
-  void* planes[8];     // per row: where to, one uint8 or uint16 per lane; read on the way back
-  uint8_t* skipped;    // per block: 1 where undo_velocity refused; null when there is nothing to skip
-};
 
 struct Outcome {
   uint64_t hash = 0;   // of X and V after the call, as far as the call saw them
   uint32_t flags = 0;  // rh::Flag
 };
-
-enum class Phase { step, undo_weights, redo_weights, undo_velocity };
 
 // Blocks [first, last) of one slice; `block_offset` is the slice's first block in `skipped`.
 using Run = Outcome (*)(Phase phase, const Bucket& bucket, const Slice& slice, int64_t block_offset, int64_t first, int64_t last,

@@ -15,7 +15,7 @@ array([    -6, 111111,      0])
 array([    -7, 123456,      0])
 """
 
-from reversible_hypergrad._ops import instruction_sets, use_instruction_set
+from reversible_hypergrad._ops import cuda_in_build, instruction_sets, use_instruction_set
 from reversible_hypergrad.core.fixed_point import FORMATS, FixedPointFormat, dequantize, quantize
 from reversible_hypergrad.core.information_buffer import InformationBuffer
 from reversible_hypergrad.core.rational import approximate_momentum, information_limit, plan_capacity
@@ -25,6 +25,7 @@ __all__ = [
     "FixedPointFormat",
     "InformationBuffer",
     "approximate_momentum",
+    "cuda_in_build",
     "dequantize",
     "information_limit",
     "instruction_sets",

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from reversible_hypergrad import _core
-from reversible_hypergrad._ops import ops
+from reversible_hypergrad._ops import ops, refuse_device
 from reversible_hypergrad.core.fixed_point import FORMATS, FixedPointFormat
 from reversible_hypergrad.engine.initial import InitialWeights
+from reversible_hypergrad.engine.outcome import Outcome, read
 
 __all__ = ["Bucket", "Coefficients", "Outcome", "Record", "combine", "flat"]
 
@@ -72,14 +73,6 @@ class Record:
         return sum(plane.nbytes for plane in self.planes)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What an op reports: a hash of the part of the state that it wrote, and flags (see csrc/core/sgd.h) per tensor."""
-
-    hash: int
-    flags: list[int] = field(default_factory=list)
-
-
 def flat(tensor: Tensor) -> Tensor:
     """The elements of a dense tensor in memory order, as a view."""
     return tensor.detach().as_strided((tensor.numel(),), (1,))
@@ -89,7 +82,8 @@ class Bucket:
     """The fixed-point state of ``weights``, all on one device: X, V, the accumulators, and the moves between steps.
 
     The caller keeps the records and hands them back in reverse order. After every call the visible weights are the
-    rounded X. Moves never raise for bad numbers: they report flags and stay exactly invertible.
+    rounded X. Moves never raise for bad numbers: they report flags and stay exactly invertible. On a GPU they are queued on
+    the current stream, and nothing here waits for them but a look at an outcome (see there).
     """
 
     def __init__(self, weights: Sequence[Tensor], names: Sequence[str], state_bits: int) -> None:
@@ -107,10 +101,10 @@ class Bucket:
         self.lanes = sum(_core.lane_count(n) for n in sizes)
         self.bound = 1
         device = self.weights[0].device
+        refuse_device(self.names[0], device)
         self.x = torch.zeros(self.offsets[-1], dtype=self.format.dtype, device=device)
         self.v = torch.zeros_like(self.x)
         self.accumulators = torch.zeros(self.lanes, dtype=self.format.dtype, device=device)
-        self.outcome = torch.zeros(1 + len(sizes), dtype=torch.int64, device=device)
         self.skipped = torch.zeros(sum(_core.block_count(n) for n in sizes), dtype=torch.uint8, device=device)
         self._nothing_skipped = self.skipped[:0]
         self.initial: list[InitialWeights | None] = [None] * len(sizes)
@@ -190,15 +184,18 @@ class Bucket:
         planes = [torch.empty(self.lanes * bits // 8, dtype=torch.uint8, device=self.x.device) for bits in spill_bits if bits]
         active = tuple(g is not None for g in gradients)
         record = Record(momentum, coefficients, active, self.bound, tuple(spill_bits), planes, hash_before)
-        self._step(record, gradients, self._nothing_skipped, with_hash)
+        outcome = self._step(record, gradients, self._nothing_skipped, with_hash)
         self.bound = bound
-        return record, self._read()
+        return record, outcome
 
-    def _step(self, record: Record, gradients: Sequence[Tensor | None], skipped: Tensor, with_hash: bool) -> None:
-        ops.sgd_step(*self._arguments(record, gradients), skipped, with_hash, self.outcome, self._lr_elements(record))
+    def _step(self, record: Record, gradients: Sequence[Tensor | None], skipped: Tensor, with_hash: bool) -> Outcome:
+        words = self._words()
+        ops.sgd_step(*self._arguments(record, gradients), skipped, with_hash, words, self._lr_elements(record))
+        return Outcome(words)
 
     def move_weights(self, record: Record, *, back: bool, with_hash: bool = False) -> Outcome:
         """X back to before the step (the first phase of undoing), or forward again. The hash is of X alone."""
+        words = self._words()
         ops.sgd_move_weights(
             self.weights,
             record.active,
@@ -208,16 +205,17 @@ class Bucket:
             self._numbers(record),
             back,
             with_hash,
-            self.outcome,
+            words,
             self._lr_elements(record),
         )
-        return self._read()
+        return Outcome(words)
 
     def undo_velocity(self, record: Record, gradients: Sequence[Tensor | None], with_hash: bool) -> Outcome:
         """V and the buffer back to before the step (the second phase), given the step's gradient. The hash is of V."""
-        ops.sgd_undo_velocity(*self._arguments(record, gradients), self.skipped, with_hash, self.outcome)
+        words = self._words()
+        ops.sgd_undo_velocity(*self._arguments(record, gradients), self.skipped, with_hash, words)
         self.bound = record.bound
-        return self._read()
+        return Outcome(words)
 
     def redo(self, record: Record, gradients: Sequence[Tensor | None]) -> None:
         """Takes both phases of undoing back, whatever gradient was used, as long as it is the same one."""
@@ -236,6 +234,7 @@ class Bucket:
         still = Record(Fraction(1), (Coefficients(0.0, 0.0, 0.0),), (False,) * len(self.weights), self.bound, (0,) * 8, [], None)
         x = self.move_weights(still, back=True, with_hash=True)
         v = self.undo_velocity(still, self.weights, with_hash=True)
+        read([x, v])
         return combine(x.hash, v.hash)
 
     def is_empty(self) -> bool:
@@ -281,9 +280,9 @@ class Bucket:
         none = self._nothing_skipped
         return [none if rate is None else rate for rate in rates]
 
-    def _read(self) -> Outcome:
-        hash_, *flags = self.outcome.tolist()
-        return Outcome(hash_, flags)
+    def _words(self) -> Tensor:
+        """Where an op writes its outcome: a tensor of its own for each, since on a GPU it is read later."""
+        return torch.empty(1 + len(self.sizes), dtype=torch.int64, device=self.x.device)
 
 
 def combine(first: int, second: int) -> int:

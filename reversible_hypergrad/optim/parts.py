@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from reversible_hypergrad.engine.bucket import Bucket, Outcome, Record
+from reversible_hypergrad.engine.bucket import Bucket, Record
+from reversible_hypergrad.engine.outcome import Outcome
 from reversible_hypergrad.optim.settings import Settings
 from reversible_hypergrad.optim.watch import Watch
 
@@ -17,7 +18,7 @@ CAUSES = (
 
 @dataclass
 class Part:
-    """One bucket of the optimizer: tensors of one group whose first gradient came in the same step."""
+    """One bucket of the optimizer: tensors of one group and device whose first gradient came in the same step."""
 
     group: int
     members: tuple[int, ...]  # positions in the group's "params"

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from reversible_hypergrad.engine.bucket import Bucket, Outcome, Record, combine
+from reversible_hypergrad.engine.bucket import Bucket, Record, combine
 from reversible_hypergrad.engine.complaint import complaint
+from reversible_hypergrad.engine.outcome import Outcome, read
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.optim import saved
 from reversible_hypergrad.optim.gradients import gather, refuse_missing
@@ -137,6 +138,8 @@ class ReversibleSGD(Optimizer):
         Returns:
             The closure's loss, or None.
 
+        On a GPU the step is queued, and the host waits for it once, to know whether it was refused.
+
         Raises:
             FloatingPointError: a gradient is not finite. OverflowError: a gradient, velocity or weight is beyond the
             fixed-point range. RuntimeError: a sparse gradient, or a parameter edited since the last step
@@ -165,6 +168,7 @@ class ReversibleSGD(Optimizer):
             part.wrote(stepped=True)
             records.append(record)
             outcomes.append(outcome)
+        read(outcomes)
         if any(any(outcome.flags) for outcome in outcomes):
             for part, record, grads in zip(parts, records, gradients, strict=True):
                 part.bucket.move_weights(record, back=True)
@@ -209,9 +213,9 @@ class ReversibleSGD(Optimizer):
         entry = self._entries[-1]
         parts = self._parts[: len(entry.records)]
         work = list(zip(parts, entry.records, strict=True))
-        hashes = []
+        moved: list[Outcome] = []
         for part, record in work:
-            hashes.append(part.bucket.move_weights(record, back=True, with_hash=record.hash_before is not None).hash)
+            moved.append(part.bucket.move_weights(record, back=True, with_hash=record.hash_before is not None))
             part.steps -= 1
             part.wrote()
 
@@ -224,12 +228,16 @@ class ReversibleSGD(Optimizer):
             self._refuse_edits()
             for (part, record), grads in zip(work, gradients, strict=True):
                 refuse_missing(part.bucket.names, record.active, grads)
-            complaints = []
-            for (part, record), grads, weight_hash in zip(work, gradients, hashes, strict=True):
-                outcome = part.bucket.undo_velocity(record, grads, record.hash_before is not None)
+            outcomes: list[Outcome] = []
+            for (part, record), grads in zip(work, gradients, strict=True):
+                outcomes.append(part.bucket.undo_velocity(record, grads, record.hash_before is not None))
                 undone.append((part, record, grads))
-                if not part.is_restored(record, outcome, combine(weight_hash, outcome.hash)):
-                    complaints.append(part.suspects(outcome))
+            read([*moved, *outcomes])
+            complaints = [
+                part.suspects(outcome)
+                for (part, record), weights, outcome in zip(work, moved, outcomes, strict=True)
+                if not part.is_restored(record, outcome, combine(weights.hash, outcome.hash))
+            ]
             if complaints:
                 raise ReversalError(
                     f"step_back() of step {self._steps_taken} did not restore the state before it (near "
@@ -362,12 +370,14 @@ class ReversibleSGD(Optimizer):
         parts = []
         for g, positions in enumerate(self._waiting):
             params = self.param_groups[g]["params"]
-            members = tuple(i for i in positions if params[i].grad is not None)
-            if members:
-                for i in members:
+            by_device: dict[torch.device, list[int]] = {}
+            for i in positions:
+                if params[i].grad is not None:
                     check_parameter(params[i], self._name(g, i))
+                    by_device.setdefault(params[i].device, []).append(i)
+            for members in by_device.values():
                 names = [self._name(g, i) for i in members]
-                parts.append(Part(g, members, Bucket([params[i] for i in members], names, self.state_bits)))
+                parts.append(Part(g, tuple(members), Bucket([params[i] for i in members], names, self.state_bits)))
         return parts
 
     def _let_go(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reversible_hypergrad._ops import refuse_device
 from reversible_hypergrad.core.fixed_point import FixedPointFormat
 from reversible_hypergrad.core.rational import approximate_momentum
 from reversible_hypergrad.engine.bucket import Coefficients
@@ -106,10 +107,7 @@ def check_parameter(parameter: Tensor, name: str) -> None:
         )
     if parameter.layout is not torch.strided:
         raise TypeError(f"{name}: expected a dense parameter, got layout {parameter.layout}. Use parameter.to_dense()")
-    if parameter.device.type != "cpu":
-        raise ValueError(
-            f"{name}: expected a CPU parameter, got one on {parameter.device}. Kernels for that device do not exist yet"
-        )
+    refuse_device(name, parameter.device)
     # Dense in some order of dimensions (channels-last, transposed): no holes and no element twice.
     expected = 1
     for stride, size in sorted(zip(parameter.stride(), parameter.shape, strict=True)):

@@ -9,21 +9,18 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from core_journeys import random_right_and_wrong, random_state, there_and_back
 from core_problems import (
-    DTYPES,
     EACH_INSTRUCTION_SET,
     FLAG_DTYPES,
     FLAG_SIZES,
     INSTRUCTION_SETS,
-    NONE_SKIPPED,
     STATE_DTYPES,
     WIDTHS,
     Bucket,
     Step,
     assert_flagged_step_is_undone,
-    coefficients,
     flagged_problem,
-    integers,
     normal_gradients,
     same_bits,
 )
@@ -242,76 +239,15 @@ def test_whatever_the_gradients_a_step_is_undone_and_redone(seed, use_instructio
     """
     for problem in range(8):
         rng = np.random.default_rng([seed, problem])
-        state_bits = int(rng.choice([32, 64]))
-        fmt = oracle.FORMATS[state_bits]
-        count = int(rng.integers(1, 4))
-        sizes = [int(size) for size in rng.choice([1, 5, 8, 9, 63, 130, 511, 512, 513, 777], count)]
-        dtypes = [str(dtype) for dtype in rng.choice(list(DTYPES), count)]
-        x = [integers(rng, rng.choice([fmt.weight_limit, 2**fmt.weight_bits]), size, state_bits) for size in sizes]
-        v = [integers(rng, 2**fmt.velocity_bits, size, state_bits) for size in sizes]
+        x, v, dtypes, state_bits = random_state(rng)
+        sizes = [len(part) for part in x]
         buckets = {name: Bucket(x, v, dtypes, state_bits) for name in INSTRUCTION_SETS}
         for _ in range(4):
             right, wrong = random_right_and_wrong(rng, sizes, dtypes, state_bits)
-            traces = [there_and_back(bucket, right, wrong, name, use_instruction_set) for name, bucket in buckets.items()]
+            traces = []
+            for name, bucket in buckets.items():
+                use_instruction_set(name)
+                traces.append(there_and_back(bucket, right, wrong))
             for name, trace in zip(INSTRUCTION_SETS, traces, strict=True):
                 for mine, first in zip(trace, traces[0], strict=True):
                     assert torch.equal(mine, first), name
-
-
-def random_right_and_wrong(rng, sizes, dtypes, state_bits) -> tuple[Step, Step]:
-    """A step with some garbage among its gradients; the same step with a few, or all, of its gradients changed."""
-    fmt = oracle.FORMATS[state_bits]
-    d = int(rng.choice([1, 2, 10, 100, 1000, fmt.max_denominator, rng.integers(1, fmt.max_denominator + 1)]))
-    n = int(rng.choice([1, d, max(1, d - 1), rng.integers(1, d + 1)]))
-    signs, exponents = rng.choice([-1, 1], (3, len(sizes))), rng.uniform([[-3], [-4], [-5]], [[1], [1], [2]], (3, len(sizes)))
-    rate, decay, lr = signs * 10.0**exponents
-    decay *= rng.random(len(sizes)) < 0.5
-    cs = [coefficients(state_bits, *row) for row in zip(rate.tolist(), decay.tolist(), lr.tolist(), strict=True)]
-    garbage = [math.nan, math.inf, -math.inf, 1e30, -1e30, 1e5, -1e4, 3.0, 65504]
-    active = rng.random(len(sizes)) < 0.85
-
-    def gradients(spoil):
-        out = normal_gradients(rng, sizes, dtypes, active, 10.0 ** rng.choice([-2, 0, 0, 2, 4]))
-        for gradient in out:
-            if gradient is not None and rng.random() < spoil:
-                where = torch.from_numpy(rng.random(len(gradient)) < rng.choice([0.01, 0.2]))
-                gradient[where] = torch.from_numpy(rng.choice(garbage, int(where.sum()))).to(gradient)
-        return out
-
-    right = gradients(0.3)
-    wrong = gradients(0.3) if rng.random() < 0.5 else copy.deepcopy(right)
-    for gradient in wrong:
-        if gradient is not None:
-            gradient[int(rng.integers(len(gradient)))] = float(rng.choice([0, 1, 1e3, math.nan, 1e30]))
-    return Step(right, cs, n, d), Step(wrong, cs, n, d)
-
-
-def there_and_back(bucket: Bucket, right: Step, wrong: Step, name: str, use_instruction_set) -> list[torch.Tensor]:
-    """step; undone with the wrong gradients, redone; undone with the right ones; left done if nothing was flagged."""
-    use_instruction_set(name)
-    trace = []
-
-    def record():
-        trace.extend(t.clone() for t in (bucket.x, bucket.v, bucket.s, bucket.outcome, bucket.skipped))
-        return bucket.snapshot()
-
-    bound, before = bucket.bound, bucket.snapshot()
-    spill_bits, planes = bucket.step(right)
-    flags, done, written = bucket.flags, record(), [plane.clone() for plane in planes]
-    bucket.undo(wrong, spill_bits, planes)
-    record()
-    bucket.step(wrong, bucket.skipped, planes, spill_bits)
-    record()
-    bucket.assert_equals(done)
-    for plane, expected in zip(planes, written, strict=True):
-        assert torch.equal(plane, expected)
-    bucket.undo(right, spill_bits, planes)
-    record()
-    bucket.assert_equals(before)
-    if any(flags):
-        bucket.bound = bound
-    else:
-        bucket.step(right, NONE_SKIPPED, planes, spill_bits)
-        bucket.assert_equals(done)
-    bucket.assert_guards()
-    return [*trace, *written]

@@ -1,0 +1,45 @@
+// What the ops receive, checked, as the plain structs of core/bucket.h. Stable ABI: one binary serves torch >= 2.10.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <vector>
+
+#include "core/bucket.h"
+
+namespace rh {
+
+using torch::stable::Tensor;
+
+struct Call {
+  std::vector<Tensor> weights;
+  std::vector<Tensor> gradients;  // empty when the phase needs none
+  std::vector<bool> active;
+  Tensor x, v, accumulators;
+  std::vector<Tensor> planes;  // one per row that spills
+  std::vector<int64_t> spill_bits;
+  std::vector<double> coefficients;
+  std::vector<Tensor> lr_elements;  // empty, or one per weight: empty, or one number per element
+  int64_t n, d;
+  bool hash;
+  Tensor outcome;
+};
+
+struct Arguments {
+  Bucket bucket;
+  std::vector<Slice> slices;
+  std::vector<int64_t> first_block;  // of each slice; then the number of all blocks
+  bool wide;                         // 64-bit state
+};
+
+// Raises an error that names the argument which does not fit, before anything moves.
+Arguments check_arguments(Phase phase, const Call& call, const Tensor* skipped);
+
+// Moves a bucket; one function per device.
+using Move = void (*)(Phase phase, const Arguments& arguments, const Call& call);
+
+void move_on_cpu(Phase phase, const Arguments& arguments, const Call& call);
+void move_on_cuda(Phase phase, const Arguments& arguments, const Call& call);
+extern const bool cuda_in_build;
+
+}  // namespace rh

@@ -1,0 +1,19 @@
+// In place of move.cpp in a build without CUDA.
+#include <torch/headeronly/util/Exception.h>
+
+#include "../arguments.h"
+
+namespace rh {
+
+const bool cuda_in_build = false;
+
+void move_on_cuda(Phase, const Arguments&, const Call&) {
+  STD_TORCH_CHECK(
+      false,
+      "weights: got CUDA tensors, but this build of reversible_hypergrad has no CUDA kernels, since no nvcc was found, or "
+      "RH_CUDA=0 was set, when it was built. Move the model to the CPU, or install the CUDA toolkit, set CUDA_HOME to it and "
+      "build again: "
+      "pip install --force-reinstall --no-deps --no-build-isolation reversible_hypergrad");
+}
+
+}  // namespace rh

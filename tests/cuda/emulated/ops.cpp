@@ -1,0 +1,45 @@
+// The ops of the library over the emulated kernels, on CPU tensors, in a namespace of their own.
+#include "../../../csrc/ops.h"
+
+#include <torch/headeronly/util/Exception.h>
+
+#include "../../../csrc/cuda/kernels.h"
+
+namespace rh {
+
+int emulated_launches();
+int emulated_current_device();
+int emulated_last_device();
+
+namespace {
+
+int device = 0;  // that the state is said to be on
+
+void move_emulated(Phase phase, const Arguments& arguments, const Call& call) {
+  const CudaMove move = arguments.wide ? cuda_move64 : cuda_move32;
+  auto* outcome = static_cast<uint64_t*>(call.outcome.data_ptr());
+  const char* error = move(phase, arguments.bucket, arguments.slices, call.hash, outcome, device, nullptr);
+  STD_TORCH_CHECK(error == nullptr, error);
+}
+
+int64_t launches() { return emulated_launches(); }
+void use_device(int64_t index) { device = static_cast<int>(index); }
+std::vector<int64_t> devices() { return {emulated_current_device(), emulated_last_device()}; }
+
+}  // namespace
+}  // namespace rh
+
+STABLE_TORCH_LIBRARY(reversible_hypergrad_emulated, m) {
+  rh::define_moves(m);
+  m.def("launches() -> int");
+  m.def("use_device(int index) -> ()");
+  m.def("devices() -> int[]");  // the current one, and the one of the last launch
+}
+
+STABLE_TORCH_LIBRARY_IMPL(reversible_hypergrad_emulated, CPU, m) { rh::implement_moves<rh::move_emulated>(m); }
+
+STABLE_TORCH_LIBRARY_IMPL(reversible_hypergrad_emulated, CompositeExplicitAutograd, m) {
+  m.impl("launches", TORCH_BOX(&rh::launches));
+  m.impl("use_device", TORCH_BOX(&rh::use_device));
+  m.impl("devices", TORCH_BOX(&rh::devices));
+}

@@ -1,0 +1,166 @@
+"""ReversibleSGD and train() on a GPU."""
+
+from __future__ import annotations
+
+import copy
+from fractions import Fraction
+
+import pytest
+import torch
+import torch.nn.functional as F
+from gpu_machine import DEVICE, GPU, no_synchronisation  # noqa: F401
+from torch import nn
+
+import reversible_hypergrad as rh
+from reversible_hypergrad.engine.bucket import Bucket, Coefficients
+from reversible_hypergrad.engine.outcome import read
+
+pytestmark = GPU
+
+WIDTHS = pytest.mark.parametrize("state_bits", [64, 32], ids=lambda bits: f"state{bits}")
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.LayerNorm(64), nn.Linear(64, 5))
+
+
+def test_the_build_has_cuda():
+    assert rh.core.cuda_in_build(), "there is a GPU, but no nvcc was found when the library was built"
+
+
+@WIDTHS
+def test_same_weights_as_on_the_cpu_from_the_same_gradients(state_bits):
+    models = [network(), network().to(DEVICE)]
+    optimizers = [
+        rh.ReversibleSGD(m.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-3, state_bits=state_bits) for m in models
+    ]
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(100):
+        for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.to(DEVICE)
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, other.cpu())
+
+
+@WIDTHS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_thousand_steps_are_undone(state_bits, dtype):
+    model = network().to(DEVICE, dtype)
+    start = copy.deepcopy(model.state_dict())
+    optimizer = rh.ReversibleSGD(model.parameters(), lr=0.01, momentum=0.9, state_bits=state_bits)
+    x = torch.randn(1000, 16, 20, device=DEVICE, dtype=dtype)
+    y = torch.randint(5, (1000, 16), device=DEVICE)
+
+    def closure(t: int):
+        def loss():
+            optimizer.zero_grad()
+            value = F.cross_entropy(model(x[t]), y[t])
+            value.backward()
+            return value
+
+        return loss
+
+    for t in range(1000):
+        optimizer.step(closure(t))
+    assert not torch.equal(model[0].weight, start["0.weight"])
+    optimizer.rewind(closure(t) for t in reversed(range(1000)))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, start[name]), name
+
+
+@WIDTHS
+def test_bad_gradient_is_refused_and_nothing_has_changed(state_bits):
+    model = network().to(DEVICE)
+    optimizer = rh.ReversibleSGD(model.parameters(), lr=0.1, momentum=0.9, state_bits=state_bits)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    before = [p.detach().clone() for p in model.parameters()]
+    model[0].weight.grad[3, 3] = torch.nan
+    with pytest.raises(FloatingPointError, match="not finite"):
+        optimizer.step()
+    for p, expected in zip(model.parameters(), before, strict=True):
+        assert torch.equal(p, expected)
+
+
+def test_parameters_on_the_cpu_and_on_the_gpu():
+    torch.manual_seed(0)
+    near, far = nn.Linear(7, 9), nn.Linear(9, 3).to(DEVICE)
+    parameters = [*near.parameters(), *far.parameters()]
+    start = [p.detach().clone() for p in parameters]
+    optimizer = rh.ReversibleSGD(parameters, lr=0.1, momentum=0.9)
+    x = torch.randn(4, 7)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = far(near(x).to(DEVICE)).square().mean()
+        loss.backward()
+        return loss
+
+    for _ in range(10):
+        optimizer.step(closure)
+    optimizer.rewind([closure] * 10)
+    for p, expected in zip(parameters, start, strict=True):
+        assert torch.equal(p, expected)
+
+
+@WIDTHS
+def test_hypergradients_of_a_run(state_bits):
+    """Reversible(), whose every step is checked to be undone, against the CPU's answer."""
+    torch.manual_seed(2)
+    batches = [(torch.randn(16, 20), torch.randint(5, (16,))) for _ in range(8)]
+    results = []
+    for device in ("cpu", DEVICE):
+        model = network().to(device)
+        log_lr = torch.full((30,), -3.0, requires_grad=True)
+
+        def loss(model, batch, hyperparameters):
+            return F.cross_entropy(model(batch[0]), batch[1])
+
+        moved = [tuple(t.to(device) for t in batch) for batch in batches]
+        trained = rh.train(
+            model,
+            loss,
+            lambda step, moved=moved: moved[step % len(moved)],
+            steps=30,
+            optimizer=rh.SGD(lr=log_lr.exp(), momentum=0.9),
+            hyperparameters={},
+            adjoint=rh.Reversible(state_bits=64 if device == "cpu" else state_bits),
+        )
+        inputs, targets = moved[0]
+        F.cross_entropy(torch.func.functional_call(model, dict(trained), (inputs,)), targets).backward()
+        results.append(log_lr.grad)
+    torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-6)
+
+
+@WIDTHS
+def test_steps_are_queued_without_waiting(state_bits, no_synchronisation):  # noqa: F811
+    """The engine's step and both phases of undoing; their outcomes are read together afterwards."""
+    weights = [torch.randn(300, 20, device=DEVICE), torch.randn(77, device=DEVICE).bfloat16()]
+    gradients = [torch.randn_like(w) for w in weights]
+    start = [w.clone() for w in weights]
+    bucket = Bucket(weights, ["a", "b"], state_bits)
+    hash_ = bucket.hash()
+    c = (Coefficients.of(bucket.format, lr=0.1, weight_decay=0.01, dampening=0.0),)
+    with no_synchronisation():
+        records, outcomes = [], []
+        for _ in range(20):
+            record, outcome = bucket.step(gradients, Fraction(1, 10), c, None, True)
+            records.append(record)
+            outcomes.append(outcome)
+        for record in reversed(records):
+            outcomes.append(bucket.move_weights(record, back=True, with_hash=True))
+            outcomes.append(bucket.undo_velocity(record, gradients, True))
+    assert not any(outcome.is_read for outcome in outcomes)
+    read(outcomes)
+    assert not any(any(outcome.flags) for outcome in outcomes)
+    assert len({outcome.hash for outcome in outcomes[:20]}) == 20
+    assert bucket.hash() == hash_
+    assert bucket.is_empty()
+    bucket.restore_initial()
+    for w, expected in zip(weights, start, strict=True):
+        assert torch.equal(w, expected)

@@ -1,0 +1,29 @@
+"""What tests/gpu need: a GPU, or a reason to skip."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+# To be a module's `pytestmark`. A build without CUDA kernels on a machine with a GPU does not skip: it fails.
+GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU: torch.cuda.is_available() is False"),
+]
+DEVICE = "cuda"
+
+
+@pytest.fixture
+def no_synchronisation():
+    """Whatever makes the host wait for the GPU raises an error inside ``with no_synchronisation():``."""
+
+    class Forbidden:
+        def __enter__(self):
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error")
+
+        def __exit__(self, *exception):
+            torch.cuda.set_sync_debug_mode("default")
+
+    yield Forbidden
+    torch.cuda.set_sync_debug_mode("default")
