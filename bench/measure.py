@@ -32,7 +32,7 @@ from bench.handwritten import checkpoints
 from bench.methods import METHODS, Method
 from bench.tasks import PENALTIES, Task, Weights
 
-__all__ = ["LeftOut", "measure", "measured", "reference"]
+__all__ = ["LeftOut", "measure", "measured", "reference", "resident"]
 
 WARM_UP_STEPS = 3
 # Short runs are repeated until this much time has passed; their median counts.
@@ -56,10 +56,10 @@ def measure(task: Task, method: Method, steps: int, exact: Weights | None = None
     torch.set_num_threads(1)
     method(task, WARM_UP_STEPS)
     gc.collect()
-    warm = _resident("VmRSS")
+    warm = resident("VmRSS")
     base = _give_back()
     seconds, hypergradient = _timed(method, task, steps)
-    peak = _resident("VmHWM")
+    peak = resident("VmHWM")
     result = {"megabytes": (peak - base) / 1e6, "megabytes_beyond_warm_up": max(0, peak - warm) / 1e6}
     runs = [seconds]
     while sum(cpu for cpu, _ in runs) < ENOUGH_SECONDS and len(runs) < MOST_RUNS:
@@ -113,7 +113,7 @@ def _wait(receiver: Connection, pid: int | None, seconds: float | None, gigabyte
     while not receiver.poll(0.05):
         if seconds is not None and time.monotonic() - began > seconds:
             raise LeftOut(f"ran past {seconds:g} s")
-        if gigabytes is not None and pid is not None and _resident("VmRSS", pid) > 1e9 * gigabytes:
+        if gigabytes is not None and pid is not None and resident("VmRSS", pid) > 1e9 * gigabytes:
             raise LeftOut(f"passed {gigabytes:g} GB")
     return receiver.recv()  # type: ignore[no-any-return]
 
@@ -159,10 +159,10 @@ def _give_back() -> int:
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         clear.write_text("5")
-    return _resident("VmRSS")
+    return resident("VmRSS")
 
 
-def _resident(field: str, process: int | str = "self") -> int:
+def resident(field: str, process: int | str = "self") -> int:
     """VmRSS (now) or VmHWM (peak) in bytes; 0 where there is no /proc, or the process has ended."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
@@ -175,7 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("method", choices=METHODS)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--model", default="mlp", help="mlp, small, cnn or MODULE:FUNCTION")
+    parser.add_argument("--model", default="mlp", help="mlp, medium, small, cnn or MODULE:FUNCTION")
     parser.add_argument("--penalties", choices=PENALTIES, default="weight")
     parser.add_argument("--reference", type=Path, help="a file of the exact hypergradient")
     options = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
 """The task that every hypergradient here is measured on: digits, a model that may be named, one log L2 penalty per weight.
 
-    task = Task("mlp")                      # or "small", "cnn", or MODULE:FUNCTION of your own
+    task = Task("mlp")                      # or "medium", "small", "cnn", or MODULE:FUNCTION of your own
     task = Task("my_package.models:net")    # a function that returns an nn.Module from (n, 64) pixels to (n, 10) logits
 
 scikit-learn's digits in their order, examples 0 to 1399 to train in batches of 128, the rest to validate; SGD at lr 0.1, momentum
@@ -33,6 +33,11 @@ def small() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10))
 
 
+def medium() -> nn.Module:
+    """15,010 weights: for runs of 10,000 steps in a minute."""
+    return nn.Sequential(nn.Linear(64, 200), nn.Tanh(), nn.Linear(200, 10))
+
+
 def cnn() -> nn.Module:
     """14,238 weights, two convolutions: activations outweigh the weights."""
     return nn.Sequential(
@@ -48,7 +53,7 @@ def cnn() -> nn.Module:
     )
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {"mlp": mlp, "small": small, "cnn": cnn}
+MODELS: dict[str, Callable[[], nn.Module]] = {"mlp": mlp, "medium": medium, "small": small, "cnn": cnn}
 PENALTIES = ("weight", "tensor")
 
 

@@ -2,7 +2,7 @@
 
 import csv
 
-from bench import chaos, hyperparameters, race, sgd_step
+from bench import chaos, hyperparameters, long_run, race, sgd_step
 from bench.timing import ratio
 
 
@@ -41,3 +41,9 @@ def test_chaos_draws_its_figure(tmp_path, capsys):
     chaos.main(["--steps", "3", "--points", "9", "--output", str(tmp_path / "chaos.png")])
     assert (tmp_path / "chaos.png").stat().st_size > 1000
     assert "correlation with the numeric slope 1.00" in capsys.readouterr().out
+
+
+def test_a_long_run_says_what_it_kept(capsys):
+    long_run.main(["--steps", "40", "--segments", "4"])
+    out = capsys.readouterr().out
+    assert "30 steps trained again; initial weights restored: True" in out
