@@ -52,11 +52,6 @@ class FloatRun(Run):
         self.begin = [group.state(False) for group in self.groups]
         self._losses = torch.empty(problem.steps, dtype=torch.float64, device=self.groups[0].device)
         try:
-            if problem.steps:
-                # The very first evaluation also checks the loss, and takes the path with a graph, whose gradient may have other
-                # last bits. Training must take the one path that training again takes.
-                problem.gradient(0)
-                problem.gradient.restart()
             with problem.progress("training", problem.steps) as bar:
                 for step in range(problem.steps):
                     if record:

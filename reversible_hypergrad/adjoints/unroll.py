@@ -53,9 +53,6 @@ class UnrollRun(Run):
         self._leaves, self._initial = {}, weights
         velocities = [torch.zeros_like(w) for w in weights]
         losses: list[float] = []
-        if problem.steps:
-            problem.gradient(0)  # checks the loss; its effect on buffers does not count
-            problem.gradient.restart()
         with torch.enable_grad(), problem.progress("training", problem.steps) as bar:
             for step in range(problem.steps):
                 loss, gradients = problem.gradient.attached(step, weights)

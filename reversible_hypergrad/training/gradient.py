@@ -87,9 +87,7 @@ class LossGradient(Gradient):
         return loss, list(gradients)
 
     def values(self, step: int) -> tuple[Tensor, list[Tensor]]:
-        if not self._checked:
-            first = self(step)
-            return first.loss, first.gradients
+        self._check_once(step)
         seed_step(self.seed, step, self.cuda_devices)
         with torch.enable_grad():
             loss = self.loss(self.model, self.batches(step), self.hyperparameters)
@@ -97,14 +95,20 @@ class LossGradient(Gradient):
         return loss.detach(), [self.dense(i, g) for i, g in enumerate(gradients)]
 
     def attached(self, step: int, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
-        if not self._checked:
-            self(step)  # at the same weights: attached gradients are asked for from the first step on
+        self._check_once(step)
         seed_step(self.seed, step, self.cuda_devices)
         named = {f"model.{name}": weight for name, weight in zip(self.names, weights, strict=True)}
         with torch.enable_grad():
             loss = torch.func.functional_call(self._bound, named, (self.batches(step), self.hyperparameters))
             gradients = torch.autograd.grad(loss, list(weights), create_graph=True, allow_unused=True)
         return loss, list(gradients)
+
+    def _check_once(self, step: int) -> None:
+        """Before the first step: only an evaluation with a graph can be checked, and its gradient may have other last bits than
+        those of the path that training takes, each time. Its effect on buffers does not count."""
+        if not self._checked:
+            self(step)
+            self.restart()
 
     def dense(self, i: int, gradient: Tensor | None) -> Tensor:
         """As the kernels need it: in its weight's memory order, zero where the loss does not use the weight."""
