@@ -25,7 +25,7 @@ class Neumann(Adjoint):
     Cost: one graph of the loss and ``terms`` products, whatever the number of steps.
 
     *Recommended* for penalties and other terms of the loss, with full batches and a converged inner problem. *Not recommended*
-    with early stopping or minibatches: on the race's task implicit gradients were wrong by 0.5 to 50 times their size.
+    with early stopping or minibatches: on the task of bench.tradeoff its relative error is 0.96 to 1.0.
 
     Raises:
         TypeError, ValueError: for the arguments; ValueError from ``backward`` if every learning rate of the last step is 0.
