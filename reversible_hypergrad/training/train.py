@@ -70,6 +70,9 @@ def train(
         not finite, or something leaves the fixed-point range, at the step that the message says. ReversalError: from
         ``backward``, if the trajectory was not restored bit for bit; no gradient is returned then. RuntimeError: double
         backward. After any error the model, the hyperparameters and random states are as before.
+        On a GPU the host does not wait for each step: it looks every 64 steps and where a segment begins or ends, so an error
+        comes up to 63 steps late and still names its step, and a gradient that is out of range is a FloatingPointError, too,
+        since it is gone by then. No gradient is returned before all is checked.
 
     Cost: forward as ordinary training, plus one copy of the model; backward about three times that, whatever the number of
     hyperparameters. Inside a run deterministic algorithms, the math attention kernel and the number of threads are pinned.
