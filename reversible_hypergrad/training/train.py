@@ -191,7 +191,7 @@ class _Training(torch.autograd.Function):
             result = call.run.pull_back(cotangents)
         call.problem.report.backward_seconds = time.perf_counter() - began
         problem = call.problem
-        sources = [total.to(t.dtype) for total, t in zip(result.sources, problem.sources, strict=True)]
+        sources = [total.to(t.device, t.dtype) for total, t in zip(result.sources, problem.sources, strict=True)]
         own = [total.to(t.dtype) for total, t in zip(result.hyperparameters, problem.hyperparameters, strict=True)]
         return (None, *result.initial, *sources, *own)
 
