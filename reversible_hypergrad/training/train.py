@@ -75,7 +75,9 @@ def train(
         since it is gone by then. No gradient is returned before all is checked.
 
     Cost: forward as ordinary training, plus one copy of the model; backward about three times that, whatever the number of
-    hyperparameters. Inside a run deterministic algorithms, the math attention kernel and the number of threads are pinned.
+    hyperparameters. Inside a run deterministic algorithms, the math attention kernel and the number of threads are pinned. On
+    CUDA an operation without a deterministic form is a RuntimeError, unless torch was set to warn_only, and so is a
+    CUBLAS_WORKSPACE_CONFIG with which products vary (importing the library sets it if it is unset).
 
     >>> import torch, reversible_hypergrad as rh
     >>> model = torch.nn.Linear(3, 1)
