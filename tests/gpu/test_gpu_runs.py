@@ -9,6 +9,7 @@ from gpu_machine import DEVICE, GPU, no_synchronisation  # noqa: F401
 from torch import nn
 
 import reversible_hypergrad as rh
+from bench.gpu import __main__ as bench
 from reversible_hypergrad.storage.planes import open_store
 
 pytestmark = GPU
@@ -73,6 +74,20 @@ def test_on_the_host_as_on_the_device(adjoint, tmp_path):
 def test_a_step_that_is_not_finite_is_named_late():
     with pytest.raises(FloatingPointError, match=r"step 17: \S+: its gradient is not finite, or beyond"):
         run(rh.Reversible(), bad=17)
+
+
+def test_an_operation_without_deterministic_form_is_refused_with_the_reason():
+    model = nn.Conv2d(1, 1, 3).to(DEVICE)
+
+    def loss(model, batch, _):
+        return F.max_pool3d(model(batch)[None], (1, 2, 2)).square().mean()
+
+    with pytest.raises(RuntimeError, match=r"no deterministic form on CUDA.*max_pool3d"):
+        rh.train(model, loss, [torch.randn(2, 1, 8, 8, device=DEVICE)] * 3, optimizer=rh.SGD(lr=0.1))
+
+
+def test_the_bench_runs_at_toy_size(tmp_path, capsys):
+    assert bench.main(["--device", DEVICE, "--tiny", "--output", str(tmp_path / "toy.md")]) == 0
 
 
 @pytest.mark.parametrize("count", [1, 40])
