@@ -96,8 +96,12 @@ class HostPlanes(PlaneStore):
         self._ahead_bytes = 0
 
     def _hold_back(self) -> None:
-        while self._leaving and (self._leaving_bytes > _IN_FLIGHT or self._leaving[0][1].query()):
-            nbytes, arrival = self._leaving.popleft()
+        while self._leaving:
+            nbytes, arrival = self._leaving[0]
+            # The last one may be on its way, however large: else a state of a large model would stop every step.
+            if not arrival.query() and (self._leaving_bytes <= _IN_FLIGHT or len(self._leaving) == 1):
+                break
+            self._leaving.popleft()
             arrival.synchronize()
             self._leaving_bytes -= nbytes
 

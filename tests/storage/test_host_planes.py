@@ -174,3 +174,14 @@ def test_runs_have_the_same_bits(adjoint, request):
         task.backward(task.train(adjoint=ADJOINTS[adjoint]()))
         results.append([task.log_l2.grad, *(p.grad for p in task.model.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_one_large_plane_is_not_waited_for():
+    side = LateSide()
+    store = HostPlanes(torch.device("cpu"), side)
+    planes = planes_of([5000] * 4)
+    for pushed, plane in enumerate(planes):
+        store.push(plane)
+        assert side.waits == pushed
+    for plane in reversed(planes):
+        assert torch.equal(store.pop(), plane)
