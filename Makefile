@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: build demo test test-gpu test-slow bench bench-race bench-tradeoff bench-kernels cuda-resources docs lint format clean
+.PHONY: build demo test test-gpu test-slow bench bench-gpu bench-race bench-tradeoff bench-kernels cuda-resources docs lint format clean
 
 build: .venv/built
 
@@ -37,6 +37,10 @@ test-gpu: build
 
 bench: build
 	$(BIN)/python -m bench.sgd_step
+
+# Under 8 minutes on a GPU, to bench/results/<gpu>.md. BENCH_GPU passes options on, e.g. BENCH_GPU="--data DIR".
+bench-gpu: build
+	$(BIN)/python -m bench.gpu $(BENCH_GPU)
 
 # Registers, spills and access widths of the CUDA kernels; needs nvcc, no GPU.
 cuda-resources: build

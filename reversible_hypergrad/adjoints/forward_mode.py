@@ -202,7 +202,7 @@ class ForwardModeRun(Run):
         for begin, target in zip(
             (*self._of_sources, *self._of_hyperparameters), (*totals.sources, *totals.hyperparameters), strict=True
         ):
-            target += found[begin : begin + target.numel()].reshape(target.shape)
+            target += found[begin : begin + target.numel()].reshape(target.shape).to(target.device)
         initial: list[Tensor | None] = [None] * len(problem.weights)
         for begin, m in zip(self._of_initial, problem.given, strict=True):
             weight = problem.weights[m]

@@ -27,7 +27,8 @@ class Reversible(Adjoint):
     Args:
         state_bits: 64 or 32, see :class:`ReversibleSGD`.
         verify_every: the state is hashed at every so-many-th step and compared on the way back; the start always is.
-            1 costs about a tenth of an optimizer step and names the very step that went wrong.
+            1 costs about a tenth of an optimizer step and names the very step that went wrong. On a GPU the hashes are
+            compared every 64 steps, so that the host need not wait; the step that is named is the same.
         buffer: where spilled planes wait: "device", "host", or a directory (a file there, written and read behind the
             computation, checked when read, removed at the end).
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from reversible_hypergrad.adjoints.base import CAUSES, Run
+from reversible_hypergrad.adjoints.lookout import Lookout
 from reversible_hypergrad.core.rational import information_limit
 from reversible_hypergrad.engine.complaint import complaint
+from reversible_hypergrad.engine.outcome import Outcome
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.inner.fixed import FixedGroup, fixed_groups
 from reversible_hypergrad.inner.problem import Cotangents, Problem
@@ -38,6 +40,7 @@ class ReversibleRun(Run):
         self.ends: dict[int, list[int]] = {}  # step -> hashes of the state before it, where segments meet and at the end
         self.begin: list[Tensor] = []  # the initial weights, where they must be trained from again
         self.at_end = False  # the groups hold the trained state and all that undoing needs
+        self.verified = 0  # on the way back: the state before this step is known to be right
 
     def forward(self, record: bool) -> None:
         problem, adjoint = self.problem, self.adjoint
@@ -92,14 +95,11 @@ class ReversibleRun(Run):
     def _train(self, first: int, end: int, record: bool, bar: Any) -> None:
         problem = self.problem
         kept = sum(group.store.nbytes for group in self.groups)
-        for step in range(first, end):
-            gradients = problem.gradient(step).gradients
-            outcomes = [group.step(step, gradients, record) for group in self.groups]
-            if any(any(outcome.flags) for outcome in outcomes):
-                buckets = [group.bucket for group in self.groups]
-                error = complaint(buckets, [[gradients[m] for m in g.members] for g in self.groups], outcomes)
-                raise type(error)(f"step {step}: {error}")
-            bar.advance(self._bits(step + 1 - first, kept) if bar.wants_text else "")
+        with Lookout(self._check_step) as lookout:
+            for step in range(first, end):
+                gradients = problem.gradient(step).gradients
+                lookout.add(step, [group.step(step, gradients, record) for group in self.groups], gradients)
+                bar.advance(self._bits(step + 1 - first, kept) if bar.wants_text else "")
         for group in self.groups:
             group.store.flush()
         if record:
@@ -108,6 +108,14 @@ class ReversibleRun(Run):
             report.information_bytes = max(report.information_bytes, information)
             report.information_bits = 8 * report.information_bytes / max(report.weights * problem.steps, 1)
             report.log_bytes = max(report.log_bytes, sum(group.log_bytes() for group in self.groups))
+
+    def _check_step(
+        self, step: int, outcomes: Sequence[Outcome], expected: Sequence[int | None], gradients: Sequence[Tensor] | None
+    ) -> None:
+        if any(any(outcome.flags) for outcome in outcomes):
+            of_groups = None if gradients is None else [[gradients[m] for m in group.members] for group in self.groups]
+            error = complaint([group.bucket for group in self.groups], of_groups, outcomes)
+            raise type(error)(f"step {step}: {error}")
 
     def _train_again(self, first: int, end: int) -> None:
         """The segment before the one that has just been undone, recorded this time."""
@@ -171,15 +179,14 @@ class ReversibleRun(Run):
     def _undo_segment(
         self, first: int, end: int, aws: Sequence[Tensor], avs: Sequence[Tensor], totals: Cotangents, bar: Any
     ) -> None:
-        verified = end  # the state before this step is known to be right
-        for step in reversed(range(first, end)):
-            if self._undo_step(step, verified, aws, avs, totals):
-                verified = step
-                self.problem.report.checks += 1
-            bar.advance("exact so far")
+        self.verified = end
+        with Lookout(self._check_undone) as lookout:
+            for step in reversed(range(first, end)):
+                self._undo_step(step, lookout, aws, avs, totals)
+                bar.advance(f"exact back to step {self.verified}" if bar.wants_text else "")
 
-    def _undo_step(self, step: int, verified: int, aws: Sequence[Tensor], avs: Sequence[Tensor], totals: Cotangents) -> bool:
-        """One step back, and its adjoint. Returns whether the state was compared with a hash."""
+    def _undo_step(self, step: int, lookout: Lookout, aws: Sequence[Tensor], avs: Sequence[Tensor], totals: Cotangents) -> None:
+        """One step back, and its adjoint."""
         groups = self.groups
         adjoint = list(zip(groups, aws, avs, strict=True))
         for group, aw, av in adjoint:
@@ -187,13 +194,9 @@ class ReversibleRun(Run):
         undoing = [group.undo_weights(step) for group in groups]
         evaluation = self.problem.gradient(step)
         gradients = evaluation.gradients
-        suspects = [
-            name
-            for group, (record, hash_) in zip(groups, undoing, strict=True)
-            for name in group.undo_velocity(step, record, hash_, gradients)
-        ]
-        if suspects:
-            self._refuse(step, verified, suspects)
+        velocities = [group.undo_velocity(record, gradients) for group, (record, _) in zip(groups, undoing, strict=True)]
+        outcomes = [*(weights for _, weights in undoing), *velocities]
+        lookout.add(step, outcomes, gradients, [record.hash_before for record, _ in undoing])
         us = [group.directions(step, av) for group, _, av in adjoint]
         directions: list[Tensor] = [torch.empty(0)] * len(gradients)
         for group, u in zip(groups, us, strict=True):
@@ -203,9 +206,21 @@ class ReversibleRun(Run):
             group.through_velocity(step, av, gradients, totals)
             group.through_gradient(step, aw, av, u, by_weights, totals)
         totals.add_hyperparameters(by_hyperparameters)
-        return all(record.hash_before is not None for record, _ in undoing)
 
-    def _refuse(self, step: int, verified: int, suspects: list[str]) -> None:
+    def _check_undone(
+        self, step: int, outcomes: Sequence[Outcome], expected: Sequence[int | None], gradients: Sequence[Tensor] | None
+    ) -> None:
+        count = len(self.groups)
+        phases = zip(self.groups, outcomes[:count], outcomes[count:], expected, strict=True)
+        suspects = [name for group, weights, velocity, hash_ in phases for name in group.suspects(step, weights, velocity, hash_)]
+        if suspects:
+            self._refuse(step, suspects)
+        if None not in expected:
+            self.verified = step
+            self.problem.report.checks += 1
+
+    def _refuse(self, step: int, suspects: list[str]) -> None:
+        verified = self.verified
         where = f"step {step}" if verified == step + 1 else f"the steps {step} to {verified - 1}"
         if step == 0 and verified <= 1:
             where = "step 0, at the end of the way back"

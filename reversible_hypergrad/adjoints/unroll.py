@@ -124,7 +124,7 @@ class UnrollRun(Run):
                 if setting.elementwise is not None:
                     chosen = zip(self._initial, problem.settings, strict=True)
                     g = _shaped(g, next(w for w, s in chosen if setting in (s.lr, s.weight_decay)))
-                target += g.reshape(target.shape)
+                target += g.reshape(target.shape).to(target.device)
         totals.add_hyperparameters(found[count + len(self._leaves) :])
         problem.report.restored = True
         for own, start in zip(problem.weights, self.begin, strict=True):

@@ -13,12 +13,23 @@ __all__ = ["complaint"]
 
 
 def complaint(
-    buckets: Sequence[Bucket], gradients: Sequence[Sequence[Tensor | None]], outcomes: Sequence[Outcome]
+    buckets: Sequence[Bucket], gradients: Sequence[Sequence[Tensor | None]] | None, outcomes: Sequence[Outcome]
 ) -> ArithmeticError:
-    """The error for a refused step, by the first offending parameter."""
-    for bucket, grads, outcome in zip(buckets, gradients, outcomes, strict=True):
+    """The error for a refused step, by the first offending parameter.
+
+    Args:
+        gradients: None if they are gone, since the outcomes were read later. Flags do not tell infinite from out of range.
+    """
+    for i, (bucket, outcome) in enumerate(zip(buckets, outcomes, strict=True)):
         layout = bucket.format
+        grads = [None] * len(bucket.names) if gradients is None else gradients[i]
         for name, gradient, flags in zip(bucket.names, grads, outcome.flags, strict=True):
+            if flags & _core.BAD_GRADIENT and gradients is None:
+                return FloatingPointError(
+                    f"{name}: its gradient is not finite, or beyond the fixed-point range +-{layout.velocity_range:g} of "
+                    f"state_bits={layout.state_bits}. The step was refused and nothing has changed. If it is not finite, lower "
+                    "the learning rate or clip. If it is too large: " + bucket.remedy("scale the loss down, or clip the gradient")
+                )
             if flags and gradient is not None and not bool(torch.isfinite(gradient).all()):
                 return FloatingPointError(
                     f"{name}: its gradient is not finite, so the step was refused and nothing has changed. Lower the learning "

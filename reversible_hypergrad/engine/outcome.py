@@ -30,12 +30,14 @@ class Outcome:
 
     @property
     def hash(self) -> int:
-        read([self])
+        if self._words is not None:
+            read([self])
         return self._hash
 
     @property
     def flags(self) -> list[int]:
-        read([self])
+        if self._words is not None:
+            read([self])
         return self._flags
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor
 from reversible_hypergrad.core.rational import approximate_momentum
 from reversible_hypergrad.engine.bucket import Bucket, Coefficients, Outcome, Record, combine
 from reversible_hypergrad.inner.flat import FlatGroup
+from reversible_hypergrad.inner.hash_log import HashLog
 from reversible_hypergrad.inner.problem import Problem
 from reversible_hypergrad.storage.planes import open_store
 
@@ -39,32 +40,32 @@ class FixedGroup(FlatGroup):
         self._active = (True,) * len(weights)
         self.store = open_store(place, weights[0].device)
         self.first = 0  # step of the present segment
-        self.hash: int | None = self.bucket.hash()
-        self._hashes, self._bounds, self._spilled = array("q"), array("Q"), array("H")
+        self._hash: int | Outcome | None = self.bucket.hash()  # of the present state, or who will know it
+        self._hashes, self._bounds, self._spilled = HashLog(), array("Q"), array("H")
 
     # The run forward
 
     def step(self, step: int, gradients: Sequence[Tensor], record: bool) -> Outcome:
-        """One step. The outcome may hold flags; then the caller undoes it with :meth:`undo_flagged` and reports."""
+        """One step. If its outcome, once read, holds flags, the run is over: the caller reports them."""
         total = [self._with_decay(i, gradients[m]) for i, m in enumerate(self.members)]
         with_hash = record and self._is_checked(step + 1)
         entry, outcome = self.bucket.step(total, self.fraction(step), self.coefficients(step), None, with_hash)
         if record:
             if self._is_checked(step):
-                assert self.hash is not None
-                self._hashes.append(self.hash)
+                assert self._hash is not None
+                self._hashes.push(self._hash)
             self._bounds.append(entry.bound)
             self._spilled.append(sum(_SPILLS.index(bits) << 2 * k for k, bits in enumerate(entry.spill_bits)))
             for plane in entry.planes:
                 self.store.push(plane)
-            self.hash = outcome.hash if with_hash else None
+            self._hash = outcome if with_hash else None
         return outcome
 
     def begin_segment(self, step: int) -> None:
         """Whatever information there is is dropped."""
         self.bucket.forget()
         self.first = step
-        self.hash = self.bucket.hash()
+        self._hash = self.bucket.hash()
 
     def begin_again(self) -> None:
         """At the initial weights, which must be the visible ones."""
@@ -83,8 +84,8 @@ class FixedGroup(FlatGroup):
 
     # The way back
 
-    def undo_weights(self, step: int) -> tuple[Record, int]:
-        """The first phase: weights back to before ``step``. Returns its record, and the hash of the weights."""
+    def undo_weights(self, step: int) -> tuple[Record, Outcome]:
+        """The first phase: weights back to before ``step``. Returns its record, and an outcome with the hash of the weights."""
         spilled = self._spilled.pop()
         spill_bits = tuple(_SPILLS[spilled >> 2 * k & 3] for k in range(8))
         planes = [self.store.pop() for bits in spill_bits if bits][::-1]
@@ -94,14 +95,18 @@ class FixedGroup(FlatGroup):
         outcome = self.bucket.move_weights(record, back=True, with_hash=hash_before is not None)
         if step == 0:
             self.bucket.restore_initial()  # the first gradient was taken there, not at the rounded weights
-        return record, outcome.hash
+        return record, outcome
 
-    def undo_velocity(self, step: int, record: Record, weights_hash: int, gradients: Sequence[Tensor]) -> list[str]:
-        """The second phase. Returns the names of suspect parameters, empty if all is as it was (as far as checked)."""
+    def undo_velocity(self, record: Record, gradients: Sequence[Tensor]) -> Outcome:
+        """The second phase."""
         total = [self._with_decay(i, gradients[m]) for i, m in enumerate(self.members)]
-        outcome = self.bucket.undo_velocity(record, total, record.hash_before is not None)
-        flagged = [name for name, flag in zip(self.bucket.names, outcome.flags, strict=True) if flag]
-        wrong_hash = record.hash_before is not None and combine(weights_hash, outcome.hash) != record.hash_before
+        return self.bucket.undo_velocity(record, total, record.hash_before is not None)
+
+    def suspects(self, step: int, weights: Outcome, velocity: Outcome, hash_before: int | None) -> list[str]:
+        """Names of parameters that undoing ``step`` did not restore, by the outcomes of both phases; empty if all is as it was
+        (as far as checked). Of a segment's first step the state itself is looked at: call it while that is the present one."""
+        flagged = [name for name, flag in zip(self.bucket.names, velocity.flags, strict=True) if flag]
+        wrong_hash = hash_before is not None and combine(weights.hash, velocity.hash) != hash_before
         left_over = step == self.first and not (self.bucket.is_empty() if step == 0 else self.bucket.has_no_information())
         if flagged or wrong_hash or left_over:
             return flagged or self.bucket.names
@@ -137,7 +142,7 @@ class FixedGroup(FlatGroup):
         return self.store.nbytes + self.bucket.accumulators.nbytes
 
     def log_bytes(self) -> int:
-        return sum(log.itemsize * len(log) for log in (self._hashes, self._bounds, self._spilled))
+        return self._hashes.nbytes + sum(log.itemsize * len(log) for log in (self._bounds, self._spilled))
 
     # Settings
 

@@ -166,7 +166,7 @@ class FlatGroup(ABC):
             return
         assert setting.source is not None
         target = totals.sources[setting.source]
-        target += self.view_of_flat(sign * a * b, index).reshape(target.shape)
+        target += self.view_of_flat(sign * a * b, index).reshape(target.shape).to(target.device)
 
     def _spans(self, of: Callable[[Settings], Setting]) -> list[Span]:
         """Those with a value per weight stand alone, without padding."""

@@ -73,6 +73,7 @@ class Setting:
         """Adds one step's derivative. ``gradients`` holds one tensor per source, shaped as the source."""
         assert self.source is not None
         target = gradients[self.source]
+        value = value.to(target.device)
         if len(self.numbers) > 1:
             target.view(-1)[step] += value
         else:
@@ -158,12 +159,22 @@ class Cotangents:
 
     @staticmethod
     def zeros(problem: Problem) -> "Cotangents":
-        """Sums run in float64: T terms of float32 would lose digits, and the cost is small beside the products'."""
+        """Sums run in float64: T terms of float32 would lose digits, and the cost is small beside the products'.
 
-        def sums(tensors: Sequence[Tensor]) -> list[Tensor]:
-            return [torch.zeros(t.shape, dtype=torch.float64, device=t.device) for t in tensors]
+        Those of the optimizer's tensors run where the weights are: a learning rate may well live on the CPU beside a model on a
+        GPU, and bringing a term over would wait for every step.
+        """
+        places: dict[int, torch.device] = {}
+        for settings, weight in zip(problem.settings, problem.weights, strict=True):
+            for setting in (settings.lr, settings.momentum, settings.dampening, settings.weight_decay):
+                if setting.source is not None:
+                    places.setdefault(setting.source, weight.device)
 
-        return Cotangents([], sums(problem.sources), sums(problem.hyperparameters))
+        def zeros(tensor: Tensor, device: torch.device) -> Tensor:
+            return torch.zeros(tensor.shape, dtype=torch.float64, device=device)
+
+        sources = [zeros(t, places.get(i, t.device)) for i, t in enumerate(problem.sources)]
+        return Cotangents([], sources, [zeros(t, t.device) for t in problem.hyperparameters])
 
     def add_hyperparameters(self, products: Sequence[Tensor | None]) -> None:
         for total, product in zip(self.hyperparameters, products, strict=True):

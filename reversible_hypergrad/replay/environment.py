@@ -4,13 +4,16 @@ import random
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from reversible_hypergrad.replay.cuda import CudaSettings, explain_nondeterminism, prepare_cublas, refuse_cublas, restoring
+
 __all__ = ["Environment", "mix", "seed_step"]
+
+prepare_cublas()
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,11 @@ class Environment:
     """
 
     threads: int
-    matmul_precision: str
+    matmul_precision: str | None  # None where only the newer fp32_precision of each backend says it
     default_dtype: torch.dtype
     autocast: tuple[tuple[str, torch.dtype], ...]  # the device types for which it was on
     cuda_devices: tuple[torch.device, ...]
+    cuda: CudaSettings | None  # None if the run has nothing on CUDA
 
     @staticmethod
     def current(devices: Iterable[torch.device] = ()) -> "Environment":
@@ -34,10 +38,11 @@ class Environment:
         kinds = ["cpu", *(["cuda"] if cuda else [])]
         return Environment(
             threads=torch.get_num_threads(),
-            matmul_precision=torch.get_float32_matmul_precision(),
+            matmul_precision=_matmul_precision(),
             default_dtype=torch.get_default_dtype(),
             autocast=tuple((kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind)),
             cuda_devices=cuda,
+            cuda=CudaSettings() if cuda else None,
         )
 
     @contextmanager
@@ -45,15 +50,16 @@ class Environment:
         """Puts the settings in force, and everything back afterwards, random states of torch, NumPy and Python included."""
         with ExitStack() as stack:
             stack.enter_context(_random_states_kept(self.cuda_devices))
-            stack.enter_context(_restoring(torch.get_num_threads, torch.set_num_threads, self.threads))
-            stack.enter_context(_restoring(torch.get_default_dtype, torch.set_default_dtype, self.default_dtype))
-            stack.enter_context(
-                _restoring(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, self.matmul_precision)
-            )
-            stack.enter_context(_deterministic_algorithms())
+            stack.enter_context(restoring(torch.get_num_threads, torch.set_num_threads, self.threads))
+            stack.enter_context(restoring(torch.get_default_dtype, torch.set_default_dtype, self.default_dtype))
+            if None not in (self.matmul_precision, _matmul_precision()):
+                stack.enter_context(restoring(_matmul_precision, torch.set_float32_matmul_precision, self.matmul_precision))
+            stack.enter_context(_deterministic_algorithms(strict=self.cuda is not None))
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if self.cuda_devices:
-                stack.enter_context(_deterministic_cudnn())
+            if self.cuda is not None:
+                refuse_cublas()
+                stack.enter_context(self.cuda.pinned())
+                stack.enter_context(explain_nondeterminism())
             on = dict(self.autocast)
             for kind in ("cpu", "cuda") if self.cuda_devices else ("cpu",):
                 if kind in on or torch.is_autocast_enabled(kind):
@@ -82,6 +88,13 @@ def mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
+def _matmul_precision() -> str | None:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch refuses to sum up settings of single backends
+        return None
+
+
 @contextmanager
 def _random_states_kept(cuda_devices: tuple[torch.device, ...]) -> Iterator[None]:
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
@@ -97,24 +110,13 @@ def _random_states_kept(cuda_devices: tuple[torch.device, ...]) -> Iterator[None
 
 
 @contextmanager
-def _restoring(read: Any, write: Any, value: Any) -> Iterator[None]:
-    before = read()
-    if before != value:
-        write(value)
-    try:
-        yield
-    finally:
-        if read() != before:
-            write(before)
-
-
-@contextmanager
-def _deterministic_algorithms() -> Iterator[None]:
-    """Where torch has a deterministic algorithm, take it; where it has none, it warns and the hashes will tell."""
+def _deterministic_algorithms(strict: bool) -> Iterator[None]:
+    """Where torch has a deterministic algorithm, take it. Where it has none, it raises if ``strict`` (on CUDA, where results do
+    vary), else it warns and the hashes will tell; a user who has chosen one or the other keeps it."""
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(True, warn_only=not enabled or warn_only)
+    torch.use_deterministic_algorithms(True, warn_only=warn_only if enabled else not strict)
     if not enabled:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
@@ -122,14 +124,3 @@ def _deterministic_algorithms() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
-
-
-@contextmanager
-def _deterministic_cudnn() -> Iterator[None]:
-    cudnn = torch.backends.cudnn
-    before = (cudnn.benchmark, cudnn.deterministic)
-    cudnn.benchmark, cudnn.deterministic = False, True
-    try:
-        yield
-    finally:
-        cudnn.benchmark, cudnn.deterministic = before

@@ -33,25 +33,22 @@ class PlaneStore(ABC):
 
 
 class MemoryPlanes(PlaneStore):
-    """In memory, on ``device`` if one is given, else where they are made."""
+    """In memory, where they are made."""
 
-    def __init__(self, kept_on: torch.device | None = None, used_on: torch.device | None = None) -> None:
+    def __init__(self) -> None:
         self._planes: list[Tensor] = []
-        self._kept_on = kept_on
-        self._used_on = used_on
 
     def push(self, plane: Tensor) -> None:
-        self._planes.append(plane if self._kept_on is None else plane.to(self._kept_on))
+        self._planes.append(plane)
         self.nbytes += plane.nbytes
 
     def pop(self) -> Tensor:
         plane = self._planes.pop()
         self.nbytes -= plane.nbytes
-        return plane if self._used_on is None else plane.to(self._used_on)
+        return plane
 
     def top(self) -> Tensor:
-        plane = self._planes[-1]
-        return plane if self._used_on is None else plane.to(self._used_on)
+        return self._planes[-1]
 
     def close(self) -> None:
         self._planes.clear()
@@ -67,10 +64,12 @@ def check_place(argument: str, place: str | Path) -> str | Path:
 
 def open_store(place: str | Path, device: torch.device) -> PlaneStore:
     """The store for ``buffer=place`` or ``store=place`` of a strategy, with planes that are used on ``device``."""
-    if place == "device":
+    if place == "device" or (place == "host" and device.type == "cpu"):
         return MemoryPlanes()
     if place == "host":
-        return MemoryPlanes(torch.device("cpu"), device)
+        from reversible_hypergrad.storage.host_planes import HostPlanes
+
+        return HostPlanes(device)
     from reversible_hypergrad.storage.plane_file import PlaneFile
 
     return PlaneFile(Path(place), device)

@@ -70,9 +70,14 @@ def train(
         not finite, or something leaves the fixed-point range, at the step that the message says. ReversalError: from
         ``backward``, if the trajectory was not restored bit for bit; no gradient is returned then. RuntimeError: double
         backward. After any error the model, the hyperparameters and random states are as before.
+        On a GPU the host does not wait for each step: it looks every 64 steps and where a segment begins or ends, so an error
+        comes up to 63 steps late and still names its step, and a gradient that is out of range is a FloatingPointError, too,
+        since it is gone by then. No gradient is returned before all is checked.
 
     Cost: forward as ordinary training, plus one copy of the model; backward about three times that, whatever the number of
-    hyperparameters. Inside a run deterministic algorithms, the math attention kernel and the number of threads are pinned.
+    hyperparameters. Inside a run deterministic algorithms, the math attention kernel and the number of threads are pinned. On
+    CUDA an operation without a deterministic form is a RuntimeError, unless torch was set to warn_only, and so is a
+    CUBLAS_WORKSPACE_CONFIG with which products vary (importing the library sets it if it is unset).
 
     >>> import torch, reversible_hypergrad as rh
     >>> model = torch.nn.Linear(3, 1)
@@ -188,7 +193,7 @@ class _Training(torch.autograd.Function):
             result = call.run.pull_back(cotangents)
         call.problem.report.backward_seconds = time.perf_counter() - began
         problem = call.problem
-        sources = [total.to(t.dtype) for total, t in zip(result.sources, problem.sources, strict=True)]
+        sources = [total.to(t.device, t.dtype) for total, t in zip(result.sources, problem.sources, strict=True)]
         own = [total.to(t.dtype) for total, t in zip(result.hyperparameters, problem.hyperparameters, strict=True)]
         return (None, *result.initial, *sources, *own)
 

@@ -1,0 +1,114 @@
+"""What a step and its undoing cost: queued as in rh.train, and as an optimizer that knows at once whether it was refused."""
+
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+import reversible_hypergrad as rh
+from bench.gpu.clock import Clock, quartiles
+from bench.gpu.report import Deadline, Setup
+from bench.sgd_step import BYTES
+from bench.timing import ratio
+from reversible_hypergrad.engine.bucket import Bucket, Coefficients, Record
+
+__all__ = ["step_and_undo"]
+
+Calls = dict[str, Callable[[], object]]
+
+
+class Queued:
+    """A bucket that takes a step and undoes it, every state hashed, without waiting."""
+
+    def __init__(self, weights: list[Tensor], gradients: list[Tensor], state_bits: int) -> None:
+        self.gradients = gradients
+        self.bucket = Bucket(weights, [f"weights[{i}]" for i in range(len(weights))], state_bits)
+        self.coefficients = (Coefficients.of(self.bucket.format, lr=1e-3, weight_decay=0.0, dampening=0.0),)
+        self.records: list[Record] = []
+        self.step()
+
+    def step(self) -> None:
+        record, _ = self.bucket.step(self.gradients, Fraction(9, 10), self.coefficients, None, True)
+        self.records.append(record)
+
+    def undo(self) -> None:
+        record = self.records.pop()
+        self.bucket.move_weights(record, back=True, with_hash=True)
+        self.bucket.undo_velocity(record, self.gradients, True)
+
+
+class Optimizer:
+    def __init__(self, parameters: list[Tensor], state_bits: int) -> None:
+        self.optimizer = rh.ReversibleSGD(parameters, lr=1e-3, momentum=0.9, state_bits=state_bits)
+        self.step = self.optimizer.step
+        self.step()
+
+    def undo(self) -> None:
+        self.optimizer.step_back(lambda: None)  # the gradients stand
+
+
+def calls(shapes: list[tuple[int, ...]], device: torch.device, optimizers: bool) -> Calls:
+    torch.manual_seed(0)
+    gradients = [torch.randn(shape, device=device) * 1e-3 for shape in shapes]  # one set for all: 500M weights are 2 GB
+
+    def parameters() -> list[Tensor]:
+        made: list[Tensor] = [torch.nn.Parameter(torch.randn(shape, device=device) * 0.1) for shape in shapes]
+        for parameter, gradient in zip(made, gradients, strict=True):
+            parameter.grad = gradient
+        return made
+
+    source = torch.randn(sum(g.numel() for g in gradients), device=device)
+    target = torch.empty_like(source)
+    chosen: Calls = {
+        "copy": lambda: target.copy_(source),
+        "SGD(fused)": torch.optim.SGD(parameters(), lr=1e-3, momentum=0.9, fused=True).step,
+        "SGD(foreach)": torch.optim.SGD(parameters(), lr=1e-3, momentum=0.9, foreach=True).step,
+    }
+    for bits in (32, 64):
+        queued = Queued([p.detach() for p in parameters()], gradients, bits)
+        chosen |= {f"step {bits}": queued.step, f"undo {bits}": queued.undo}
+    for bits in (32, 64) if optimizers else ():
+        optimizer = Optimizer(parameters(), bits)
+        chosen |= {f"ReversibleSGD({bits}).step": optimizer.step, f"ReversibleSGD({bits}).step_back": optimizer.undo}
+    return chosen
+
+
+def in_turns(candidates: Calls, turns: int, seconds: Callable[[Callable[[], object]], float], deadline: Deadline):  # type: ignore[no-untyped-def]
+    taken: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(3 + turns):
+        deadline.check()
+        for name, call in candidates.items():
+            sample = seconds(call)
+            if turn >= 3:
+                taken[name].append(sample)
+    return taken
+
+
+def step_and_undo(setup: Setup, deadline: Deadline) -> Iterator[str]:
+    clock = Clock(setup.device)
+    small: list[tuple[int, ...]] = [(64, 64), (64,)] * 100
+    cases = [([(4_000,)], 5), ([(64,)] * 20, 5)] if setup.tiny else [([(10_000_000,)], 50), ([(500_000_000,)], 15), (small, 50)]
+    yield "float32 weights, momentum 0.9, every state hashed, no spills; candidates take turns in one process. Time on the GPU by"
+    yield "events, while the host is ahead; GB/s by the bytes that must move; ratios turn by turn. `step` and `undo` are queued,"
+    yield "as in `rh.train`; `ReversibleSGD` waits once per call to know whether it was refused. Wall: one call, and the wait."
+    for shapes, turns in cases:
+        weights = sum(torch.Size(shape).numel() for shape in shapes)
+        candidates = calls(shapes, setup.device, optimizers=weights < 100_000_000)
+        device = in_turns(candidates, turns, clock.device_seconds, deadline)
+        wall = in_turns(candidates, turns, clock.wall_seconds, deadline)
+        del candidates
+        yield from ["", f"{len(shapes)} tensor{'s' if len(shapes) > 1 else ''}, {weights:,} weights, {turns} turns:", ""]
+        yield "| | ms | quartiles | wall ms | GB/s | of the copy | of SGD(fused) | quartiles | of SGD(foreach) |"
+        yield "|---|---|---|---|---|---|---|---|---|"
+        copy = BYTES["copy"] * weights / quartiles(device["copy"])[1]
+        for name, samples in device.items():
+            low, middle, high = quartiles(samples)
+            cells = [f"{1e3 * middle:.4g}", f"{1e3 * low:.4g}-{1e3 * high:.4g}", f"{1e3 * quartiles(wall[name])[1]:.4g}"]
+            moved = BYTES.get(name, 0) * weights / middle
+            cells += [f"{moved / 1e9:.4g}", f"{moved / copy:.2f}"] if moved else ["", ""]
+            first, fused, third = ratio(samples, device["SGD(fused)"])
+            foreach = ratio(samples, device["SGD(foreach)"])[1]
+            yield f"| {name} | {' | '.join(cells)} | {fused:.2f} | {first:.2f}-{third:.2f} | {foreach:.2f} |"
+        if clock.cuda:
+            torch.cuda.empty_cache()

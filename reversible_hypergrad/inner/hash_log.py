@@ -1,0 +1,44 @@
+"""Hashes of a run's states, in the order of its steps."""
+
+from array import array
+
+from reversible_hypergrad.engine.outcome import Outcome, read
+
+__all__ = ["HashLog"]
+
+_MOST_WAITING = 64
+
+
+class HashLog:
+    """Last in, first out, 8 bytes each. One that is still on a GPU keeps its place and is filled in later, with many others."""
+
+    def __init__(self) -> None:
+        self._hashes = array("q")
+        self._waiting: list[tuple[int, Outcome]] = []  # places to fill in
+
+    def push(self, hash_: int | Outcome) -> None:
+        """``hash_``: itself, or the outcome that brings it."""
+        if isinstance(hash_, int):
+            self._hashes.append(hash_)
+        elif hash_.is_read:
+            self._hashes.append(hash_.hash)
+        else:
+            self._waiting.append((len(self._hashes), hash_))
+            self._hashes.append(0)
+            if len(self._waiting) >= _MOST_WAITING:
+                self._fill_in()
+
+    def pop(self) -> int:
+        if self._waiting:
+            self._fill_in()
+        return self._hashes.pop()
+
+    def _fill_in(self) -> None:
+        read(outcome for _, outcome in self._waiting)
+        for place, outcome in self._waiting:
+            self._hashes[place] = outcome.hash
+        self._waiting.clear()
+
+    @property
+    def nbytes(self) -> int:
+        return self._hashes.itemsize * len(self._hashes)
