@@ -26,10 +26,10 @@ demo: build
 	$(BIN)/python -m reversible_hypergrad tune $(DEMO)
 
 test: build
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 test-slow: build
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest --numprocesses 2 -m slow
 
 # Without a GPU these tests skip and say so; `make test` runs them, too, where there is one.
 test-gpu: build
