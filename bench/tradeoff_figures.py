@@ -55,7 +55,7 @@ LABELS = {
 }
 STROKES = "1234"  # markers without a face
 LABEL_GAP = 0.042  # of the axes' height
-PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
+PLAIN = FuncFormatter(lambda value, _: f"{value:,g}")
 LEAST_MEGABYTES = 0.01  # a logarithmic axis has no zero
 
 
@@ -175,7 +175,7 @@ def _every(table: Table) -> list[int]:
 def _axes(table: Table) -> tuple[Figure, Axes]:
     """Axes on the left, room for labels on the right, the conditions below."""
     figure = plt.figure(figsize=(9, 5.6))
-    axes = figure.add_axes((0.075, 0.21, 0.575, 0.76))
+    axes = figure.add_axes((0.095, 0.21, 0.555, 0.76))
     axes.grid(True, which="major", color="0.92", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
