@@ -1,13 +1,13 @@
 """Exact reversal: the information buffer in place of the trajectory."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+
+import numpy as np
 
 from reversible_hypergrad.adjoints.base import Adjoint
 from reversible_hypergrad.adjoints.reversible_run import ReversibleRun
 from reversible_hypergrad.adjoints.segments import level
-from reversible_hypergrad.core.rational import approximate_momentum, information_limit
 from reversible_hypergrad.inner.fixed import LOG_BYTES
 from reversible_hypergrad.inner.problem import Problem
 from reversible_hypergrad.inner.size import Cost, RunSize
@@ -89,13 +89,13 @@ class Reversible(Adjoint):
             )
         return ReversibleRun(self, problem)
 
-    def starts(self, bits_per_step: Sequence[float], weights: int) -> list[int]:
+    def starts(self, bits_per_step: np.ndarray, weights: int) -> list[int]:
         """First steps of the segments, 0 first, from the bits that each step destroys in all weights together."""
         steps = len(bits_per_step)
         if not isinstance(self.segments, str):
             count = max(1, min(self.segments, steps))
             return [i * steps // count for i in range(count)]
-        costs = [bits / 8 + LOG_BYTES for bits in bits_per_step]
+        costs = bits_per_step / 8 + LOG_BYTES
         # The initial state is the initial weights, and the last segment is walked back before any state is needed.
         return level(costs, weights * self.state_bits / 4, lambda j: max(j - 1, 0))[0]
 
@@ -103,11 +103,14 @@ class Reversible(Adjoint):
         obstacle = "Nesterov" if size.nesterov else "momentum 0" if any(0 in numbers for _, numbers in size.momenta) else ""
         if obstacle:
             return Cost(0.0, 0.0, f"{obstacle} cannot be undone")
-        bits = self._bits_per_step(size)
+        bits = size.information_bits(self.state_bits)
         starts = self.starts(bits, size.weights)
-        log = [b / 8 + LOG_BYTES * len(size.momenta) for b in bits]
+        recorded = bits / 8 + LOG_BYTES * len(size.momenta)
         state = size.weights * self.state_bits / 4
-        most = max(state * max(j - 1, 0) + sum(log[first:end]) for j, (first, end) in enumerate(pairwise([*starts, size.steps])))
+        most = max(
+            state * max(j - 1, 0) + float(recorded[first:end].sum())
+            for j, (first, end) in enumerate(pairwise([*starts, size.steps]))
+        )
         held = size.common_bytes + state + size.weights * self.state_bits / 64
         if self.state_bits < 8 * size.weight_bytes + 32:
             held += size.vector_bytes  # initial weights that the fixed point rounds
@@ -115,14 +118,3 @@ class Reversible(Adjoint):
             held += size.vector_bytes  # initial weights, to train again from
         again = starts[-1]
         return Cost(held + most, size.time(again, _OVERHEAD * (1 + again / max(size.steps, 1))))
-
-    def _bits_per_step(self, size: RunSize) -> list[float]:
-        """That the momenta destroy in all weights together."""
-        limits: dict[float, float] = {}
-        total = [0.0] * size.steps
-        for weights, numbers in size.momenta:
-            for number in set(numbers) - limits.keys():
-                limits[number] = information_limit(approximate_momentum(number, self.state_bits))
-            for step in range(size.steps):
-                total[step] += weights * limits[numbers[step] if len(numbers) > 1 else numbers[0]]
-        return total

@@ -5,17 +5,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from reversible_hypergrad.adjoints.base import CAUSES, Run
 from reversible_hypergrad.adjoints.lookout import Lookout
-from reversible_hypergrad.core.rational import information_limit
 from reversible_hypergrad.engine.complaint import complaint
 from reversible_hypergrad.engine.outcome import Outcome
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.inner.fixed import FixedGroup, fixed_groups
 from reversible_hypergrad.inner.problem import Cotangents, Problem
+from reversible_hypergrad.inner.size import RunSize
 
 __all__ = ["ReversibleRun"]
 
@@ -27,7 +28,7 @@ class Options(Protocol):
     verify_every: int
     buffer: str | Path
 
-    def starts(self, bits_per_step: Sequence[float], weights: int) -> list[int]: ...
+    def starts(self, bits_per_step: np.ndarray, weights: int) -> list[int]: ...
 
 
 class ReversibleRun(Run):
@@ -45,7 +46,9 @@ class ReversibleRun(Run):
     def forward(self, record: bool) -> None:
         problem, adjoint = self.problem, self.adjoint
         self.groups = fixed_groups(problem, adjoint.state_bits, adjoint.verify_every, adjoint.buffer)
-        self.starts = adjoint.starts(self._bits_per_step(), problem.report.weights)
+        bits = RunSize.of(problem).information_bits(adjoint.state_bits)
+        problem.report.limit_bits = float(bits.sum()) / max(problem.report.weights * problem.steps, 1)
+        self.starts = adjoint.starts(bits, problem.report.weights)
         if record and len(self.starts) > 1:
             self.begin = [weight.detach().clone() for weight in problem.weights]
         problem.report.state_bytes = sum(g.bucket.x.nbytes + g.bucket.v.nbytes for g in self.groups)
@@ -63,13 +66,6 @@ class ReversibleRun(Run):
             self._let_go()
             raise
         self.at_end = record
-
-    def _bits_per_step(self) -> list[float]:
-        steps = range(self.problem.steps)
-        own = [[g.bucket.size * information_limit(g.fraction(step)) for step in steps] for g in self.groups]
-        report = self.problem.report
-        report.limit_bits = sum(map(sum, own)) / max(report.weights * self.problem.steps, 1)
-        return [sum(bits) for bits in zip(*own, strict=True)]
 
     def _meet(self, step: int) -> None:
         """Where a segment ends, and a new one begins."""

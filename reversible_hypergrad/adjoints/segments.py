@@ -1,14 +1,13 @@
 """Where to cut a run into segments, so that no part of the walk back needs more memory than another."""
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 
 import numpy as np
 
 __all__ = ["level"]
 
 
-def level(costs: Sequence[float], state: float, held: Callable[[int], int]) -> tuple[list[int], float]:
+def level(costs: Sequence[float] | np.ndarray, state: float, held: Callable[[int], int]) -> tuple[list[int], float]:
     """First steps of the segments that need the least memory at their worst, and that memory.
 
     Walking back through segment ``j`` takes the memory of its steps and of ``held(j)`` states. Later segments come while more
@@ -21,7 +20,7 @@ def level(costs: Sequence[float], state: float, held: Callable[[int], int]) -> t
     >>> level([1.0] * 10, 2.0, lambda j: j)
     ([0, 6], 6.0)
     """
-    total = np.array([0.0, *accumulate(costs)])
+    total = np.concatenate([[0.0], np.cumsum(costs)])
     steps = len(costs)
 
     def cut(most: float) -> list[int] | None:

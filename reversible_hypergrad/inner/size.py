@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from reversible_hypergrad.core.rational import approximate_momentum, information_limit
 from reversible_hypergrad.inner.floats import needs_velocity
 from reversible_hypergrad.inner.problem import Problem
 
@@ -81,6 +84,15 @@ class RunSize:
     def vector_bytes(self) -> float:
         """Of the weights of one step."""
         return float(self.weight_bytes * self.weights)
+
+    def information_bits(self, state_bits: int) -> np.ndarray:
+        """What each step's momenta destroy, in all weights together. As an array: lists would outweigh a small model's bits."""
+        total = np.zeros(self.steps)
+        for weights, numbers in self.momenta:
+            different, step = np.unique(numbers, return_inverse=True)
+            limits = np.array([information_limit(approximate_momentum(float(m), state_bits)) for m in different])
+            total += weights * (limits[step] if len(numbers) > 1 else limits[0])
+        return total
 
     def time(self, trained_again: float, more: float = 0.0) -> float:
         """Once forward and back, some steps once more, and whatever else, in units of training."""

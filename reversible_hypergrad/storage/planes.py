@@ -1,12 +1,16 @@
 """Where the spilled planes of an information buffer wait until they are read once, in reverse order."""
 
 from abc import ABC, abstractmethod
+from array import array
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 __all__ = ["MemoryPlanes", "PlaneStore", "check_place", "open_store"]
+
+_LARGE = 256 << 10  # bytes from which a plane stays as it is
+_LEAST, _SLACK = 16 << 10, 8  # a chunk's bytes at least; else this part of all that is held, which may stay unused
 
 
 class PlaneStore(ABC):
@@ -18,7 +22,8 @@ class PlaneStore(ABC):
     def push(self, plane: Tensor) -> None: ...
 
     @abstractmethod
-    def pop(self) -> Tensor: ...
+    def pop(self) -> Tensor:
+        """Valid until the next push."""
 
     @abstractmethod
     def top(self) -> Tensor:
@@ -33,26 +38,57 @@ class PlaneStore(ABC):
 
 
 class MemoryPlanes(PlaneStore):
-    """In memory, where they are made."""
+    """In memory, where they are made. Small planes are packed into chunks: a tensor of its own for each would cost a small model
+    more than its content, and their holes would stay in the allocator between what each step allocates and frees."""
 
     def __init__(self) -> None:
-        self._planes: list[Tensor] = []
+        self._chunks: list[Tensor] = []
+        self._used: list[int] = []  # bytes, per chunk
+        self._sizes = array("q")
 
     def push(self, plane: Tensor) -> None:
-        self._planes.append(plane)
-        self.nbytes += plane.nbytes
+        size = plane.nbytes
+        self._sizes.append(size)
+        if size >= _LARGE:
+            self._chunks.append(plane)
+            self._used.append(_aligned(size))
+        elif size:
+            if not self._chunks or self._used[-1] + size > self._chunks[-1].numel():
+                self._chunks.append(plane.new_empty(max(size, _LEAST, self.nbytes // _SLACK)))
+                self._used.append(0)
+            begin = self._used[-1]
+            self._chunks[-1][begin : begin + size] = plane
+            self._used[-1] = begin + _aligned(size)
+        self.nbytes += size
 
     def pop(self) -> Tensor:
-        plane = self._planes.pop()
-        self.nbytes -= plane.nbytes
+        plane = self.top()
+        size = self._sizes.pop()
+        if size:
+            self._used[-1] -= _aligned(size)
+            if not self._used[-1]:
+                self._chunks.pop()
+                self._used.pop()
+        self.nbytes -= size
         return plane
 
     def top(self) -> Tensor:
-        return self._planes[-1]
+        size = self._sizes[-1]
+        if not size:
+            return torch.empty(0, dtype=torch.uint8)
+        begin = self._used[-1] - _aligned(size)
+        return self._chunks[-1][begin : begin + size]
 
     def close(self) -> None:
-        self._planes.clear()
+        self._chunks.clear()
+        self._used.clear()
+        self._sizes = array("q")
         self.nbytes = 0
+
+
+def _aligned(size: int) -> int:
+    """So that a plane may be viewed as numbers of any width."""
+    return -(-size // 16) * 16
 
 
 def check_place(argument: str, place: str | Path) -> str | Path:

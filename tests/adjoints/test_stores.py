@@ -241,7 +241,7 @@ def test_one_flipped_bit_in_memory(task, make, monkeypatch):
     before = MemoryPlanes.__init__
     monkeypatch.setattr(MemoryPlanes, "__init__", lambda self, *a: (stores.append(self), before(self, *a))[1])
     trained = task.train(adjoint=make("device"))
-    stores[0]._planes[1][7 * 4 + 2] ^= 1  # a high bit of the eighth weight's fraction
+    stores[0].top()[7 * 4 + 2] ^= 1  # a high bit of the eighth weight's fraction
     with pytest.raises(rh.ReversalError, match=r"step \d+: its loss was .* in training and .* on the way back"):
         task.backward(trained)
     task.check_untouched()

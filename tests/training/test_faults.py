@@ -90,7 +90,7 @@ def test_another_number_of_threads_does_not_matter(set_num_threads):
 def test_one_flipped_bit(task, runs, what, state_bits):
     trained = task.train(state_bits=state_bits)
     group = runs[0].groups[0]
-    tensor = group.store._planes[1] if what == "plane" else getattr(group.bucket, what)
+    tensor = group.store.top() if what == "plane" else getattr(group.bucket, what)
     tensor[5] ^= 1
     with pytest.raises(rh.ReversalError, match="did not restore the state"):
         task.backward(trained)

@@ -103,7 +103,7 @@ def test_every_step_is_read_once_on_the_cpu(monkeypatch):
 def test_one_flipped_bit(task, runs, every, what, state_bits):  # noqa: F811
     trained = task.train(state_bits=state_bits)
     group = runs[0].groups[0]
-    tensor = group.store._planes[1] if what == "plane" else getattr(group.bucket, what)
+    tensor = group.store.top() if what == "plane" else getattr(group.bucket, what)
     tensor[5] ^= 1
     with pytest.raises(rh.ReversalError, match=r"undoing step \d+.* did not restore the state"):
         task.backward(trained)
