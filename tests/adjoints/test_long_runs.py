@@ -37,5 +37,6 @@ def test_a_hundred_thousand_steps_in_segments():
     report = reports[0]
     assert report.restored
     assert 0.8 * STEPS < report.steps_again < STEPS
-    kept = report.state_bytes + report.information_bytes + report.kept_bytes + report.log_bytes
+    # States between segments and a segment's bits trade one for the other: together they never pass the larger maximum by much.
+    kept = report.state_bytes + max(report.information_bytes, report.kept_bytes) + report.log_bytes
     assert kept < 350 * report.weights

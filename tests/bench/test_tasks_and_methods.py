@@ -84,7 +84,7 @@ def test_a_model_of_the_users(tmp_path, monkeypatch):
         build("users_models:number")
     with pytest.raises(ValueError, match=r"model: expected .*users_models:no.* which cannot be imported"):
         build("users_models:no")
-    with pytest.raises(ValueError, match="model: expected 'mlp', 'small', 'cnn' or MODULE:FUNCTION, got 'big'"):
+    with pytest.raises(ValueError, match="model: expected 'mlp', 'medium', 'small', 'cnn' or MODULE:FUNCTION, got 'big'"):
         build("big")
 
 
