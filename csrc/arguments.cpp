@@ -123,7 +123,8 @@ Arguments check_arguments(Phase phase, const Call& call, const Tensor* skipped) 
       "outcome: expected int64 of one element more than there are weights");
 
   Bucket& bucket = result.bucket;
-  bucket = {call.x.data_ptr(), call.v.data_ptr(), call.accumulators.data_ptr(), call.n, call.d, {}, {}, nullptr};
+  bucket = {call.x.data_ptr(), call.v.data_ptr(), call.accumulators.data_ptr(), call.n, call.d, {}, {}, nullptr,
+            nullptr,           call.number};
   STD_TORCH_CHECK(call.spill_bits.size() == kWeightsPerLane, "spill_bits: expected ", kWeightsPerLane, " entries");
   size_t next_plane = 0;
   for (int k = 0; k < kWeightsPerLane; ++k) {
@@ -142,7 +143,12 @@ Arguments check_arguments(Phase phase, const Call& call, const Tensor* skipped) 
         "skipped: expected a uint8 entry per block");
     bucket.skipped = static_cast<uint8_t*>(skipped->data_ptr());
   }
-
+  if (call.first_refused) {
+    const Tensor& word = *call.first_refused;
+    STD_TORCH_CHECK(same_device(word, call.x) && word.scalar_type() == Type::Long && word.numel() == 1,
+                    "first_refused: expected one int64 on the device of state_weights, ", device_of(call.x));
+    bucket.first_refused = static_cast<int64_t*>(word.data_ptr());
+  }
   return result;
 }
 

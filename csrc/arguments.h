@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
 #include <vector>
 
 #include "core/bucket.h"
@@ -23,6 +24,8 @@ struct Call {
   int64_t n, d;
   bool hash;
   Tensor outcome;
+  std::optional<Tensor> first_refused;
+  int64_t number;
 };
 
 struct Arguments {

@@ -20,7 +20,7 @@ template <Move move>
 void sgd_step(std::vector<Tensor> weights, std::vector<Tensor> gradients, std::vector<bool> active, Tensor state_weights,
               Tensor velocities, Tensor accumulators, std::vector<Tensor> planes, std::vector<int64_t> spill_bits,
               std::vector<double> coefficients, int64_t n, int64_t d, Tensor skipped, bool hash, Tensor outcome,
-              std::optional<std::vector<Tensor>> lr_elements) {
+              std::optional<std::vector<Tensor>> lr_elements, std::optional<Tensor> first_refused, int64_t number) {
   Call call{std::move(weights),
             std::move(gradients),
             std::move(active),
@@ -34,14 +34,16 @@ void sgd_step(std::vector<Tensor> weights, std::vector<Tensor> gradients, std::v
             n,
             d,
             hash,
-            outcome};
+            outcome,
+            first_refused,
+            number};
   move(Phase::step, check_arguments(Phase::step, call, skipped.numel() ? &skipped : nullptr), call);
 }
 
 template <Move move>
 void sgd_move_weights(std::vector<Tensor> weights, std::vector<bool> active, Tensor state_weights, Tensor velocities,
                       Tensor accumulators, std::vector<double> coefficients, bool back, bool hash, Tensor outcome,
-                      std::optional<std::vector<Tensor>> lr_elements) {
+                      std::optional<std::vector<Tensor>> lr_elements, std::optional<Tensor> first_refused, int64_t number) {
   Call call{std::move(weights),
             {},
             std::move(active),
@@ -55,7 +57,9 @@ void sgd_move_weights(std::vector<Tensor> weights, std::vector<bool> active, Ten
             1,
             1,
             hash,
-            outcome};
+            outcome,
+            first_refused,
+            number};
   const Phase phase = back ? Phase::undo_weights : Phase::redo_weights;
   move(phase, check_arguments(phase, call, nullptr), call);
 }
@@ -63,7 +67,8 @@ void sgd_move_weights(std::vector<Tensor> weights, std::vector<bool> active, Ten
 template <Move move>
 void sgd_undo_velocity(std::vector<Tensor> weights, std::vector<Tensor> gradients, std::vector<bool> active, Tensor state_weights,
                        Tensor velocities, Tensor accumulators, std::vector<Tensor> planes, std::vector<int64_t> spill_bits,
-                       std::vector<double> coefficients, int64_t n, int64_t d, Tensor skipped, bool hash, Tensor outcome) {
+                       std::vector<double> coefficients, int64_t n, int64_t d, Tensor skipped, bool hash, Tensor outcome,
+                       std::optional<Tensor> first_refused, int64_t number) {
   Call call{std::move(weights),
             std::move(gradients),
             std::move(active),
@@ -77,7 +82,9 @@ void sgd_undo_velocity(std::vector<Tensor> weights, std::vector<Tensor> gradient
             n,
             d,
             hash,
-            outcome};
+            outcome,
+            first_refused,
+            number};
   move(Phase::undo_velocity, check_arguments(Phase::undo_velocity, call, &skipped), call);
 }
 
@@ -86,15 +93,16 @@ void define_moves(Library& m) {
   m.def(
       "sgd_step(Tensor(a!)[] weights, Tensor[] gradients, bool[] active, Tensor(b!) state_weights, Tensor(c!) velocities,"
       " Tensor(d!) accumulators, Tensor(e!)[] planes, int[] spill_bits, float[] coefficients, int n, int d,"
-      " Tensor skipped, bool hash, Tensor(f!) outcome, Tensor[]? lr_elements=None) -> ()");
+      " Tensor skipped, bool hash, Tensor(f!) outcome, Tensor[]? lr_elements=None, Tensor(g!)? first_refused=None, int number=0) "
+      "-> ()");
   m.def(
       "sgd_move_weights(Tensor(a!)[] weights, bool[] active, Tensor(b!) state_weights, Tensor velocities,"
       " Tensor accumulators, float[] coefficients, bool back, bool hash, Tensor(c!) outcome,"
-      " Tensor[]? lr_elements=None) -> ()");
+      " Tensor[]? lr_elements=None, Tensor? first_refused=None, int number=0) -> ()");
   m.def(
       "sgd_undo_velocity(Tensor[] weights, Tensor[] gradients, bool[] active, Tensor state_weights, Tensor(a!) velocities,"
       " Tensor(b!) accumulators, Tensor[] planes, int[] spill_bits, float[] coefficients, int n, int d,"
-      " Tensor(c!) skipped, bool hash, Tensor(d!) outcome) -> ()");
+      " Tensor(c!) skipped, bool hash, Tensor(d!) outcome, Tensor? first_refused=None, int number=0) -> ()");
 }
 
 template <Move move, class Library>

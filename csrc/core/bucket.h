@@ -29,8 +29,21 @@ struct Bucket {
   int spill_bits[8];   // per row of a block: 0, 8 or 16 bits to spill before the row's push
   void* planes[8];     // per row: where to, one uint8 or uint16 per lane; read on the way back
   uint8_t* skipped;    // per block: 1 where undo_velocity refused; null when there is nothing to skip
+  // For steps whose flags nobody on the host waits for: where the number of the first refused one stands (kNoneRefused if
+  // there is none), and the number of this one. Null where the host looks at every step.
+  int64_t* first_refused;
+  int64_t number;
 };
 
 enum class Phase { step, undo_weights, redo_weights, undo_velocity };
+
+constexpr int64_t kNoneRefused = INT64_MAX;
+
+// After a refused step none takes place any more, and only that one is undone: so a caller may queue each step with the undoing
+// that a flag would call for, and look later. Blocks of the step that was just refused still move, all or none of it.
+RH_INLINE bool takes_place(const Bucket& bucket, Phase phase) {
+  if (!bucket.first_refused) return true;
+  return phase == Phase::step ? *bucket.first_refused >= bucket.number : *bucket.first_refused == bucket.number;
+}
 
 }  // namespace rh

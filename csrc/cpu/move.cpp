@@ -26,6 +26,12 @@ const Kernels*& active_kernels() {
 }
 
 void move_on_cpu(Phase phase, const Arguments& arguments, const Call& call) {
+  auto* out = static_cast<int64_t*>(call.outcome.data_ptr());
+  const Bucket& bucket = arguments.bucket;
+  if (!takes_place(bucket, phase)) {
+    std::fill_n(out, call.outcome.numel(), 0);
+    return;
+  }
   const std::vector<Slice>& slices = arguments.slices;
   const std::vector<int64_t>& first_block = arguments.first_block;
   int64_t bytes = 0;
@@ -41,17 +47,19 @@ void move_on_cpu(Phase phase, const Arguments& arguments, const Call& call) {
     for (; begin < end; ++i) {
       const int64_t stop = std::min(end, first_block[i + 1]);
       if (stop == begin) continue;  // a tensor without elements
-      const Outcome part = kernel(phase, arguments.bucket, slices[i], first_block[i], begin - first_block[i],
-                                  stop - first_block[i], call.hash, stream);
+      const Outcome part =
+          kernel(phase, bucket, slices[i], first_block[i], begin - first_block[i], stop - first_block[i], call.hash, stream);
       sum += part.hash;
       if (part.flags) flags[i].fetch_or(part.flags, std::memory_order_relaxed);
       begin = stop;
     }
     hash.fetch_add(sum, std::memory_order_relaxed);
   });
-  auto* out = static_cast<int64_t*>(call.outcome.data_ptr());
   out[0] = static_cast<int64_t>(hash.load());
   for (size_t i = 0; i < slices.size(); ++i) out[1 + i] = flags[i].load();
+  const bool refused = std::any_of(out + 1, out + 1 + slices.size(), [](int64_t word) { return word != 0; });
+  if (refused && phase == Phase::step && bucket.first_refused)
+    *bucket.first_refused = std::min(*bucket.first_refused, bucket.number);
 }
 
 }  // namespace rh

@@ -64,6 +64,8 @@ __global__ void __launch_bounds__(kThreads, kResident) kernel(const __grid_const
   const Shared<State>& shared = table.shared;
   const int group = threadIdx.x / kGroup, member = threadIdx.x % kGroup;
   const int64_t block = static_cast<int64_t>(blockIdx.x) * kGroups + group;
+  // The same answer in all threads: what stands there changes to this step's number at most, while the step runs.
+  if (!takes_place(shared.bucket, phase)) return;
   unsigned long long hash = 0;
   if (block < shared.blocks) {
     const Entry& entry = entry_of(table, block);
@@ -73,7 +75,11 @@ __global__ void __launch_bounds__(kThreads, kResident) kernel(const __grid_const
       move<phase, T, true>(thread, found);
     else
       move<phase, T, false>(thread, found);
-    if (found.flags) atomicOr(shared.outcome + 1 + entry.index, static_cast<unsigned long long>(found.flags));
+    if (found.flags) {
+      atomicOr(shared.outcome + 1 + entry.index, static_cast<unsigned long long>(found.flags));
+      if (phase == Phase::step && shared.bucket.first_refused)
+        atomicMin(reinterpret_cast<long long*>(shared.bucket.first_refused), static_cast<long long>(shared.bucket.number));
+    }
     if (shared.hash) {
       for (int offset = kGroup / 2; offset > 0; offset /= 2) {
         found.x_sum += __shfl_xor_sync(group_mask(), static_cast<unsigned long long>(found.x_sum), offset);

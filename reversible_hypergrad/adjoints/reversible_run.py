@@ -12,7 +12,7 @@ from torch import Tensor
 from reversible_hypergrad.adjoints.base import CAUSES, Run
 from reversible_hypergrad.adjoints.lookout import Lookout
 from reversible_hypergrad.engine.complaint import complaint
-from reversible_hypergrad.engine.outcome import Outcome
+from reversible_hypergrad.engine.outcome import Outcome, hash_of
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.inner.fixed import FixedGroup, fixed_groups
 from reversible_hypergrad.inner.problem import Cotangents, Problem
@@ -192,7 +192,7 @@ class ReversibleRun(Run):
         gradients = evaluation.gradients
         velocities = [group.undo_velocity(record, gradients) for group, (record, _) in zip(groups, undoing, strict=True)]
         outcomes = [*(weights for _, weights in undoing), *velocities]
-        lookout.add(step, outcomes, gradients, [record.hash_before for record, _ in undoing])
+        lookout.add(step, outcomes, gradients, [hash_of(record.hash_before) for record, _ in undoing])
         us = [group.directions(step, av) for group, _, av in adjoint]
         directions: list[Tensor] = [torch.empty(0)] * len(gradients)
         for group, u in zip(groups, us, strict=True):

@@ -15,6 +15,7 @@ from reversible_hypergrad._ops import ops, refuse_device
 from reversible_hypergrad.core.fixed_point import FORMATS, FixedPointFormat
 from reversible_hypergrad.engine.initial import InitialWeights
 from reversible_hypergrad.engine.outcome import Outcome, read
+from reversible_hypergrad.engine.ticket import Ticket
 
 __all__ = ["Bucket", "Coefficients", "Outcome", "Record", "combine", "flat"]
 
@@ -66,7 +67,7 @@ class Record:
     bound: int  # of the accumulators, before the step
     spill_bits: tuple[int, ...]  # per row of a block
     planes: list[Tensor]
-    hash_before: int | None  # of the state before the step; None: not checked
+    hash_before: int | Outcome | None  # of the state before the step, or who will know it; None: not checked
 
     @property
     def nbytes(self) -> int:
@@ -175,25 +176,43 @@ class Bucket:
         gradients: Sequence[Tensor | None],
         momentum: Fraction,
         coefficients: tuple[Coefficients, ...],
-        hash_before: int | None,
+        hash_before: int | Outcome | None,
         with_hash: bool,
+        ticket: Ticket | None = None,
     ) -> tuple[Record, Outcome]:
-        """One step. A tensor whose gradient is None keeps its weights and velocity."""
+        """One step, which counts as taken. A tensor whose gradient is None keeps its weights and velocity."""
         n, d = momentum.numerator, momentum.denominator
         bound, spill_bits = _core.plan_pushes(self.bound, n, d, _core.WEIGHTS_PER_LANE, self.format.state_bits)
         planes = [torch.empty(self.lanes * bits // 8, dtype=torch.uint8, device=self.x.device) for bits in spill_bits if bits]
         active = tuple(g is not None for g in gradients)
         record = Record(momentum, coefficients, active, self.bound, tuple(spill_bits), planes, hash_before)
-        outcome = self._step(record, gradients, self._nothing_skipped, with_hash)
+        outcome = self._step(record, gradients, self._nothing_skipped, with_hash, ticket)
         self.bound = bound
         return record, outcome
 
-    def _step(self, record: Record, gradients: Sequence[Tensor | None], skipped: Tensor, with_hash: bool) -> Outcome:
+    def _step(
+        self,
+        record: Record,
+        gradients: Sequence[Tensor | None],
+        skipped: Tensor,
+        with_hash: bool,
+        ticket: Ticket | None = None,
+    ) -> Outcome:
         words = self._words()
-        ops.sgd_step(*self._arguments(record, gradients), skipped, with_hash, words, self._lr_elements(record))
+        rates = self._lr_elements(record)
+        ops.sgd_step(*self._arguments(record, gradients), skipped, with_hash, words, rates, *_presented(ticket))
         return Outcome(words)
 
-    def move_weights(self, record: Record, *, back: bool, with_hash: bool = False) -> Outcome:
+    def retract(self, record: Record, gradients: Sequence[Tensor | None], ticket: Ticket | None = None) -> None:
+        """Takes back the step just taken, with its own gradients. With its ticket only if it was refused: the host need not know,
+        and goes on counting it as taken."""
+        bound = self.bound
+        self.move_weights(record, back=True, ticket=ticket)
+        self.undo_velocity(record, gradients, False, ticket)
+        if ticket is not None:
+            self.bound = bound
+
+    def move_weights(self, record: Record, *, back: bool, with_hash: bool = False, ticket: Ticket | None = None) -> Outcome:
         """X back to before the step (the first phase of undoing), or forward again. The hash is of X alone."""
         words = self._words()
         ops.sgd_move_weights(
@@ -207,13 +226,16 @@ class Bucket:
             with_hash,
             words,
             self._lr_elements(record),
+            *_presented(ticket),
         )
         return Outcome(words)
 
-    def undo_velocity(self, record: Record, gradients: Sequence[Tensor | None], with_hash: bool) -> Outcome:
+    def undo_velocity(
+        self, record: Record, gradients: Sequence[Tensor | None], with_hash: bool, ticket: Ticket | None = None
+    ) -> Outcome:
         """V and the buffer back to before the step (the second phase), given the step's gradient. The hash is of V."""
         words = self._words()
-        ops.sgd_undo_velocity(*self._arguments(record, gradients), self.skipped, with_hash, words)
+        ops.sgd_undo_velocity(*self._arguments(record, gradients), self.skipped, with_hash, words, *_presented(ticket))
         self.bound = record.bound
         return Outcome(words)
 
@@ -283,6 +305,10 @@ class Bucket:
     def _words(self) -> Tensor:
         """Where an op writes its outcome: a tensor of its own for each, since on a GPU it is read later."""
         return torch.empty(1 + len(self.sizes), dtype=torch.int64, device=self.x.device)
+
+
+def _presented(ticket: Ticket | None) -> tuple[Tensor | None, int]:
+    return (None, 0) if ticket is None else (ticket.first_refused, ticket.number)
 
 
 def combine(first: int, second: int) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-__all__ = ["Outcome", "read"]
+__all__ = ["Outcome", "hash_of", "is_late", "read"]
 
 
 class Outcome:
@@ -25,7 +25,7 @@ class Outcome:
         self._words: Tensor | None = words
         self._hash = 0
         self._flags: list[int] = []
-        if words.device.type == "cpu":
+        if not is_late(words.device):
             self._take(words.tolist())
 
     @property
@@ -47,6 +47,16 @@ class Outcome:
     def _take(self, numbers: list[int]) -> None:
         self._hash, *self._flags = numbers
         self._words = None
+
+
+def is_late(device: torch.device) -> bool:
+    """Whether moves on ``device`` are only queued when their ops return."""
+    return device.type != "cpu"
+
+
+def hash_of(hash_: int | Outcome | None) -> int | None:
+    """The number itself, of a hash or of who knows it."""
+    return hash_.hash if isinstance(hash_, Outcome) else hash_
 
 
 def read(outcomes: Iterable[Outcome]) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from reversible_hypergrad.engine.bucket import Bucket, Record
-from reversible_hypergrad.engine.outcome import Outcome
+from reversible_hypergrad.engine.outcome import Outcome, hash_of
 from reversible_hypergrad.optim.settings import Settings
 from reversible_hypergrad.optim.watch import Watch
 
@@ -25,7 +25,7 @@ class Part:
     bucket: Bucket
     fresh: bool = True  # it started from velocity 0, so without steps it need not exist
     steps: int = 0
-    hash: int | None = None  # of the present state; None: not computed at this step
+    hash: int | Outcome | None = None  # of the present state, or who will know it; None: not computed at this step
     watch: Watch = field(init=False)
 
     def __post_init__(self) -> None:
@@ -42,6 +42,12 @@ class Part:
         if self.steps == 0 and not stepped:
             self.bucket.restore_initial()
         self.watch.wrote()
+
+    def take_off(self, record: Record) -> None:
+        """The last step counts as not taken; the device knows already."""
+        self.bucket.bound = record.bound
+        self.hash = hash_of(record.hash_before)
+        self.steps -= 1
 
     def is_restored(self, record: Record, outcome: Outcome, hash_: int) -> bool:
         """Whether undoing by ``record`` ended where the step began, as far as it is checked."""

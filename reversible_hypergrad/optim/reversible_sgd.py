@@ -9,12 +9,14 @@ from torch.optim import Optimizer
 
 from reversible_hypergrad.engine.bucket import Bucket, Record, combine
 from reversible_hypergrad.engine.complaint import complaint
-from reversible_hypergrad.engine.outcome import Outcome, read
+from reversible_hypergrad.engine.outcome import Outcome, hash_of, read
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.optim import saved
+from reversible_hypergrad.optim.edits import edited, refuse, replaced
 from reversible_hypergrad.optim.gradients import gather, refuse_missing
 from reversible_hypergrad.optim.memory import measure
 from reversible_hypergrad.optim.parts import CAUSES, Entry, Part
+from reversible_hypergrad.optim.queue import Queue
 from reversible_hypergrad.optim.settings import Settings, check_parameter, check_unsupported
 
 __all__ = ["ReversibleSGD"]
@@ -99,6 +101,7 @@ class ReversibleSGD(Optimizer):
         self._waiting: list[list[int]] = []  # per group: positions of parameters that have no state yet
         self._check_weights = False  # after loading: the weights must be compared with the state once
         self._undoing = False  # the closure of step_back() runs
+        self._queue = Queue()
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -138,14 +141,16 @@ class ReversibleSGD(Optimizer):
         Returns:
             The closure's loss, or None.
 
-        On a GPU the step is queued, and the host waits for it once, to know whether it was refused.
+        On a GPU the step is only queued, and the host waits for nothing but a parameter's first step: see :meth:`synchronize`.
 
         Raises:
             FloatingPointError: a gradient is not finite. OverflowError: a gradient, velocity or weight is beyond the
-            fixed-point range. RuntimeError: a sparse gradient, or a parameter edited since the last step
-            (see :meth:`mark_boundary`). After any error the optimizer and the weights are as they were.
+            fixed-point range. RuntimeError: a sparse gradient, a parameter edited since the last step
+            (see :meth:`mark_boundary`), or a CUDA graph that is being captured: capture the loss and its backward alone, and
+            step after each replay. After any error the optimizer and the weights are as they were.
         """
         self._refuse_inside_closure("step")
+        self._refuse_capture("step")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -156,7 +161,11 @@ class ReversibleSGD(Optimizer):
         for group in self.param_groups:
             check_unsupported(group)
         newcomers = self._newcomers()
+        if newcomers:
+            self.synchronize()
         parts = self._parts + newcomers
+        queued = not newcomers and self._queue.takes(parts)
+        ticket = self._queue.ticket(parts[0].bucket.x.device, self._steps_taken) if queued else None
         gradients = [gather(part.bucket.weights, part.bucket.names) for part in parts]
         with_hash = (self._steps_taken + 1) % self.verify_every == 0
 
@@ -164,27 +173,66 @@ class ReversibleSGD(Optimizer):
         outcomes: list[Outcome] = []
         for part, grads in zip(parts, gradients, strict=True):
             chosen = settings[part.group].coefficients(part.bucket.format, first=part.at_fresh_start)
-            record, outcome = part.bucket.step(grads, fractions[part.group], (chosen,), part.hash, with_hash)
+            record, outcome = part.bucket.step(grads, fractions[part.group], (chosen,), part.hash, with_hash, ticket)
             part.wrote(stepped=True)
             records.append(record)
             outcomes.append(outcome)
-        read(outcomes)
-        if any(any(outcome.flags) for outcome in outcomes):
+        if not queued:
+            read(outcomes)
+        refused = not queued and any(any(outcome.flags) for outcome in outcomes)
+        if queued or refused:
             for part, record, grads in zip(parts, records, gradients, strict=True):
-                part.bucket.move_weights(record, back=True)
-                part.bucket.undo_velocity(record, grads, False)
+                part.bucket.retract(record, grads, ticket)
+        if refused:
+            for part in parts:
                 part.wrote()
             raise complaint([part.bucket for part in parts], gradients, outcomes)
 
         for part, outcome in zip(parts, outcomes, strict=True):
-            part.hash = outcome.hash if with_hash else None
+            part.hash = None if not with_hash else outcome if queued else outcome.hash
             part.steps += 1
         for part in newcomers:
             self._waiting[part.group] = [i for i in self._waiting[part.group] if i not in part.members]
         self._parts = parts
-        self._entries.append(Entry(settings, records))
+        entry = Entry(settings, records)
+        self._entries.append(entry)
         self._steps_taken += 1
+        if queued:
+            self._queue.add(entry, outcomes)
+            if self._queue.is_full:
+                self.synchronize()
         return loss
+
+    @torch.no_grad()
+    def synchronize(self) -> None:
+        """Waits for the steps that are queued on a GPU, and raises if one was refused; on the CPU nothing is ever queued.
+
+        A refused step is taken back on the GPU, and those queued after it do not take place. So after the error weights,
+        velocities, settings and step count are those of just before it, though the host had gone on. The host looks at every
+        64th step and before ``step_back``, ``rewind``, ``mark_boundary``, ``memory``, ``state_dict``, ``load_state_dict`` and
+        copies; call this where you want to know. Steps are not queued, each is waited for, if the parameters are on more than
+        one device.
+
+        Raises:
+            FloatingPointError: a gradient was not finite, or out of range. OverflowError: a velocity or weight was.
+        """
+        refused = self._queue.look()
+        for part in self._parts:
+            part.hash = hash_of(part.hash)
+        if refused is None:
+            return
+        count, outcomes = refused
+        for _ in range(count):
+            entry = self._entries.pop()
+            for part, record in zip(self._parts, entry.records, strict=True):
+                part.take_off(record)
+        self._steps_taken -= count
+        for part in self._parts:
+            part.wrote()
+        self._write_settings(entry)
+        error = complaint([part.bucket for part in self._parts], None, outcomes)
+        later = f". {count - 1} later steps were queued and did not take place" if count > 1 else ""
+        raise type(error)(f"step {self._steps_taken + 1}: {error}{later}")
 
     @torch.no_grad()
     def step_back(self, closure: Closure) -> Any:
@@ -206,6 +254,8 @@ class ReversibleSGD(Optimizer):
         Cost: the closure, and about 1.5 times the arithmetic of a step.
         """
         self._refuse_inside_closure("step_back")
+        self._refuse_capture("step_back")
+        self.synchronize()
         if not self._entries:
             since = " since mark_boundary()" if any(not part.fresh for part in self._parts) else ""
             raise ReversalError(f"step_back() found no step to undo{since}: call step() first")
@@ -257,8 +307,7 @@ class ReversibleSGD(Optimizer):
 
         for part, record in work:
             part.hash = record.hash_before
-        for group, settings in zip(self.param_groups, entry.settings, strict=False):
-            settings.write(group)
+        self._write_settings(entry)
         self._entries.pop()
         self._steps_taken -= 1
         self._let_go()
@@ -282,6 +331,7 @@ class ReversibleSGD(Optimizer):
             OverflowError, TypeError, ValueError: if the new weights do not fit; nothing is changed then.
         """
         self._refuse_inside_closure("mark_boundary")
+        self.synchronize()
         renewed = []
         for part in self._parts:
             params = self.param_groups[part.group]["params"] if part.group < len(self.param_groups) else []
@@ -312,6 +362,7 @@ class ReversibleSGD(Optimizer):
             ``information_bits_per_weight_step``, ``payload_bits_per_weight_step`` (planes and what the accumulators
             hold, by their bound), ``limit_bits_per_weight_step`` (log2(1/momentum), averaged).
         """
+        self.synchronize()
         return measure(self._parts, self._entries)
 
     def state_dict(self) -> dict[str, Any]:
@@ -323,8 +374,9 @@ class ReversibleSGD(Optimizer):
         Raises:
             RuntimeError: if a parameter was resized or replaced since the last step, see :meth:`mark_boundary`.
         """
+        self.synchronize()
         resized = [name for part in self._parts for name in part.bucket.resized()]
-        self._refuse(resized + self._replaced())
+        refuse(resized + replaced(self._parts, self.param_groups))
         return {
             **super().state_dict(),
             saved.KEY: saved.pack(self.state_bits, self._steps_taken, self._parts, self._entries),
@@ -340,6 +392,7 @@ class ReversibleSGD(Optimizer):
             changed then.
         """
         self._refuse_inside_closure("load_state_dict")
+        self.synchronize()
         steps, parts, entries = saved.unpack(state_dict, self.state_bits, self.param_groups, self._name)
         super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})
         self._steps_taken, self._parts, self._entries = steps, parts, entries
@@ -350,6 +403,7 @@ class ReversibleSGD(Optimizer):
         self._check_weights = True
 
     def __getstate__(self) -> dict[str, Any]:
+        self.synchronize()
         own = ("state_bits", "verify_every", "_parts", "_entries", "_steps_taken", "_waiting")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
@@ -360,6 +414,7 @@ class ReversibleSGD(Optimizer):
             part.watch.accept()
         self._check_weights = True
         self._undoing = False
+        self._queue = Queue()
 
     def _name(self, group: int, position: int) -> str:
         names = self.param_groups[group].get("param_names")
@@ -394,33 +449,17 @@ class ReversibleSGD(Optimizer):
                 f"clear the gradients, compute the loss and call backward(); call {method}() before or after step_back()"
             )
 
-    def _refuse_edits(self) -> None:
-        names = self._replaced()
-        if self._check_weights and not names:
-            names = [name for part in self._parts for name in part.bucket.edited(at_start=part.steps == 0)]
-            if not names:
-                for part in self._parts:
-                    part.watch.accept()
-        elif not names:
-            names = [part.bucket.names[i] for part in self._parts for i in part.watch.edited()]
-        self._refuse(names)
-        self._check_weights = False
-
-    @staticmethod
-    def _refuse(names: list[str]) -> None:
-        if names:
+    def _refuse_capture(self, method: str) -> None:
+        if any(part.bucket.x.is_cuda for part in self._parts) and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
-                f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''}: edited, resized or replaced since the "
-                "last step, so the steps so far cannot be continued or undone. Put the weights back, or call "
-                "optimizer.mark_boundary() to accept them as a new start that cannot be rewound past"
+                f"{method}() was called while a CUDA graph is captured, but each step has its own numbers. Capture the loss "
+                f"and its backward, and call {method}() after each replay"
             )
 
-    def _replaced(self) -> list[str]:
-        """Names of the tensors that are no longer where they were in the groups."""
-        names = []
-        for part in self._parts:
-            params = self.param_groups[part.group]["params"] if part.group < len(self.param_groups) else []
-            for i, weight, name in zip(part.members, part.bucket.weights, part.bucket.names, strict=True):
-                if i >= len(params) or params[i] is not weight:
-                    names.append(name)
-        return names
+    def _write_settings(self, entry: Entry) -> None:
+        for group, settings in zip(self.param_groups, entry.settings, strict=False):
+            settings.write(group)
+
+    def _refuse_edits(self) -> None:
+        refuse(replaced(self._parts, self.param_groups) or edited(self._parts, by_weights=self._check_weights))
+        self._check_weights = False

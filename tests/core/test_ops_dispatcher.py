@@ -13,6 +13,13 @@ def test_opcheck(state_bits, op):
     torch.library.opcheck(getattr(OPS, op).default, sample(state_bits)[op])
 
 
+@WIDTHS
+@pytest.mark.parametrize("op", ["sgd_step", "sgd_move_weights", "sgd_undo_velocity"])
+def test_opcheck_of_a_step_that_may_be_refused(state_bits, op):
+    refusal = {"first_refused": torch.tensor([5]), "number": 5}
+    torch.library.opcheck(getattr(OPS, op).default, sample(state_bits)[op], refusal)
+
+
 WRONG_ARGUMENTS = {
     "active too short": ("active", lambda a: a[:-1], "active"),
     "coefficients of another count": ("coefficients", lambda c: c[:-1], "coefficients"),
@@ -29,6 +36,8 @@ WRONG_ARGUMENTS = {
     "momentum 0": ("n", lambda n: 0, "n/d"),
     "denominator beyond the format": ("d", lambda d: 2**16 + 1, "n/d"),
     "outcome too short": ("outcome", lambda o: o[1:], "outcome"),
+    "two words of refusal": ("first_refused", lambda _: torch.zeros(2, dtype=torch.int64), "first_refused"),
+    "refusal of another dtype": ("first_refused", lambda _: torch.zeros(1), "first_refused"),
     "skipped of another size": ("skipped", lambda s: torch.zeros(1, dtype=torch.uint8), "skipped"),
 }
 
@@ -42,6 +51,6 @@ def test_wrong_argument_is_named_and_nothing_moves(state_bits, case):
     values = dict(zip(names, arguments, strict=False))  # without the optional ones
     before = [values[k].clone() for k in ("state_weights", "velocities", "accumulators")]
     with pytest.raises(RuntimeError, match=message):
-        OPS.sgd_step(**{**values, name: spoil(values[name])})
+        OPS.sgd_step(**{**values, name: spoil(values.get(name))})
     for k, expected in zip(("state_weights", "velocities", "accumulators"), before, strict=True):
         assert torch.equal(values[k], expected)

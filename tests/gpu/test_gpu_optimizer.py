@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from fractions import Fraction
 
 import pytest
 import torch
 import torch.nn.functional as F
 from gpu_machine import DEVICE, GPU, no_synchronisation  # noqa: F401
+from ticket_journey import assert_stands_still, journey
 from torch import nn
 
 import reversible_hypergrad as rh
@@ -81,10 +83,95 @@ def test_bad_gradient_is_refused_and_nothing_has_changed(state_bits):
     optimizer.step()
     before = [p.detach().clone() for p in model.parameters()]
     model[0].weight.grad[3, 3] = torch.nan
-    with pytest.raises(FloatingPointError, match="not finite"):
+    optimizer.step()
+    model[0].weight.grad[3, 3] = 1.0
+    optimizer.step()
+    with pytest.raises(FloatingPointError, match=r"step 2: .*not finite.*1 later step"):
+        optimizer.synchronize()
+    for p, expected in zip(model.parameters(), before, strict=True):
+        assert torch.equal(p, expected)
+
+
+@WIDTHS
+def test_a_step_waits_for_nothing(state_bits, no_synchronisation):  # noqa: F811
+    model = network().to(DEVICE)
+    optimizer = rh.ReversibleSGD(model.parameters(), lr=0.01, momentum=0.9, state_bits=state_bits)
+    start = copy.deepcopy(model.state_dict())
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 0.1)
+    optimizer.step()
+    with no_synchronisation():
+        for _ in range(60):
+            optimizer.step()
+    optimizer.synchronize()
+    optimizer.rewind([lambda: None] * 61)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, start[name]), name
+
+
+@WIDTHS
+@pytest.mark.parametrize("bad", [math.nan, 60000.0])
+def test_a_refused_step_stops_the_later_ones_on_the_device(state_bits, bad):
+    mine, expected = (journey(device, state_bits, bad) for device in (DEVICE, "cpu"))
+    assert_stands_still(mine)
+    for a, b in zip(mine, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_step_is_refused_inside_of_a_capture():
+    model = network().to(DEVICE)
+    optimizer = rh.ReversibleSGD(model.parameters(), lr=0.01)
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 0.1)
+    optimizer.step()
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(RuntimeError, match="while a CUDA graph is captured"), torch.cuda.graph(torch.cuda.CUDAGraph()):
         optimizer.step()
     for p, expected in zip(model.parameters(), before, strict=True):
         assert torch.equal(p, expected)
+    optimizer.step()
+
+
+def test_a_captured_backward_with_steps_between_its_replays():
+    """As torch's users do it: static inputs, one graph of loss and backward, and the optimizer outside."""
+    results = []
+    for captured in (False, True):
+        model = network().to(DEVICE)
+        optimizer = rh.ReversibleSGD(model.parameters(), lr=0.01)
+        x = torch.randn(50, 16, 20, generator=torch.Generator().manual_seed(3)).to(DEVICE)
+        static = x[0].clone()
+
+        def backward(model=model, optimizer=optimizer, static=static):
+            optimizer.zero_grad(set_to_none=False)
+            model(static).square().mean().backward()
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            backward()
+        torch.cuda.current_stream().wait_stream(side)
+        replay = backward
+        if captured:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                backward()
+            replay = graph.replay
+        for batch in x:
+            static.copy_(batch)
+            replay()
+            optimizer.step()
+        trained = [p.detach().clone() for p in model.parameters()]
+
+        def closure(batch, static=static, replay=replay):
+            static.copy_(batch)
+            replay()
+
+        optimizer.rewind([lambda batch=batch: closure(batch) for batch in reversed(x)])
+        for p, expected in zip(model.parameters(), network().parameters(), strict=True):
+            assert torch.equal(p.cpu(), expected)
+        results.append(trained)
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_parameters_on_the_cpu_and_on_the_gpu():

@@ -47,6 +47,12 @@ T atomicAdd(T* p, T x) {
   return before;
 }
 template <class T>
+T atomicMin(T* p, T x) {
+  const T before = *p;
+  *p = x < before ? x : before;
+  return before;
+}
+template <class T>
 T atomicOr(T* p, T x) {
   const T before = *p;
   *p |= x;

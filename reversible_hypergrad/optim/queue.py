@@ -1,0 +1,53 @@
+"""Steps on a GPU that nobody has looked at yet."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from reversible_hypergrad.engine.outcome import Outcome, hash_of, is_late, read
+from reversible_hypergrad.engine.ticket import Ticket, none_refused
+from reversible_hypergrad.optim.parts import Entry, Part
+
+__all__ = ["Queue"]
+
+_LONGEST = 64  # steps; then the host waits once for all of them
+
+
+class Queue:
+    """The latest steps, oldest first, with their outcomes. Those after a refused one have not taken place on the device."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Entry, list[Outcome]]] = []
+        self._first_refused: Tensor | None = None
+
+    @staticmethod
+    def takes(parts: Sequence[Part]) -> bool:
+        """Whether steps of ``parts`` may be queued: on one GPU, since a word on one does not stop a step on another."""
+        devices = {part.bucket.x.device for part in parts}
+        return len(devices) == 1 and is_late(next(iter(devices)))
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._waiting) >= _LONGEST
+
+    def ticket(self, device: torch.device, number: int) -> Ticket:
+        if self._first_refused is None or self._first_refused.device != device:
+            self._first_refused = none_refused(device)
+        return Ticket(self._first_refused, number)
+
+    def add(self, entry: Entry, outcomes: list[Outcome]) -> None:
+        self._waiting.append((entry, outcomes))
+
+    def look(self) -> tuple[int, list[Outcome]] | None:
+        """Waits for all of them; afterwards the queue is empty. None, or the first refused step: how many have not taken place
+        with it, and its outcomes."""
+        waiting, self._waiting = self._waiting, []
+        read(outcome for _, outcomes in waiting for outcome in outcomes)
+        for i, (entry, outcomes) in enumerate(waiting):
+            for record in entry.records:
+                record.hash_before = hash_of(record.hash_before)
+            if any(any(outcome.flags) for outcome in outcomes):
+                self._first_refused = None
+                return len(waiting) - i, outcomes
+        return None
