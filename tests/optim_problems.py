@@ -21,7 +21,7 @@ Closure = Callable[[], Any]
 def bits(tensor: Tensor) -> tuple[Any, ...]:
     """Equal for two tensors only if they are the same to the last bit, signs of zeros and NaNs included."""
     flat = tensor.detach().contiguous().flatten()
-    return tensor.dtype, tuple(tensor.shape), flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return tensor.dtype, tuple(tensor.shape), flat.view(torch.uint8).cpu().numpy().tobytes() if flat.numel() else b""
 
 
 def plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from optim_problems import digits_batch, frozen, mlp, random_parameters, setting_gradients
+from precision_problems import SCALES, check_loss_scaling
 from test_sgd_trajectory import Twins
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
@@ -108,63 +109,6 @@ def test_clipped_gradients_are_undone_by_the_same_clipping(kind: str) -> None:
     assert frozen(optimizer) == start
 
 
-class Scaled:
-    """Mixed-precision training with a loss scaler, forward as in torch's recipe and back with the scale of the time."""
-
-    def __init__(self, make: Callable[[Any], torch.optim.Optimizer], dtype: torch.dtype, init_scale: float) -> None:
-        self.model, self.dtype = mlp(), dtype
-        self.optimizer = make(self.model.parameters())
-        self.scaler = torch.amp.GradScaler("cpu", init_scale=init_scale, growth_interval=4)
-        self.taken: list[tuple[int, float]] = []
-
-    def backward(self, step: int, scale: Any) -> torch.Tensor:
-        self.optimizer.zero_grad()
-        images, labels = digits_batch(step)
-        with torch.autocast("cpu", self.dtype):
-            loss = 16 * F.cross_entropy(self.model(images), labels)
-        scale(loss).backward()
-        return loss.detach()
-
-    def step(self, step: int) -> bool:
-        """Returns whether the scaler let the step happen."""
-        before, scale = [p.detach().clone() for p in self.model.parameters()], self.scaler.get_scale()
-        self.backward(step, self.scaler.scale)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        done = any(not torch.equal(a, b) for a, b in zip(before, self.model.parameters(), strict=True))
-        if done:
-            self.taken.append((step, scale))
-        return done
-
-    def closure(self, step: int, scale: float) -> Callable[[], torch.Tensor]:
-        def closure() -> torch.Tensor:
-            loss = self.backward(step, lambda loss: loss * scale)
-            for p in self.model.parameters():
-                assert p.grad is not None
-                p.grad.mul_(torch.tensor(scale).double().reciprocal().float())  # as GradScaler.unscale_ does
-            return loss
-
-        return closure
-
-
-@pytest.mark.parametrize(("dtype", "scale"), [(torch.float16, 2.0**24), (torch.bfloat16, 2.0**127)], ids=["float16", "bfloat16"])
-def test_loss_scaling_under_autocast(dtype: torch.dtype, scale: float) -> None:
-    """The initial scale overflows the gradients a few times: such steps are skipped and must leave no trace."""
-    ours = Scaled(lambda p: rh.ReversibleSGD(p, lr=0.01, momentum=0.9), dtype, init_scale=scale)
-    theirs = Scaled(lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9), dtype, init_scale=scale)
-    start = frozen(ours.optimizer)
-    skipped = 0
-    for step in range(40):
-        before = frozen(ours.optimizer)
-        done = ours.step(step)
-        assert theirs.step(step) == done
-        if not done:
-            skipped += 1
-            assert frozen(ours.optimizer) == before, "a skipped step must not advance"
-    assert skipped > 0
-    assert len(ours.taken) > 5
-    for a, b in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
-        # 16-bit products amplify the last bit of a weight to 2^-8 of a gradient; both runs see that noise.
-        torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
-    ours.optimizer.rewind([ours.closure(*taken) for taken in reversed(ours.taken)])
-    assert frozen(ours.optimizer) == start
+@pytest.mark.parametrize("dtype", SCALES, ids=str)
+def test_loss_scaling_under_autocast(dtype: torch.dtype) -> None:
+    check_loss_scaling(dtype, "cpu", frozen)
