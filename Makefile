@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: build demo test test-gpu test-slow bench bench-gpu bench-race bench-tradeoff bench-kernels cuda-resources docs lint format clean
+.PHONY: build demo test test-gpu test-gpu-sanitize gpu test-slow bench bench-gpu bench-race bench-tradeoff bench-kernels cuda-resources docs lint format clean
 
 build: .venv/built
 
@@ -34,6 +34,16 @@ test-slow: build
 # Without a GPU these tests skip and say so; `make test` runs them, too, where there is one.
 test-gpu: build
 	$(BIN)/python -m pytest -m gpu
+
+# The library's kernels under compute-sanitizer, in about two minutes. SANITIZE passes options on, e.g. SANITIZE="--tools synccheck".
+test-gpu-sanitize: build
+	$(BIN)/python -m bench.gpu.sanitize $(SANITIZE)
+
+# Build, GPU tests, sanitizer and bench in one go, under ten minutes, in an environment of your own and without network: no .venv, and
+# nothing else is installed. For example: make gpu PYTHON=python3 OUT=results GPU="--data DIR".
+OUT ?= build/gpu
+gpu:
+	$(PYTHON) -m bench.gpu.all --out $(OUT) $(GPU)
 
 bench: build
 	$(BIN)/python -m bench.sgd_step

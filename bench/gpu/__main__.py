@@ -1,6 +1,6 @@
 """Everything that is measured on a GPU, in under 8 minutes: `make bench-gpu`, with options in BENCH_GPU="--data DIR".
 
-    python -m bench.gpu [--data DIR] [--output FILE] [--device cpu --tiny]
+    python -m bench.gpu [--data DIR] [--output FILE] [--seconds N] [--device cpu --tiny]
 
 Writes bench/results/<gpu>.md. DIR holds cifar10/*.npz (uint8 x_train (n, 32, 32, 3) and y_train) and text/*.txt; what is
 missing is made up, and the report says so. A part that fails, or runs past its time, is reported with its error; the others go
@@ -8,6 +8,7 @@ on, and the exit status is 1.
 """
 
 import argparse
+import math
 import os
 import platform
 import re
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="toy sizes: seconds, on a CPU too; the figures mean nothing")
     parser.add_argument("--output", type=Path, help="the report; bench/results/<gpu>.md if not given")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="for all parts; what no longer fits is left out")
     options = parser.parse_args(arguments)
     if options.data is not None and not options.data.is_dir():
         parser.error(f"--data: expected a folder, got {options.data}")
@@ -61,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     name = torch.cuda.get_device_name(setup.device) if setup.device.type == "cuda" else "cpu"
     target = options.output or RESULTS / f"{re.sub('[^a-z0-9]+', '_', name.lower()).strip('_')}.md"
     with deterministic():
-        failed = run(PARTS, setup, header(setup, name), target)
+        failed = run(PARTS, setup, header(setup, name), target, options.seconds)
     print(f"{target}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 

@@ -1,5 +1,6 @@
 """Parts of a bench, each under a time budget, and the Markdown that they write line by line."""
 
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ class Deadline:
     def check(self) -> None:
         """To be called in every loop, since nothing can stop a kernel from outside."""
         if time.monotonic() > self._end:
-            raise OverBudget(f"ran past its {self.seconds:g} s")
+            raise OverBudget(f"ran past its {self.seconds:.3g} s")
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,20 @@ class Part:
     lines: Callable[[Setup, Deadline], Iterator[str]]  # of Markdown; what came before a failure stays
 
 
-def run(parts: list[Part], setup: Setup, header: list[str], target: Path) -> list[str]:
-    """Runs every part, whatever happens in the others, and writes the report after each. Returns the titles of those that
-    failed."""
+def run(parts: list[Part], setup: Setup, header: list[str], target: Path, seconds: float = math.inf) -> list[str]:
+    """Runs every part, whatever happens in the others, and writes the report after each; ``seconds`` for all of them. Returns the
+    titles of those that failed."""
     lines, failed = list(header), []
+    end = time.monotonic() + seconds
     target.parent.mkdir(parents=True, exist_ok=True)
     for part in parts:
         lines += ["", f"## {part.title}", ""]
         print(f"{part.title} ...", flush=True)
         began = time.monotonic()
         try:
-            for line in part.lines(setup, Deadline(part.seconds)):
+            if began > end:
+                raise OverBudget(f"left out, since the {seconds:g} s for all parts are over")
+            for line in part.lines(setup, Deadline(min(part.seconds, end - began))):
                 lines.append(line)
                 print(line, flush=True)
         except Exception as error:
