@@ -3,8 +3,8 @@
     python -m bench.gpu.all [--out DIR] [--data DIR] [--seconds 570] [--stages build tests sanitize bench]
 
 For an environment of your own, without network: nothing is installed but this library, and nothing is fetched. It needs torch
-with CUDA, nvcc, and the packages named in README.md. Each stage has a time limit, and all together have one. A stage that fails, or
-runs past its time, does not stop the others; the exit status is 1 then. DIR gets a log of each stage, bench.md and summary.md.
+with CUDA, nvcc, and the packages named in README.md. Each stage has a time limit, and all together have one. A stage that fails,
+or runs past its time, does not stop the others; the exit status is 1 then. DIR gets a log of each stage, bench.md and summary.md.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def stages(out: Path, data: Path | None) -> list[Stage]:
 
 
 def _this_gpu() -> dict[str, str]:
-    """Compiles for the GPU at hand alone, which takes a third of the time, unless the user has said for which."""
+    """Compiles for the GPU at hand alone, which is quicker, unless the user has said for which."""
     if "TORCH_CUDA_ARCH_LIST" in os.environ:
         return {}
     ask = "import torch; print('%d.%d' % torch.cuda.get_device_capability())"

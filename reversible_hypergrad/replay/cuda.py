@@ -24,6 +24,7 @@ class CudaSettings:
         places: list[tuple[Any, str]] = [(place, "fp32_precision") for place in (matmul, cudnn.conv, cudnn.rnn)]  # type: ignore[attr-defined]
         places.append((cudnn, "enabled"))
         places += [(matmul, f"allow_{kind}_reduced_precision_reduction") for kind in ("fp16", "bf16")]
+        places.append((matmul, "allow_fp16_accumulation"))
         self._as_given = [(place, name, getattr(place, name)) for place, name in places]
 
     @contextmanager

@@ -83,6 +83,12 @@ class LossGradient(Gradient):
                     "torch would silently take it for zero. rh.check_replayable(model, loss, batch) names the module; write its "
                     "backward in differentiable operations"
                 )
+            if not self._checked and self.refuse_first_order and _lacks_second_derivative(gradients):
+                raise RuntimeError(
+                    "loss: something in it has no second derivative in torch, such as CTC loss, or an LSTM, GRU or RNN as cuDNN "
+                    "computes on a GPU. rh.check_replayable(model, loss, batch) names the module. For recurrent layers set "
+                    "torch.backends.cudnn.enabled = False before the run: torch's own form of them has one"
+                )
             self._checked = True
         return loss, list(gradients)
 
@@ -238,6 +244,11 @@ class LossEvaluation(Evaluation):
 def is_first_order_only(results: Sequence[Tensor | None]) -> bool:
     """Whether a once_differentiable function is in the graphs, which torch may take for constant without an error."""
     return any(_is_marked(node) for node in _nodes(*(t for t in results if t is not None)))
+
+
+def _lacks_second_derivative(gradients: Sequence[Tensor | None]) -> bool:
+    """Torch would say so itself, but only on the way back, after all of training."""
+    return any(node.name().endswith("::NotImplemented") for node in _nodes(*(g for g in gradients if g is not None)))
 
 
 def _is_marked(node: Any) -> bool:

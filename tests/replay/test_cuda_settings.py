@@ -20,7 +20,8 @@ cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
 def as_before():
     kept = [(p, n, getattr(p, n)) for p in (cudnn.conv, cudnn.rnn, matmul) for n in ("fp32_precision",)]
     kept += [(cudnn, name, getattr(cudnn, name)) for name in ("benchmark", "deterministic", "enabled")]
-    kept.append((matmul, "allow_bf16_reduced_precision_reduction", matmul.allow_bf16_reduced_precision_reduction))
+    for name in ("allow_bf16_reduced_precision_reduction", "allow_fp16_accumulation"):
+        kept.append((matmul, name, getattr(matmul, name)))
     yield
     torch.use_deterministic_algorithms(False)
     for place, name, value in kept:
@@ -46,6 +47,7 @@ def switches():
         cudnn.conv.fp32_precision,
         matmul.fp32_precision,
         matmul.allow_bf16_reduced_precision_reduction,
+        matmul.allow_fp16_accumulation,
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.backends.cuda.flash_sdp_enabled(),
@@ -55,10 +57,10 @@ def switches():
 
 def test_pinned_and_put_back(on_cuda):
     run = Environment.current(on_cuda)
-    as_given = cudnn.conv.fp32_precision, matmul.fp32_precision, matmul.allow_bf16_reduced_precision_reduction
+    as_given = switches()[3:7]
     cudnn.benchmark = True
     cudnn.conv.fp32_precision, matmul.fp32_precision = "ieee", "tf32"
-    matmul.allow_bf16_reduced_precision_reduction = False
+    matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_accumulation = False, True
     before = switches()
     with run.pinned():
         # What the user had when the run began, whatever it has become since; and what makes it come out the same twice.

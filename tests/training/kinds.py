@@ -125,8 +125,8 @@ class Gradients:
         self.of_leaves = grads[: len(leaves)]
 
 
-def by_train(name, make, dtype, adjoint, steps, seed=3):
-    model, x, y = problem(name, dtype)
+def by_train(name, make, dtype, adjoint, steps, seed=3, device="cpu"):
+    model, x, y = (t.to(device) for t in problem(name, dtype))
     settings, hyperparameters, initial, loss, leaves = make(model, x, y, dtype, steps)
     weights = [] if initial else [p for p in model.parameters() if p.requires_grad]
     trained = rh.train(

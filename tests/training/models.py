@@ -114,7 +114,8 @@ def batch_indices(step, examples=24, batch=12):
 def validation(model, trained, buffers=None):
     """A smooth downstream loss."""
     return sum(
-        (w * torch.linspace(-1, 1, w.numel(), dtype=w.dtype).reshape(w.shape)).sum() + w.square().sum() for w in trained.values()
+        (w * torch.linspace(-1, 1, w.numel(), dtype=w.dtype, device=w.device).reshape(w.shape)).sum() + w.square().sum()
+        for w in trained.values()
     )
 
 

@@ -183,6 +183,24 @@ def test_a_function_without_second_derivative(task):
         task.check_untouched()
 
 
+def test_an_operation_whose_second_derivative_torch_lacks(task):
+    """It is refused at the first step, not after all of training."""
+    calls = []
+
+    def loss(model, batch, h):
+        calls.append(1)
+        logits = model(batch[0]).expand(8, 5)[:, None].log_softmax(-1)
+        return torch.nn.functional.ctc_loss(logits, torch.tensor([[1, 2]]), torch.tensor([8]), torch.tensor([2])) * h.exp()
+
+    with pytest.raises(RuntimeError, match=r"no second derivative in torch.*check_replayable"):
+        task.train(loss=loss)
+    assert len(calls) == 1
+    checked = rh.check_replayable(task.model, loss, task.batch(0), task.log_l2)
+    assert not checked
+    assert "ctc_loss" in checked.problems[-1]
+    task.check_untouched()
+
+
 def test_hyperparameters_changed_before_backward(task):
     trained = task.train()
     with torch.no_grad():
