@@ -14,6 +14,18 @@ DEVICE = "cuda"
 
 
 @pytest.fixture
+def whole_float32():
+    """Products in TF32, torch's default for convolutions, have three digits; with this they have float32's seven."""
+    places = torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+    before = [place.fp32_precision for place in places]
+    for place in places:
+        place.fp32_precision = "ieee"
+    yield
+    for place, precision in zip(places, before, strict=True):
+        place.fp32_precision = precision
+
+
+@pytest.fixture
 def no_synchronisation():
     """Whatever makes the host wait for the GPU raises an error inside ``with no_synchronisation():``."""
 

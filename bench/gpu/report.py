@@ -52,7 +52,7 @@ def run(parts: list[Part], setup: Setup, header: list[str], target: Path, second
         print(f"{part.title} ...", flush=True)
         began = time.monotonic()
         try:
-            if began > end:
+            if began >= end:
                 raise OverBudget(f"left out, since the {seconds:g} s for all parts are over")
             for line in part.lines(setup, Deadline(min(part.seconds, end - began))):
                 lines.append(line)

@@ -73,6 +73,12 @@ def test_a_part_that_runs_over_stops_inside_a_run(tmp_path):
         Deadline(-1).check()
 
 
+def test_what_no_longer_fits_is_left_out(tmp_path, capsys):
+    target = tmp_path / "r.md"
+    assert bench.main([*TINY, str(target), "--seconds", "0"]) == 1
+    assert target.read_text().count("OverBudget: left out, since the 0 s for all parts are over") == len(bench.PARTS)
+
+
 def test_what_is_missing_is_made_up_and_said(tmp_path):
     images, labels, source = cifar10(tmp_path, 5)
     assert (images.shape, labels.shape) == ((5, 3, 32, 32), (5,))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gpu_machine import DEVICE, GPU
+from gpu_machine import DEVICE, GPU, whole_float32  # noqa: F401
 from kinds import EVERYTHING, by_train, by_unroll, error
 from models import MODELS
 
 import reversible_hypergrad as rh
 
-pytestmark = GPU
+pytestmark = [*GPU, pytest.mark.usefixtures("whole_float32")]
 
 STEPS = 30
 RECURRENT = ("GRU", "LSTM")
@@ -19,12 +19,10 @@ PRECISIONS = [pytest.param(torch.float64, 1e-9, id="float64"), pytest.param(torc
 
 
 @pytest.fixture(autouse=True)
-def whole_float32():
-    cudnn = torch.backends.cudnn
-    before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, cudnn.enabled
-    cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "ieee"
+def cudnn_as_before():
+    before = torch.backends.cudnn.enabled
     yield
-    cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, cudnn.enabled = before
+    torch.backends.cudnn.enabled = before
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)

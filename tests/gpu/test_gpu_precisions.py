@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gpu_machine import DEVICE, GPU
+from gpu_machine import DEVICE, GPU, whole_float32  # noqa: F401
 from optim_problems import frozen
 from precision_problems import BFLOAT16, FLOAT16, PRECISIONS, SCALES, Precision, check, check_loss_scaling
 from torch import nn
 
 import reversible_hypergrad as rh
 
-pytestmark = GPU
+pytestmark = [*GPU, pytest.mark.usefixtures("whole_float32")]
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, BFLOAT16, FLOAT16], ids=str)
-
-
-@pytest.fixture(autouse=True)
-def whole_float32():
-    """Products in TF32, torch's default for convolutions, have three digits; the tolerances are those of float32."""
-    conv = torch.backends.cudnn.conv
-    before = conv.fp32_precision
-    conv.fp32_precision = "ieee"
-    yield
-    conv.fp32_precision = before
 
 
 @pytest.mark.parametrize("name", PRECISIONS)
