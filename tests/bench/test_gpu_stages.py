@@ -70,6 +70,14 @@ def test_stages_are_commands_of_this_repository(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_nothing_seems_to_pass(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        everything.main(["--out", str(tmp_path / "out"), "--stages", "tests"])
+    assert "no CUDA GPU" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_sanitizer_wants_a_gpu(capsys):
     with pytest.raises(SystemExit):
         sanitize.main([])
