@@ -40,6 +40,8 @@ class ForwardMode(Adjoint):
     Optimization*, ICML 2017, algorithm 2.
     """
 
+    graphable = False
+
     def __init__(self, chunk: int = 16, limit: int = 100, force: bool = False) -> None:
         for name, number in (("chunk", chunk), ("limit", limit)):
             if isinstance(number, bool) or not isinstance(number, int):

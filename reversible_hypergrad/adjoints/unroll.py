@@ -31,6 +31,8 @@ class Unroll(Adjoint):
     Meta-Learning*, 2019.
     """
 
+    graphable = False
+
     def __repr__(self) -> str:
         return "Unroll()"
 

@@ -12,7 +12,11 @@ __all__ = ["Cotangents", "Evaluation", "Gradient", "Problem", "Report", "Setting
 
 
 class Evaluation(ABC):
-    """The gradient at one step's weights, and its graph until ``products`` was called or the object is dropped."""
+    """The gradient at one step's weights, and its graph until ``products`` was called or the object is dropped.
+
+    Its tensors, and those that ``products`` returns, may be written over by the next evaluation, or the next products: use them
+    before, or copy them.
+    """
 
     loss: Tensor
     gradients: list[Tensor]  # one per weight, detached, in its weight's memory order
@@ -41,7 +45,10 @@ class Gradient(ABC):
 
     @abstractmethod
     def values(self, step: int) -> tuple[Tensor, list[Tensor]]:
-        """Loss and gradients alone. Faster; the gradients may differ from the evaluation's in the last bits, the loss not."""
+        """Loss and gradients alone. Faster; the gradients may differ from the evaluation's in the last bits, the loss not.
+
+        They may be written over by the next call.
+        """
 
     @abstractmethod
     def attached(self, step: int, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
@@ -56,6 +63,9 @@ class Gradient(ABC):
     @abstractmethod
     def restart(self) -> None:
         """Puts whatever the evaluations change beside the weights (buffers) back to before the first step."""
+
+    def let_go(self) -> None:  # noqa: B027
+        """Frees what is kept between evaluations. There may be more of them all the same."""
 
 
 @dataclass(frozen=True, eq=False)

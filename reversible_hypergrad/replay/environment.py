@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reversible_hypergrad.replay.cuda import CudaSettings, explain_nondeterminism, prepare_cublas, refuse_cublas, restoring
 
-__all__ = ["Environment", "mix", "seed_step"]
+__all__ = ["Environment", "RandomStates", "mix", "seed_step"]
 
 prepare_cublas()
 
@@ -95,18 +95,28 @@ def _matmul_precision() -> str | None:
         return None
 
 
+class RandomStates:
+    """Of the global generators of Python, NumPy and torch, those of some GPUs included, as they are when this is made."""
+
+    def __init__(self, cuda_devices: Iterable[torch.device] = ()) -> None:
+        self._python, self._numpy, self._cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+        self._cuda = [(device, torch.cuda.get_rng_state(device)) for device in cuda_devices]
+
+    def put_back(self) -> None:
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)  # noqa: NPY002
+        torch.set_rng_state(self._cpu)
+        for device, state in self._cuda:
+            torch.cuda.set_rng_state(state, device)
+
+
 @contextmanager
 def _random_states_kept(cuda_devices: tuple[torch.device, ...]) -> Iterator[None]:
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    cuda = [torch.cuda.get_rng_state(device) for device in cuda_devices]
+    states = RandomStates(cuda_devices)
     try:
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-        torch.set_rng_state(cpu)
-        for device, state in zip(cuda_devices, cuda, strict=True):
-            torch.cuda.set_rng_state(state, device)
+        states.put_back()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from reversible_hypergrad.inner.problem import Evaluation, Gradient
 from reversible_hypergrad.replay.batches import BatchOf
 from reversible_hypergrad.replay.environment import seed_step
 
-__all__ = ["Loss", "LossGradient", "is_first_order_only", "private_copy", "same_bits"]
+__all__ = ["Loss", "LossEvaluation", "LossGradient", "is_first_order_only", "private_copy", "same_bits"]
 
 Loss = Callable[[nn.Module, Any, Any], Tensor]
 
@@ -60,22 +60,32 @@ class LossGradient(Gradient):
         self.cuda_devices = tuple({w.device for w in weights if w.device.type == "cuda"})
         self._bound = _Bound(model, loss)
         self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-        self._checked = False
+        self.checked = False
         self.first_order_only = False
         self.refuse_first_order = True
 
     def __call__(self, step: int) -> "LossEvaluation":
-        loss, gradients = self._evaluate(step, self.batches)
-        return LossEvaluation(self, loss.detach(), gradients)
+        return self.evaluation_of(self.batch_of(step))
 
-    def _evaluate(self, step: int, batches: BatchOf) -> tuple[Tensor, list[Tensor | None]]:
+    def values(self, step: int) -> tuple[Tensor, list[Tensor]]:
+        self._check_once(step)
+        return self.values_of(self.batch_of(step))
+
+    # The two halves of a call: what a step needs, and what the loss makes of it.
+
+    def batch_of(self, step: int) -> Any:
+        """The batch of ``step``; the random numbers that follow are those of its loss."""
         seed_step(self.seed, step, self.cuda_devices)
         with torch.enable_grad():
-            loss = self.loss(self.model, batches(step), self.hyperparameters)
-            if not self._checked:
+            return self.batches(step)
+
+    def evaluation_of(self, batch: Any) -> "LossEvaluation":
+        with torch.enable_grad():
+            loss = self.loss(self.model, batch, self.hyperparameters)
+            if not self.checked:
                 self._check(loss)
             gradients = torch.autograd.grad(loss, self.weights, create_graph=True, allow_unused=True)
-            if not self._checked:
+            if not self.checked:
                 self.first_order_only = is_first_order_only([loss, *gradients])
             if self.first_order_only and self.refuse_first_order:
                 raise RuntimeError(
@@ -83,36 +93,34 @@ class LossGradient(Gradient):
                     "torch would silently take it for zero. rh.check_replayable(model, loss, batch) names the module; write its "
                     "backward in differentiable operations"
                 )
-            if not self._checked and self.refuse_first_order and _lacks_second_derivative(gradients):
+            if not self.checked and self.refuse_first_order and _lacks_second_derivative(gradients):
                 raise RuntimeError(
                     "loss: something in it has no second derivative in torch, such as CTC loss, or an LSTM, GRU or RNN as cuDNN "
                     "computes on a GPU. rh.check_replayable(model, loss, batch) names the module. For recurrent layers set "
                     "torch.backends.cudnn.enabled = False before the run: torch's own form of them has one"
                 )
-            self._checked = True
-        return loss, list(gradients)
+            self.checked = True
+        return LossEvaluation(self, loss.detach(), gradients)
 
-    def values(self, step: int) -> tuple[Tensor, list[Tensor]]:
-        self._check_once(step)
-        seed_step(self.seed, step, self.cuda_devices)
+    def values_of(self, batch: Any) -> tuple[Tensor, list[Tensor]]:
         with torch.enable_grad():
-            loss = self.loss(self.model, self.batches(step), self.hyperparameters)
+            loss = self.loss(self.model, batch, self.hyperparameters)
             gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
         return loss.detach(), [self.dense(i, g) for i, g in enumerate(gradients)]
 
     def attached(self, step: int, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
         self._check_once(step)
-        seed_step(self.seed, step, self.cuda_devices)
+        batch = self.batch_of(step)
         named = {f"model.{name}": weight for name, weight in zip(self.names, weights, strict=True)}
         with torch.enable_grad():
-            loss = torch.func.functional_call(self._bound, named, (self.batches(step), self.hyperparameters))
+            loss = torch.func.functional_call(self._bound, named, (batch, self.hyperparameters))
             gradients = torch.autograd.grad(loss, list(weights), create_graph=True, allow_unused=True)
         return loss, list(gradients)
 
     def _check_once(self, step: int) -> None:
         """Before the first step: only an evaluation with a graph can be checked, and its gradient may have other last bits than
         those of the path that training takes, each time. Its effect on buffers does not count."""
-        if not self._checked:
+        if not self.checked:
             self(step)
             self.restart()
 
@@ -162,7 +170,11 @@ class LossGradient(Gradient):
             second = self.batches(step)
             if not same_bits(first, second):
                 return f"Seen: the batch of step {step} is another one each time it is asked for"
-            results = [self._evaluate(step, lambda _: first) for _ in range(2)]
+            results = []
+            for _ in range(2):
+                seed_step(self.seed, step, self.cuda_devices)
+                evaluation = self.evaluation_of(first)
+                results.append([evaluation.loss, *evaluation.gradients])
             if not same_bits(results[0], results[1]):
                 return (
                     f"Seen: with the same weights, batch and seed, the gradient at step {step} is another one at each call, so "
@@ -194,6 +206,11 @@ class LossEvaluation(Evaluation):
         self._attached = [(i, g) for i, g in enumerate(gradients) if g is not None and g.requires_grad]
         self.gradients = [owner.dense(i, g) for i, g in enumerate(gradients)]
         self._transposed: tuple[list[Tensor], Sequence[Tensor | None]] | None = None
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether there is a graph: a second derivative that is not zero everywhere."""
+        return bool(self._attached)
 
     def products(self, directions: Sequence[Tensor], keep: bool = False) -> tuple[list[Tensor | None], list[Tensor | None]]:
         owner, attached = self._owner, self._attached

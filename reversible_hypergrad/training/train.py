@@ -1,7 +1,8 @@
 """train(): a whole training run as one node of autograd."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from reversible_hypergrad.planning.memory import Budget
 from reversible_hypergrad.planning.plan import plan_for
 from reversible_hypergrad.replay.batches import batches_by_step
 from reversible_hypergrad.replay.environment import Environment
+from reversible_hypergrad.training.captured import captured
 from reversible_hypergrad.training.gradient import Loss, LossGradient, private_copy
 from reversible_hypergrad.training.progress import bars
 from reversible_hypergrad.training.sgd import SGD
@@ -36,6 +38,7 @@ def train(
     budget: Budget | None = None,
     seed: int = 0,
     progress: bool = False,
+    cuda_graph: bool = False,
 ) -> TrainedWeights:
     """Trains a copy of ``model`` and returns the trained weights as a differentiable function of everything that went in.
 
@@ -61,6 +64,9 @@ def train(
         seed: before each step torch's, NumPy's and Python's generators are seeded by (seed, step), for the batch and the loss;
             afterwards they are as before the call.
         progress: show bars for training and for undoing.
+        cuda_graph: capture the gradient of the loss, and its products, as CUDA graphs, one for each shape of the batch, and
+            replay them forwards and backwards. The bits are the same. It pays where a GPU waits for the host to launch
+            operations: small models and batches. See below for what it asks of the loss.
 
     Returns:
         A dict of name -> trained tensor, with ``.buffers`` and ``.report``; works with ``torch.func.functional_call``.
@@ -78,6 +84,15 @@ def train(
     hyperparameters. Inside a run deterministic algorithms, the math attention kernel and the number of threads are pinned. On
     CUDA an operation without a deterministic form is a RuntimeError, unless torch was set to warn_only, and so is a
     CUBLAS_WORKSPACE_CONFIG with which products vary (importing the library sets it if it is unset).
+
+    With ``cuda_graph=True`` the weights, every tensor of a batch, and the hyperparameters that want gradients must be on one
+    CUDA device, and a run has at most 8 shapes of batches; the tensors given to :class:`SGD` may be anywhere. The Python code of
+    the loss and the model runs a few times per shape: as it is, to be captured, and to be compared with a replay. Then all that
+    it does stays as it was captured: numbers, branches, prints, and the places of the tensors that it reads from outside, which
+    must stay. Torch's random numbers (dropout) and the model's buffers are those of each step. Nothing in it may wait for the
+    GPU (``.item()``, a boolean mask as an index): that is a RuntimeError, and so is a replay with another result than the loss
+    has by itself. The activations of one step stay allocated from the first steps to the end of the backward, for each shape.
+    :class:`Unroll` and :class:`ForwardMode` cannot be captured.
 
     >>> import torch, reversible_hypergrad as rh
     >>> model = torch.nn.Linear(3, 1)
@@ -104,6 +119,8 @@ def train(
         raise ValueError(f"budget: expected none unless adjoint='auto', got {budget!r} with adjoint={adjoint!r}")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed: expected an integer, got {seed!r}")
+    if not isinstance(cuda_graph, bool):
+        raise TypeError(f"cuda_graph: expected True or False, got {cuda_graph!r}")
     batch_of, steps = batches_by_step(batches, steps)
 
     starts = _starts(model, initial)
@@ -126,12 +143,13 @@ def train(
         trajectory_bytes=steps * sum(w.nbytes for w in weights),
     )
     names = list(starts)
+    gradient = LossGradient(private, weights, names, loss, batch_of, leaves, spec, wanted, seed)
     problem = Problem(
         names=names,
         weights=weights,
         settings=resolved.settings,
         steps=steps,
-        gradient=LossGradient(private, weights, names, loss, batch_of, leaves, spec, wanted, seed),
+        gradient=captured(gradient, hyperparameters) if cuda_graph else gradient,
         sources=[t.detach() for t in resolved.tensors],
         hyperparameters=[leaves[i].detach() for i in wanted],
         report=report,
@@ -141,6 +159,11 @@ def train(
     )
     if isinstance(adjoint, str):
         adjoint = plan_for(problem, budget).adjoint
+    if cuda_graph and not adjoint.graphable:
+        raise ValueError(
+            f"cuda_graph: {adjoint!r} differentiates through more than a gradient and its products, which is not captured. Use "
+            "rh.Reversible(), rh.Snapshots() or rh.Checkpoint(), or leave cuda_graph=True out"
+        )
     report.adjoint, report.exact, report.approximation = repr(adjoint), adjoint.exact, adjoint.approximation
     inputs = [*starts.values(), *resolved.tensors, *(leaves[i] for i in wanted)]
     unchanged = [t for t in (*leaves, *_given_tensors(optimizer)) if isinstance(t, Tensor)]
@@ -159,6 +182,19 @@ class _Call:
         self.run, self.problem, self.environment = run, problem, environment
         self.unchanged, self.record = unchanged, record
 
+    @contextmanager
+    def pinned(self, last: bool) -> Iterator[None]:
+        """The run's environment for one way. What its gradient keeps stays for the other one, unless this is the ``last``."""
+        try:
+            with self.environment.pinned():
+                yield
+        except BaseException:
+            last = True
+            raise
+        finally:
+            if last:
+                self.problem.gradient.let_go()
+
 
 class _Training(torch.autograd.Function):
     """Initial weights, the optimizer's tensors and hyperparameters in, trained weights out."""
@@ -166,7 +202,7 @@ class _Training(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, *inputs: Tensor) -> tuple[Tensor, ...]:
         began = time.perf_counter()
-        with call.environment.pinned():
+        with call.pinned(last=not call.record):
             call.run.forward(call.record)
         outputs = tuple(weight.detach().clone() for weight in call.problem.weights)
         call.problem.report.forward_seconds = time.perf_counter() - began
@@ -189,7 +225,7 @@ class _Training(torch.autograd.Function):
         _ = ctx.saved_tensors
         call: _Call = ctx.call
         began = time.perf_counter()
-        with call.environment.pinned():
+        with call.pinned(last=True):
             result = call.run.pull_back(cotangents)
         call.problem.report.backward_seconds = time.perf_counter() - began
         problem = call.problem

@@ -1,0 +1,276 @@
+"""The training loss's gradient and its products with directions, captured once per shape of the batch, and replayed."""
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from threading import get_ident
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+from reversible_hypergrad.inner.problem import Evaluation, Gradient
+from reversible_hypergrad.replay.environment import RandomStates
+from reversible_hypergrad.training.gradient import LossEvaluation, LossGradient, same_bits
+from reversible_hypergrad.training.graphs import CudaGraphs, Graphs
+from reversible_hypergrad.training.static_batch import StaticBatch, write
+
+__all__ = ["CapturedGradient", "captured"]
+
+T = TypeVar("T")
+Products = tuple[list[Tensor | None], list[Tensor | None]]
+
+_SHAPES = 8  # each keeps the activations of a step
+
+
+def captured(gradient: LossGradient, hyperparameters: Any) -> "CapturedGradient":
+    """``gradient``, by CUDA graphs on the weights' device.
+
+    Raises:
+        ValueError: if the weights, or a tensor among ``hyperparameters`` that wants a gradient, are not all on one CUDA device.
+    """
+    devices = {weight.device: name for name, weight in zip(gradient.names, gradient.weights, strict=True)}
+    if len(devices) > 1:
+        found = ", ".join(f"{name} on {device}" for device, name in devices.items())
+        raise ValueError(f"cuda_graph: expected all of the model's weights on one CUDA device, got {found}. Move it to one")
+    (device,) = devices
+    graphs = CudaGraphs(device)
+    for path, leaf in _pytree.tree_flatten_with_path(hyperparameters)[0]:
+        if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.device != device:
+            raise ValueError(
+                f"hyperparameters{_pytree.keystr(path)}: with cuda_graph=True expected what wants a gradient on {device}, "
+                f"where the weights are, got it on {leaf.device}. Pass it as .to({str(device)!r}), through which gradients flow"
+            )
+    return CapturedGradient(gradient, graphs)
+
+
+class CapturedGradient(Gradient):
+    """A :class:`LossGradient` whose results have the same bits, by fewer launches.
+
+    For each shape of the batch, a function of it (the gradient with its graph, its products, loss and gradient alone) runs as it
+    is at first; then it is captured, and replayed from there on. A replay of another step is compared with the plain result.
+    The moves of a state are not captured with it: they take one launch each, whose parameters change from step to step.
+
+    Args:
+        inner: what is captured.
+        graphs: what captures.
+    """
+
+    def __init__(self, inner: LossGradient, graphs: Graphs) -> None:
+        self.inner, self.graphs = inner, graphs
+        self.wanted = inner.wanted
+        self.latest: CapturedEvaluation | None = None
+        self._shapes: list[_Shape] = []
+        self._places: list[int] = []
+
+    def __call__(self, step: int) -> "CapturedEvaluation":
+        shape = self._shape(step)
+        self.latest = None  # its graph goes before another one comes
+        self.latest = CapturedEvaluation(self, shape, step)
+        return self.latest
+
+    def values(self, step: int) -> tuple[Tensor, list[Tensor]]:
+        shape = self._shape(step)
+        self.latest = None
+        if not self.inner.checked:  # see LossGradient.values
+            before = Moment(self.inner)
+            self.graphs.eagerly(lambda: self.inner.evaluation_of(shape.batch.tree))
+            before.put_back()
+        loss, gradients = shape.values(step)
+        return loss.clone(), gradients
+
+    def attached(self, step: int, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
+        raise ValueError(
+            "cuda_graph: expected a strategy that asks for evaluations and values alone, got one that asks for attached(). Leave "
+            "cuda_graph=True out, and set graphable = False in the strategy"
+        )
+
+    def diagnose(self, step: int) -> str:
+        return self.graphs.eagerly(lambda: self.inner.diagnose(step))
+
+    def restart(self) -> None:
+        self.inner.restart()
+        self.let_go()
+
+    def let_go(self) -> None:
+        self.latest, self._shapes, self._places = None, [], []
+        self.graphs.close()
+
+    def _shape(self, step: int) -> "_Shape":
+        """For the batch of ``step``, which is in its tensors now, and with the random numbers of the step's loss to come."""
+        places = [weight.data_ptr() for weight in self.inner.weights]
+        if places != self._places:  # a strategy has moved the weights' memory, which the graphs read
+            self.let_go()
+            self._places = places
+        batch = self.inner.batch_of(step)
+        leaves, spec = _pytree.tree_flatten(batch)
+        for shape in self._shapes:
+            if shape.batch.fits(leaves, spec):
+                shape.batch.fill(step, batch, leaves)
+                return shape
+        if len(self._shapes) == _SHAPES:
+            raise ValueError(
+                f"batches: step {step}: with cuda_graph=True expected at most {_SHAPES} shapes of batches (sizes, strides, "
+                "dtypes, structure), each of which keeps the activations of a step; got one more. Pad the batches, or leave "
+                "cuda_graph=True out"
+            )
+        shape = _Shape(self, StaticBatch(step, batch, self.inner.weights[0].device))
+        self._shapes.append(shape)
+        return shape
+
+
+class CapturedEvaluation(Evaluation):
+    """Valid until the next evaluation: its tensors are those of the graphs, which write them again."""
+
+    def __init__(self, owner: CapturedGradient, shape: "_Shape", step: int) -> None:
+        self._owner, self._shape, self._step = owner, shape, step
+        before = None if shape.evaluation.is_captured else Moment(owner.inner)
+        (loss, *self.gradients), self._plain = shape.evaluation(step)
+        self.loss = loss.clone()
+        self._before = None if shape.evaluation.is_captured else before
+        self._asked = 0
+
+    def products(self, directions: Sequence[Tensor], keep: bool = False) -> Products:
+        if self._owner.latest is not self:
+            raise RuntimeError(
+                "cuda_graph: products were asked of an evaluation after the next one, which has written over it. Leave "
+                "cuda_graph=True out, and set graphable = False in the strategy"
+            )
+        if not self._plain.is_attached:
+            return self._plain.products(directions)
+        shape = self._shape
+        shape.put_directions(directions)
+        if self._before is not None:
+            if not (keep and self._asked):
+                self._asked += 1
+                return shape.products_of(self._plain, keep)
+            self._evaluate_again(self._before)
+        return shape.products(self._step)
+
+    def _evaluate_again(self, before: "Moment") -> None:
+        """Many products of one evaluation are to come, and it was not captured: now it is, with the same bits."""
+        after = Moment(self._owner.inner)
+        before.put_back()
+        _, self._plain = self._shape.evaluation(self._step)
+        after.put_back()
+        self._before = None
+
+    def tangents(self, by_weights: Sequence[Tensor], by_hyperparameters: Sequence[Tensor]) -> list[Tensor | None]:
+        raise ValueError(
+            "cuda_graph: expected a strategy that asks for products alone, got one that asks for tangents(). Leave "
+            "cuda_graph=True out, and set graphable = False in the strategy"
+        )
+
+
+class _Shape:
+    """The functions of batches of one shape."""
+
+    def __init__(self, owner: CapturedGradient, batch: StaticBatch) -> None:
+        self.batch, self._owner = batch, owner
+        self._directions: list[Tensor] = []
+        inner = owner.inner
+
+        def evaluate() -> tuple[list[Tensor], LossEvaluation]:
+            evaluation = inner.evaluation_of(batch.tree)
+            return [evaluation.loss, *evaluation.gradients], evaluation
+
+        self.evaluation = _Captured(owner, evaluate, compare=True)
+        self.values = _Captured(owner, lambda: inner.values_of(batch.tree), compare=True)
+        self.products = _Captured(owner, lambda: self.evaluation.result[1].products(self._directions, keep=True))
+
+    def put_directions(self, directions: Sequence[Tensor]) -> None:
+        if not self._directions:
+            pairs = zip(directions, self._owner.inner.weights, strict=True)
+            self._directions = [
+                torch.empty_strided(d.shape, d.stride(), dtype=weight.dtype, device=d.device) for d, weight in pairs
+            ]
+        write(self._directions, directions)
+
+    def products_of(self, evaluation: LossEvaluation, keep: bool) -> Products:
+        """Of one that is not captured."""
+        return self.products.plainly(lambda: evaluation.products(self._directions, keep))
+
+
+class _Captured(Generic[T]):
+    """A function of tensors that stay where they are. The first call in a thread runs it as it is; the next one captures it.
+
+    A thread of its own, because libraries keep handles per thread, which cannot be made inside a capture; and train()'s backward
+    is not in the thread of its forward.
+    """
+
+    result: T  # of the capture
+
+    def __init__(self, owner: CapturedGradient, function: Callable[[], T], compare: bool = False) -> None:
+        self._owner, self._function, self._compare = owner, function, compare
+        self._warm: set[int] = set()
+        self._replay: Callable[[], None] | None = None
+        self._step = 0  # of the capture
+
+    @property
+    def is_captured(self) -> bool:
+        return self._replay is not None
+
+    def plainly(self, function: Callable[[], T]) -> T:
+        """``function``, which does what this one does."""
+        result = self._owner.graphs.eagerly(function)
+        self._warm.add(get_ident())
+        return result
+
+    def __call__(self, step: int) -> T:
+        if self._replay is None:
+            if get_ident() not in self._warm:
+                return self.plainly(self._function)
+            with _without_version_checks():
+                self.result, self._replay = self._owner.graphs.capture(self._function)
+            self._step = step
+        if self._compare and step != self._step:
+            self._compare = False
+            self._compare_with_plain(step, self._replay)
+        else:
+            self._replay()
+        return self.result
+
+    def _compare_with_plain(self, step: int, replay: Callable[[], None]) -> None:
+        """At another step than that of the capture, so that what it has frozen shows."""
+        inner, eagerly = self._owner.inner, self._owner.graphs.eagerly
+        before = Moment(inner)
+        replay()
+        replayed = _pytree.tree_map(_copy, (self.result, list(inner.model.buffers())))
+        before.put_back()
+        plain = eagerly(self._function), list(inner.model.buffers())
+        if same_bits(plain, replayed):
+            return
+        plain = _pytree.tree_map(_copy, plain)
+        before.put_back()
+        if same_bits((eagerly(self._function), list(inner.model.buffers())), plain):
+            raise RuntimeError(
+                f"cuda_graph: at step {step} the captured graph gave another loss, gradient or buffer than the loss itself does: "
+                "its Python code does not do the same at every step (it draws from Python or NumPy, counts, makes tensors anew "
+                "that it reads later), and a graph holds what was done when it was captured. Draw with torch on the GPU, pass "
+                "what changes in the batch as a tensor, or leave cuda_graph=True out"
+            )
+
+
+class Moment:
+    """What evaluations change beside their results: random numbers and the model's buffers, as they are when this is made."""
+
+    def __init__(self, gradient: LossGradient) -> None:
+        self._random = RandomStates(gradient.cuda_devices)
+        self._buffers = [(buffer, buffer.clone()) for buffer in gradient.model.buffers()]
+
+    def put_back(self) -> None:
+        self._random.put_back()
+        for buffer, before in self._buffers:
+            buffer.copy_(before)
+
+
+def _copy(x: Any) -> Any:
+    return x.clone() if isinstance(x, Tensor) else x
+
+
+@contextmanager
+def _without_version_checks():  # type: ignore[no-untyped-def]
+    """What is captured in here saves tensors for products that come after any number of steps, whose writes to weights and batch
+    are as they should be: the evaluation is replayed in between. Torch would count them as errors."""
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+        yield

@@ -1,0 +1,106 @@
+"""A batch whose tensors stay where they are, for graphs that read them there."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+__all__ = ["StaticBatch", "write"]
+
+
+class StaticBatch:
+    """A copy of one step's batch, and of every later one that has the same structure, sizes, strides and dtypes.
+
+    Args:
+        step, batch: the first.
+        device: where its tensors must be.
+
+    Raises:
+        ValueError: for a tensor elsewhere, by name.
+    """
+
+    def __init__(self, step: int, batch: Any, device: torch.device) -> None:
+        leaves, self._spec = _pytree.tree_flatten(batch)
+        self._kinds = [_kind(leaf) for leaf in leaves]
+        for i, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor) and (leaf.device != device or leaf.layout is not torch.strided):
+                raise ValueError(
+                    f"batches: step {step}: with cuda_graph=True expected all tensors of a batch on {device}, where the weights "
+                    f"are, and dense; got {_name(batch, i)} on {leaf.device}, {leaf.layout}. Move them there in `batches`"
+                )
+        self._own = [_room(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self._tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        self._constants = [i for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)]
+        self.fill(step, batch, leaves)
+
+    @property
+    def tree(self) -> Any:
+        """In containers of its own: the loss may change them."""
+        return _pytree.tree_unflatten(self._own, self._spec)
+
+    def fits(self, leaves: Sequence[Any], spec: Any) -> bool:
+        return bool(spec == self._spec) and [_kind(leaf) for leaf in leaves] == self._kinds
+
+    def fill(self, step: int, batch: Any, leaves: Sequence[Any]) -> None:
+        """Copies a batch that fits.
+
+        Raises:
+            ValueError: if something in it that is not a tensor differs, by name.
+        """
+        for i in self._constants:
+            if not _is_same(leaves[i], self._own[i]):
+                raise ValueError(
+                    f"batches: step {step}: with cuda_graph=True expected whatever is not a tensor to be the same in every step, "
+                    f"since the loss's Python code does not run again; got {_name(batch, i)} = {leaves[i]!r:.40}, where it was "
+                    f"{self._own[i]!r:.40}. Pass it as a tensor on the GPU"
+                )
+        write([self._own[i] for i in self._tensors], [leaves[i] for i in self._tensors])
+
+
+def write(onto: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+    """Copies ``tensors`` into those ``onto``, in few launches."""
+    if onto:
+        with torch.no_grad():
+            torch._foreach_copy_([t.detach() for t in onto], list(tensors))
+
+
+def _room(tensor: Tensor) -> Tensor:
+    """With the same strides, which a sum's order may depend on; but dense, where elements share memory."""
+    with torch.no_grad():
+        if _shares_memory(tensor):
+            own = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        else:
+            own = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    # The loss's first check looks for whatever requires grad and will not get it.
+    return own.requires_grad_(tensor.requires_grad)
+
+
+def _shares_memory(tensor: Tensor) -> bool:
+    """Whether elements may share memory, as those of an expanded tensor do."""
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += stride * (size - 1)
+    return False
+
+
+def _kind(leaf: Any) -> Any:
+    return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad) if isinstance(leaf, Tensor) else None
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    try:
+        return type(a) is type(b) and bool(a == b)
+    except Exception:  # an array's comparison is no yes or no
+        return False
+
+
+def _name(batch: Any, i: int) -> str:
+    """Of a leaf, as in batch['x'][0]."""
+    return f"batch{_pytree.keystr(_pytree.tree_flatten_with_path(batch)[0][i][0])}"
