@@ -256,11 +256,13 @@ class Moment:
 
     def __init__(self, gradient: LossGradient) -> None:
         self._random = RandomStates(gradient.cuda_devices)
-        self._buffers = [(buffer, buffer.clone()) for buffer in gradient.model.buffers()]
+        places = [(module._buffers, name) for module in gradient.model.modules() for name in module._buffers]
+        self._buffers = [(of, name, b, b.clone()) for of, name in places if (b := of[name]) is not None]
 
     def put_back(self) -> None:
         self._random.put_back()
-        for buffer, before in self._buffers:
+        for of, name, buffer, before in self._buffers:
+            of[name] = buffer  # a module may have put another one there
             buffer.copy_(before)
 
 

@@ -81,7 +81,7 @@ class LossGradient(Gradient):
 
     def evaluation_of(self, batch: Any) -> "LossEvaluation":
         with torch.enable_grad():
-            loss = self.loss(self.model, batch, self.hyperparameters)
+            loss = self._loss_of(batch)
             if not self.checked:
                 self._check(loss)
             gradients = torch.autograd.grad(loss, self.weights, create_graph=True, allow_unused=True)
@@ -104,9 +104,14 @@ class LossGradient(Gradient):
 
     def values_of(self, batch: Any) -> tuple[Tensor, list[Tensor]]:
         with torch.enable_grad():
-            loss = self.loss(self.model, batch, self.hyperparameters)
+            loss = self._loss_of(batch)
             gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
         return loss.detach(), [self.dense(i, g) for i, g in enumerate(gradients)]
+
+    def _loss_of(self, batch: Any) -> Tensor:
+        # Inside of somebody's autocast, even a disabled one, an autocast in the loss would find its casts of earlier weights.
+        torch.clear_autocast_cache()
+        return self.loss(self.model, batch, self.hyperparameters)
 
     def attached(self, step: int, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
         self._check_once(step)

@@ -201,6 +201,20 @@ def test_autocast_is_replayed_in_backward():
     assert trained.report.restored
 
 
+def test_an_autocast_in_the_loss_forgets_its_casts_inside_of_another_one():
+    model, loss, validation = setup()
+
+    def casting(model, index, hyperparameters):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return loss(model, index, hyperparameters).float()
+
+    expected = run(model, casting)
+    with torch.autocast("cpu", enabled=False):
+        trained = run(model, casting)
+        validation(trained).backward()
+    assert all(torch.equal(trained[n], w) for n, w in expected.items())
+
+
 def test_progress_bars(capsys):
     model, loss, validation = setup()
     validation(run(model, loss, progress=True)).backward()
