@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
+from weakref import finalize
 
 import torch
 from torch import Tensor
@@ -52,9 +53,11 @@ class CudaGraphs(Graphs):
                 "cuda_graph=True out"
             )
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        idle = _IDLE.setdefault(device, [])
+        self._stream = idle.pop() if idle else torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool: Any = torch.cuda.graph_pool_handle()
         self._graphs: list[torch.cuda.CUDAGraph] = []
+        finalize(self, _retire, device, self._stream, self._graphs).atexit = False
 
     def eagerly(self, function: Callable[[], T]) -> T:
         outside = torch.cuda.current_stream(self._device)
@@ -108,11 +111,23 @@ class CudaGraphs(Graphs):
 
     def close(self) -> None:
         if self._graphs:
-            torch.cuda.synchronize(self._device)  # a graph must not be destroyed while it runs
-            self._graphs = []
+            _destroy(self._device, self._graphs)
             self._pool = torch.cuda.graph_pool_handle()
 
 
+def _destroy(device: torch.device, graphs: list[torch.cuda.CUDAGraph]) -> None:
+    if graphs:
+        torch.cuda.synchronize(device)  # not while one of them runs
+        graphs.clear()
+
+
+def _retire(device: torch.device, stream: torch.cuda.Stream, graphs: list[torch.cuda.CUDAGraph]) -> None:
+    _destroy(device, graphs)
+    _IDLE[device].append(stream)
+
+
+# Streams of earlier runs: cuBLAS keeps a workspace of some 32 MB for every stream that it has ever seen.
+_IDLE: dict[torch.device, list[torch.cuda.Stream]] = {}
 _ABANDONED: list[torch.cuda.CUDAGraph] = []  # the allocators hold pointers to them, so they must not be destroyed
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from models import MODELS, batch_indices, problem
 from tape import TapeGraphs
 from torch import nn
+from torch.utils._pytree import tree_flatten
 
 import reversible_hypergrad as rh
 from reversible_hypergrad.training import captured
@@ -249,3 +250,24 @@ def test_a_loss_that_is_linear_in_the_weights(tapes):
         sum(w.square().sum() for w in trained.values()).backward()
         results.append([p.grad.clone() for p in model.parameters()])
     assert_same_bits(results[1], results[0])
+
+
+def test_weights_that_a_strategy_moves_elsewhere(tapes):
+    """A graph reads them where they were."""
+    model, x, y = problem("mlp", torch.float32)
+    weights, names = list(model.parameters()), [n for n, _ in model.named_parameters()]
+
+    def loss(model, i, _):
+        return F.cross_entropy(model(x[i]), y[i])
+
+    inner = captured.LossGradient(model, weights, names, loss, batch_indices, [None], tree_flatten(None)[1], [], 0)
+    gradient = captured.captured(inner, None)
+    for step in range(9):
+        if step % 4 == 3:
+            for weight in weights:
+                weight.data = weight.data * 0.5
+        expected = inner(step)
+        mine = gradient(step)
+        assert_same_bits(mine.gradients, expected.gradients)
+        assert_same_bits(mine.products(weights)[0], expected.products(weights)[0])
+    assert tapes[0].captures == 3 * 2
