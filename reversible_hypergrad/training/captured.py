@@ -59,19 +59,15 @@ class CapturedGradient(Gradient):
     def __init__(self, inner: LossGradient, graphs: Graphs) -> None:
         self.inner, self.graphs = inner, graphs
         self.wanted = inner.wanted
-        self.latest: CapturedEvaluation | None = None
+        self.evaluations = 0
         self._shapes: list[_Shape] = []
         self._places: list[int] = []
 
     def __call__(self, step: int) -> "CapturedEvaluation":
-        shape = self._shape(step)
-        self.latest = None  # its graph goes before another one comes
-        self.latest = CapturedEvaluation(self, shape, step)
-        return self.latest
+        return CapturedEvaluation(self, self._shape(step), step)
 
     def values(self, step: int) -> tuple[Tensor, list[Tensor]]:
         shape = self._shape(step)
-        self.latest = None
         if not self.inner.checked:  # see LossGradient.values
             before = Moment(self.inner)
             self.graphs.eagerly(lambda: self.inner.evaluation_of(shape.batch.tree))
@@ -93,7 +89,7 @@ class CapturedGradient(Gradient):
         self.let_go()
 
     def let_go(self) -> None:
-        self.latest, self._shapes, self._places = None, [], []
+        self._shapes, self._places = [], []
         self.graphs.close()
 
     def _shape(self, step: int) -> "_Shape":
@@ -102,6 +98,7 @@ class CapturedGradient(Gradient):
         if places != self._places:  # a strategy has moved the weights' memory, which the graphs read
             self.let_go()
             self._places = places
+        self.evaluations += 1
         batch = self.inner.batch_of(step)
         leaves, spec = _pytree.tree_flatten(batch)
         for shape in self._shapes:
@@ -114,7 +111,7 @@ class CapturedGradient(Gradient):
                 "dtypes, structure), each of which keeps the activations of a step; got one more. Pad the batches, or leave "
                 "cuda_graph=True out"
             )
-        shape = _Shape(self, StaticBatch(step, batch, self.inner.weights[0].device))
+        shape = _Shape(self.inner, self.graphs, StaticBatch(step, batch, self.inner.weights[0].device))
         self._shapes.append(shape)
         return shape
 
@@ -124,6 +121,7 @@ class CapturedEvaluation(Evaluation):
 
     def __init__(self, owner: CapturedGradient, shape: "_Shape", step: int) -> None:
         self._owner, self._shape, self._step = owner, shape, step
+        self._number = owner.evaluations
         before = None if shape.evaluation.is_captured else Moment(owner.inner)
         (loss, *self.gradients), self._plain = shape.evaluation(step)
         self.loss = loss.clone()
@@ -131,7 +129,7 @@ class CapturedEvaluation(Evaluation):
         self._asked = 0
 
     def products(self, directions: Sequence[Tensor], keep: bool = False) -> Products:
-        if self._owner.latest is not self:
+        if self._owner.evaluations != self._number:
             raise RuntimeError(
                 "cuda_graph: products were asked of an evaluation after the next one, which has written over it. Leave "
                 "cuda_graph=True out, and set graphable = False in the strategy"
@@ -165,25 +163,23 @@ class CapturedEvaluation(Evaluation):
 class _Shape:
     """The functions of batches of one shape."""
 
-    def __init__(self, owner: CapturedGradient, batch: StaticBatch) -> None:
-        self.batch, self._owner = batch, owner
+    def __init__(self, inner: LossGradient, graphs: Graphs, batch: StaticBatch) -> None:
+        self.batch, self._weights = batch, inner.weights
         self._directions: list[Tensor] = []
-        inner = owner.inner
+        directions = self._directions  # the functions must not hold the shape: a cycle would keep its memory for long
 
         def evaluate() -> tuple[list[Tensor], LossEvaluation]:
             evaluation = inner.evaluation_of(batch.tree)
             return [evaluation.loss, *evaluation.gradients], evaluation
 
-        self.evaluation = _Captured(owner, evaluate, compare=True)
-        self.values = _Captured(owner, lambda: inner.values_of(batch.tree), compare=True)
-        self.products = _Captured(owner, lambda: self.evaluation.result[1].products(self._directions, keep=True))
+        self.evaluation = evaluation = _Captured(inner, graphs, evaluate, compare=True)
+        self.values = _Captured(inner, graphs, lambda: inner.values_of(batch.tree), compare=True)
+        self.products = _Captured(inner, graphs, lambda: evaluation.result[1].products(directions, keep=True))
 
     def put_directions(self, directions: Sequence[Tensor]) -> None:
         if not self._directions:
-            pairs = zip(directions, self._owner.inner.weights, strict=True)
-            self._directions = [
-                torch.empty_strided(d.shape, d.stride(), dtype=weight.dtype, device=d.device) for d, weight in pairs
-            ]
+            for d, weight in zip(directions, self._weights, strict=True):
+                self._directions.append(torch.empty_strided(d.shape, d.stride(), dtype=weight.dtype, device=d.device))
         write(self._directions, directions)
 
     def products_of(self, evaluation: LossEvaluation, keep: bool) -> Products:
@@ -200,8 +196,8 @@ class _Captured(Generic[T]):
 
     result: T  # of the capture
 
-    def __init__(self, owner: CapturedGradient, function: Callable[[], T], compare: bool = False) -> None:
-        self._owner, self._function, self._compare = owner, function, compare
+    def __init__(self, inner: LossGradient, graphs: Graphs, function: Callable[[], T], compare: bool = False) -> None:
+        self._inner, self._graphs, self._function, self._compare = inner, graphs, function, compare
         self._warm: set[int] = set()
         self._replay: Callable[[], None] | None = None
         self._step = 0  # of the capture
@@ -212,7 +208,7 @@ class _Captured(Generic[T]):
 
     def plainly(self, function: Callable[[], T]) -> T:
         """``function``, which does what this one does."""
-        result = self._owner.graphs.eagerly(function)
+        result = self._graphs.eagerly(function)
         self._warm.add(get_ident())
         return result
 
@@ -221,7 +217,7 @@ class _Captured(Generic[T]):
             if get_ident() not in self._warm:
                 return self.plainly(self._function)
             with _without_version_checks():
-                self.result, self._replay = self._owner.graphs.capture(self._function)
+                self.result, self._replay = self._graphs.capture(self._function)
             self._step = step
         if self._compare and step != self._step:
             self._compare = False
@@ -232,7 +228,7 @@ class _Captured(Generic[T]):
 
     def _compare_with_plain(self, step: int, replay: Callable[[], None]) -> None:
         """At another step than that of the capture, so that what it has frozen shows."""
-        inner, eagerly = self._owner.inner, self._owner.graphs.eagerly
+        inner, eagerly = self._inner, self._graphs.eagerly
         before = Moment(inner)
         replay()
         replayed = _pytree.tree_map(_copy, (self.result, list(inner.model.buffers())))

@@ -1,7 +1,8 @@
 """CUDA graphs: what a function launches is captured once, and launched again as a whole."""
 
-from collections.abc import Callable
-from contextlib import suppress
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar
 from weakref import finalize
 
@@ -57,7 +58,7 @@ class CudaGraphs(Graphs):
         self._stream = idle.pop() if idle else torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool: Any = torch.cuda.graph_pool_handle()
         self._graphs: list[torch.cuda.CUDAGraph] = []
-        finalize(self, _retire, device, self._stream, self._graphs).atexit = False
+        finalize(self, _retire, device, idle, self._stream, self._graphs).atexit = False
 
     def eagerly(self, function: Callable[[], T]) -> T:
         outside = torch.cuda.current_stream(self._device)
@@ -76,7 +77,7 @@ class CudaGraphs(Graphs):
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self._device)
         torch.cuda.empty_cache()  # what is cached for ordinary work cannot serve a graph's pool
-        with torch.cuda.stream(self._stream):
+        with _without_garbage_collection(), torch.cuda.stream(self._stream):
             # Not "global": a loader's thread may be page-locking memory meanwhile.
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
@@ -115,15 +116,27 @@ class CudaGraphs(Graphs):
             self._pool = torch.cuda.graph_pool_handle()
 
 
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """It might destroy the graphs of another run, which waits for the GPU, and so spoil a capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _destroy(device: torch.device, graphs: list[torch.cuda.CUDAGraph]) -> None:
     if graphs:
         torch.cuda.synchronize(device)  # not while one of them runs
         graphs.clear()
 
 
-def _retire(device: torch.device, stream: torch.cuda.Stream, graphs: list[torch.cuda.CUDAGraph]) -> None:
+def _retire(device: torch.device, idle: list[Any], stream: torch.cuda.Stream, graphs: list[torch.cuda.CUDAGraph]) -> None:
     _destroy(device, graphs)
-    _IDLE[device].append(stream)
+    idle.append(stream)
 
 
 # Streams of earlier runs: cuBLAS keeps a workspace of some 32 MB for every stream that it has ever seen.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -271,3 +274,28 @@ def test_weights_that_a_strategy_moves_elsewhere(tapes):
         assert_same_bits(mine.gradients, expected.gradients)
         assert_same_bits(mine.products(weights)[0], expected.products(weights)[0])
     assert tapes[0].captures == 3 * 2
+
+
+def test_nothing_stays_when_a_result_is_dropped(tapes):
+    """By reference counts alone: a graph's memory must not wait for the garbage collector."""
+    model, x, y = problem("mlp", torch.float32)
+    gc.collect()
+    gc.disable()
+    try:
+        trained = rh.train(
+            model,
+            lambda model, i, _: F.cross_entropy(model(x[i]), y[i]),
+            batch_indices,
+            steps=STEPS,
+            optimizer=rh.SGD(lr=0.1),
+            cuda_graph=True,
+        )
+        (tape,) = tapes
+        kept = weakref.ref(tape)
+        tapes.clear()
+        del tape
+        assert kept() is not None
+        del trained
+        assert kept() is None
+    finally:
+        gc.enable()
