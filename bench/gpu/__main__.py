@@ -27,6 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bench.gpu.exactness import language_model_undone, resnet_undone, same_bits
 from bench.gpu.hypergradient import hypergradient
 from bench.gpu.report import Part, Setup, run
+from bench.gpu.small_models import small_models
 from bench.gpu.steps import step_and_undo
 from bench.timing import conditions
 from reversible_hypergrad.core import cuda_in_build
@@ -36,8 +37,9 @@ PARTS = [
     Part("Step and undo", 70, step_and_undo),
     Part("The same bits on CPU and GPU", 20, same_bits),
     Part("1,000 steps of a ResNet, undone", 60, resnet_undone),
-    Part("1,000 steps of a transformer, undone", 110, language_model_undone),
-    Part("The hypergradient of a transformer", 200, hypergradient),
+    Part("1,000 steps of a transformer, undone", 100, language_model_undone),
+    Part("A small model, with and without cuda_graph", 30, small_models),
+    Part("The hypergradient of a transformer", 190, hypergradient),
 ]
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 

@@ -32,6 +32,8 @@ def test_every_part_runs(tmp_path, folder, capsys):
         assert line in report
     assert report.count("every bit of every weight as at the start") == 2
     assert report.count("| rh.") == 3
+    assert "(no GPU: there are no CUDA graphs to compare with)" in report
+    assert report.count(", launch by launch |") == 2
     assert "FAILED" not in report
     assert "MADE-UP" not in report
     assert not torch.are_deterministic_algorithms_enabled()
