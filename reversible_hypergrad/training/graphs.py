@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-__all__ = ["CudaGraphs", "Graphs"]
+__all__ = ["CudaGraphs", "Graphs", "cannot_be_captured"]
 
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ class CudaGraphs(Graphs):
             except BaseException as error:
                 self._abandon(graph)
                 if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
-                    raise RuntimeError(_cannot_be_captured(error)) from error
+                    raise RuntimeError(cannot_be_captured(error)) from error
                 raise
         self._graphs.append(graph)
         return result, graph.replay
@@ -144,7 +144,7 @@ _IDLE: dict[torch.device, list[torch.cuda.Stream]] = {}
 _ABANDONED: list[torch.cuda.CUDAGraph] = []  # the allocators hold pointers to them, so they must not be destroyed
 
 
-def _cannot_be_captured(error: RuntimeError) -> str:
+def cannot_be_captured(error: RuntimeError) -> str:
     said = str(error).split("\n")[0]
     return (
         "cuda_graph: the loss or the model does something that a CUDA graph cannot hold, most often because the host must wait "

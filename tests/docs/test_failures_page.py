@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tape import TapeGraphs
 
 import reversible_hypergrad as rh
+from reversible_hypergrad.training import captured
 
 PAGE = Path(__file__).parents[2] / "docs" / "faq.md"
 STEPS = 12
@@ -209,6 +213,16 @@ def wrong_order():
     o.sgd.step_back(o.closure(0))
 
 
+def with_tapes(**settings):
+    """Operations recorded in the place of CUDA graphs."""
+    with mock.patch.object(captured, "CudaGraphs", TapeGraphs):
+        train(cuda_graph=True, **settings)
+
+
+def on_meta(step):
+    return X[step].to("meta"), Y[step]
+
+
 PROVOKED: dict[str, list[Callable[..., object]]] = {
     "undoing step … did not restore the state before": [another_batch_each_time, unseeded, a_setting_that_changes],
     "the batch of step … is another one each time it is asked for": [another_batch_each_time],
@@ -253,6 +267,20 @@ PROVOKED: dict[str, list[Callable[..., object]]] = {
     "momentum: … is too close to 1 for a fraction n/d": [lambda: train(sgd=rh.SGD(lr=0.1, momentum=0.999999))],
     "lr: expected numbers >= 0, got": [lambda: train(sgd=rh.SGD(lr=torch.tensor(-1.0)))],
     "lr: expected a tensor of shape () or": [lambda: train(sgd=rh.SGD(lr=torch.ones(7)))],
+    "cuda_graph: expected the model's weights on a CUDA device": [lambda: train(cuda_graph=True)],
+    "cuda_graph: Unroll() differentiates through more than": [lambda: with_tapes(adjoint=rh.Unroll())],
+    "batches: step …: with cuda_graph=True expected all tensors of a batch on": [
+        lambda: with_tapes(batches=on_meta, steps=STEPS)
+    ],
+    "batches: step …: with cuda_graph=True expected whatever is not a tensor to be the same in every step": [
+        lambda: with_tapes(batches=lambda step: (X[step], Y[step], step), steps=STEPS)
+    ],
+    "cuda_graph: the loss or the model does something that a CUDA graph cannot hold": [
+        lambda: with_tapes(loss=lambda model, batch, _: loss(model, batch) * (1 + batch[0].sum().item()))
+    ],
+    "cuda_graph: at step … the captured graph gave another loss, gradient or buffer": [
+        lambda: with_tapes(loss=lambda model, batch, _: loss(model, batch) * (1 + random.random()))
+    ],
     "step_back() of step … did not restore the state before it": [wrong_order],
     "…: had a gradient when the step was taken, but the closure left none": [without_backward],
     "step_back() found no step to undo": [past_a_boundary],

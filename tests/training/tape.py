@@ -10,6 +10,8 @@ import torch
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reversible_hypergrad.training.graphs import cannot_be_captured
+
 # The host would wait for a number, or a size.
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"}
 # In place, but of sizes and strides alone.
@@ -35,7 +37,7 @@ class TapeGraphs:
             with tape:
                 result = function()
         except RuntimeError as error:
-            raise RuntimeError(f"cuda_graph: the loss cannot be captured: {error}") from error
+            raise RuntimeError(cannot_be_captured(error)) from error
         finally:
             tape.undo()
             torch.set_rng_state(states)
