@@ -1,6 +1,6 @@
 """The training loss's gradient and its products with directions, captured once per shape of the batch, and replayed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, Generic, TypeVar
@@ -267,7 +267,7 @@ def _copy(x: Any) -> Any:
 
 
 @contextmanager
-def _without_version_checks():  # type: ignore[no-untyped-def]
+def _without_version_checks() -> Iterator[None]:
     """What is captured in here saves tensors for products that come after any number of steps, whose writes to weights and batch
     are as they should be: the evaluation is replayed in between. Torch would count them as errors."""
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):

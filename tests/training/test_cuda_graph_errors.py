@@ -132,6 +132,26 @@ def test_a_loss_that_waits(name, adjoint, tapes):  # noqa: F811
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+def test_a_transformation_of_torch_func_in_the_loss(tapes):  # noqa: F811
+    """Torch does not let it save tensors for what comes many steps later. functional_call and vmap may be there."""
+    task = Task()
+
+    def slope(model, batch, _):
+        return torch.func.grad(lambda x: model(x).sum())(batch[0]).square().mean() + task.loss(model, batch, task.log_l2.detach())
+
+    with pytest.raises(RuntimeError, match=r"a CUDA graph cannot hold.*Torch says: torch.func.*hooks"):
+        train(loss=slope)
+
+    def stacked(model, batch, _):
+        weights = dict(model.named_parameters())
+        outputs = torch.vmap(lambda x: torch.func.functional_call(model, weights, x))(batch[0])
+        return F.mse_loss(outputs, batch[1])
+
+    trained = train(loss=stacked)
+    sum(w.square().sum() for w in trained.values()).backward()
+    assert trained.report.restored
+
+
 def test_what_the_message_says():
     text = graphs.cannot_be_captured(RuntimeError("CUDA error: not permitted\nmore lines"))
     assert text.startswith("cuda_graph: the loss or the model does something that a CUDA graph cannot hold")
