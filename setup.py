@@ -154,6 +154,7 @@ setup(
             [
                 "csrc/ops.cpp",
                 "csrc/arguments.cpp",
+                "csrc/arguments_adjoint.cpp",
                 "csrc/cpu/move.cpp",
                 "csrc/cpu/available.cpp",
                 "csrc/cuda/move.cpp" if NVCC else "csrc/cuda/absent.cpp",

@@ -9,7 +9,6 @@
 #include "core/information_buffer.h"
 
 namespace rh {
-namespace {
 
 using Type = torch::headeronly::ScalarType;
 
@@ -21,6 +20,14 @@ bool same_device(const Tensor& a, const Tensor& b) {
   if (a.is_cpu() || b.is_cpu()) return a.is_cpu() && b.is_cpu();  // whatever index they name
   return a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
 }
+
+bool same_strides(const Tensor& tensor, const Tensor& weight) {
+  for (int64_t dim = 0; weight.numel() > 1 && dim < weight.dim(); ++dim)
+    if (weight.size(dim) != 1 && (tensor.dim() != weight.dim() || tensor.stride(dim) != weight.stride(dim))) return false;
+  return true;
+}
+
+namespace {
 
 void check_device(const Tensor& t, const Call& call, const char* name, size_t i) {
   STD_TORCH_CHECK(same_device(t, call.x), name, "[", i, "]: expected a tensor on ", device_of(call.x),
@@ -69,9 +76,7 @@ std::vector<Slice> make_slices(const Call& call, std::vector<int64_t>& first_blo
         STD_TORCH_CHECK(
             same_device(gradient, call.x) && gradient.scalar_type() == weight.scalar_type() && gradient.numel() == weight.numel(),
             "gradients[", i, "]: expected the device, dtype and size of its weight");
-        for (int64_t dim = 0; slice.size > 1 && dim < weight.dim(); ++dim)
-          STD_TORCH_CHECK(weight.size(dim) == 1 || (gradient.dim() == weight.dim() && gradient.stride(dim) == weight.stride(dim)),
-                          "gradients[", i, "]: expected the strides of its weight");
+        STD_TORCH_CHECK(same_strides(gradient, weight), "gradients[", i, "]: expected the strides of its weight");
         slice.gradient = gradient.data_ptr();
       }
     }

@@ -4,8 +4,10 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
+#include <string>
 #include <vector>
 
+#include "core/adjoint.h"
 #include "core/bucket.h"
 
 namespace rh {
@@ -28,15 +30,36 @@ struct Call {
   int64_t number;
 };
 
+// Beside a step's undoing, its adjoint.
+struct AdjointCall {
+  Tensor weights, velocities;    // the vectors
+  std::vector<Tensor> products;  // one per weight, empty: zero; none before the gradient
+  std::vector<double> settings;  // share and decay, of all weights or of each; none before the gradient
+  std::vector<bool> wanted;      // which sums
+  Tensor partials, sums;
+};
+
+struct AdjointArguments {
+  Adjoint shared;
+  std::vector<AdjointSlice> slices;
+};
+
 struct Arguments {
   Bucket bucket;
   std::vector<Slice> slices;
   std::vector<int64_t> first_block;  // of each slice; then the number of all blocks
   bool wide;                         // 64-bit state
+  std::optional<AdjointArguments> adjoint;
 };
 
 // Raises an error that names the argument which does not fit, before anything moves.
 Arguments check_arguments(Phase phase, const Call& call, const Tensor* skipped);
+AdjointArguments check_adjoint(const AdjointCall& adjoint, const Call& call, const Arguments& arguments);
+
+// For error messages, and what several arguments must be.
+std::string device_of(const Tensor& tensor);
+bool same_device(const Tensor& a, const Tensor& b);
+bool same_strides(const Tensor& tensor, const Tensor& weight);
 
 // Moves a bucket; one function per device.
 using Move = void (*)(Phase phase, const Arguments& arguments, const Call& call);

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "cpu/move.h"
+#include "ops_adjoint.h"
 
 namespace {
 
@@ -32,13 +33,20 @@ bool cuda_in_build() { return rh::cuda_in_build; }
 
 STABLE_TORCH_LIBRARY(reversible_hypergrad, m) {
   rh::define_moves(m);
+  rh::define_adjoint_moves(m);
   m.def("instruction_sets() -> str");
   m.def("use_instruction_set(str name) -> ()");
   m.def("cuda_in_build() -> bool");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(reversible_hypergrad, CPU, m) { rh::implement_moves<rh::move_on_cpu>(m); }
-STABLE_TORCH_LIBRARY_IMPL(reversible_hypergrad, CUDA, m) { rh::implement_moves<rh::move_on_cuda>(m); }
+STABLE_TORCH_LIBRARY_IMPL(reversible_hypergrad, CPU, m) {
+  rh::implement_moves<rh::move_on_cpu>(m);
+  rh::implement_adjoint_moves<rh::move_on_cpu>(m);
+}
+STABLE_TORCH_LIBRARY_IMPL(reversible_hypergrad, CUDA, m) {
+  rh::implement_moves<rh::move_on_cuda>(m);
+  rh::implement_adjoint_moves<rh::move_on_cuda>(m);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(reversible_hypergrad, CompositeExplicitAutograd, m) {
   m.impl("instruction_sets", TORCH_BOX(&instruction_sets));

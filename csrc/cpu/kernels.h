@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../core/adjoint.h"
 #include "../core/bucket.h"
 
 namespace rh {
@@ -18,10 +19,17 @@ struct Outcome {
 using Run = Outcome (*)(Phase phase, const Bucket& bucket, const Slice& slice, int64_t block_offset, int64_t first, int64_t last,
                         bool hash, bool stream);
 
+// The adjoint beside it, right after it: Phase::undo_weights or Phase::undo_velocity, on the same blocks. A block that was
+// refused is left as it is and adds nothing.
+using RunAdjoint = void (*)(Phase phase, const Bucket& bucket, const Slice& slice, const Adjoint& adjoint,
+                            const AdjointSlice& own, int64_t block_offset, int64_t first, int64_t last);
+
 struct Kernels {
   const char* name;
   Run run64;
   Run run32;
+  RunAdjoint adjoint64;
+  RunAdjoint adjoint32;
 };
 
 // The tables that this machine can run, widest instruction set first.

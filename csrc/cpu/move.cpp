@@ -17,6 +17,14 @@ namespace {
 constexpr int64_t kStreamBytes = int64_t{32} << 20;
 // Blocks per thread below which a thread costs more than it saves (16 k weights, about 10 us).
 constexpr int64_t kGrain = 32;
+// Blocks after which the adjoint follows: 4096 weights, with state, gradients and vectors at most 200 KB.
+constexpr int64_t kBehind = 8;
+
+void add_partials(const Adjoint& adjoint, const std::vector<int64_t>& first_block) {
+  for (int kind = 0; kind < kInnerProducts; ++kind)
+    for (size_t i = 0; adjoint.sums[kind] && i + 1 < first_block.size(); ++i)
+      adjoint.sums[kind][i] = sum_of_blocks(adjoint.partials[kind] + first_block[i], first_block[i + 1] - first_block[i]);
+}
 
 }  // namespace
 
@@ -38,6 +46,8 @@ void move_on_cpu(Phase phase, const Arguments& arguments, const Call& call) {
   for (const Tensor& weight : call.weights) bytes += weight.numel() * static_cast<int64_t>(weight.element_size());
   const bool stream = bytes >= kStreamBytes;
   const Run kernel = arguments.wide ? active_kernels()->run64 : active_kernels()->run32;
+  const AdjointArguments* adjoint = arguments.adjoint ? &*arguments.adjoint : nullptr;
+  const RunAdjoint through = arguments.wide ? active_kernels()->adjoint64 : active_kernels()->adjoint32;
   std::atomic<uint64_t> hash{0};
   std::vector<std::atomic<uint32_t>> flags(slices.size());
   for (auto& word : flags) word.store(0, std::memory_order_relaxed);
@@ -47,11 +57,15 @@ void move_on_cpu(Phase phase, const Arguments& arguments, const Call& call) {
     for (; begin < end; ++i) {
       const int64_t stop = std::min(end, first_block[i + 1]);
       if (stop == begin) continue;  // a tensor without elements
-      const Outcome part =
-          kernel(phase, bucket, slices[i], first_block[i], begin - first_block[i], stop - first_block[i], call.hash, stream);
-      sum += part.hash;
-      if (part.flags) flags[i].fetch_or(part.flags, std::memory_order_relaxed);
-      begin = stop;
+      while (begin < stop) {
+        const int64_t next = adjoint ? std::min(stop, begin + kBehind) : stop;
+        const int64_t from = begin - first_block[i], to = next - first_block[i];
+        const Outcome part = kernel(phase, bucket, slices[i], first_block[i], from, to, call.hash, stream);
+        if (adjoint) through(phase, bucket, slices[i], adjoint->shared, adjoint->slices[i], first_block[i], from, to);
+        sum += part.hash;
+        if (part.flags) flags[i].fetch_or(part.flags, std::memory_order_relaxed);
+        begin = next;
+      }
     }
     hash.fetch_add(sum, std::memory_order_relaxed);
   });
@@ -60,6 +74,7 @@ void move_on_cpu(Phase phase, const Arguments& arguments, const Call& call) {
   const bool refused = std::any_of(out + 1, out + 1 + slices.size(), [](int64_t word) { return word != 0; });
   if (refused && phase == Phase::step && bucket.first_refused)
     *bucket.first_refused = std::min(*bucket.first_refused, bucket.number);
+  if (adjoint) add_partials(adjoint->shared, first_block);
 }
 
 }  // namespace rh

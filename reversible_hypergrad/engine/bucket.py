@@ -198,9 +198,9 @@ class Bucket:
         with_hash: bool,
         ticket: Ticket | None = None,
     ) -> Outcome:
-        words = self._words()
-        rates = self._lr_elements(record)
-        ops.sgd_step(*self._arguments(record, gradients), skipped, with_hash, words, rates, *_presented(ticket))
+        words = self.words()
+        rates = self.lr_elements(record)
+        ops.sgd_step(*self.arguments(record, gradients), skipped, with_hash, words, rates, *_presented(ticket))
         return Outcome(words)
 
     def retract(self, record: Record, gradients: Sequence[Tensor | None], ticket: Ticket | None = None) -> None:
@@ -214,18 +214,18 @@ class Bucket:
 
     def move_weights(self, record: Record, *, back: bool, with_hash: bool = False, ticket: Ticket | None = None) -> Outcome:
         """X back to before the step (the first phase of undoing), or forward again. The hash is of X alone."""
-        words = self._words()
+        words = self.words()
         ops.sgd_move_weights(
             self.weights,
             record.active,
             self.x,
             self.v,
             self.accumulators,
-            self._numbers(record),
+            self.numbers(record),
             back,
             with_hash,
             words,
-            self._lr_elements(record),
+            self.lr_elements(record),
             *_presented(ticket),
         )
         return Outcome(words)
@@ -234,8 +234,8 @@ class Bucket:
         self, record: Record, gradients: Sequence[Tensor | None], with_hash: bool, ticket: Ticket | None = None
     ) -> Outcome:
         """V and the buffer back to before the step (the second phase), given the step's gradient. The hash is of V."""
-        words = self._words()
-        ops.sgd_undo_velocity(*self._arguments(record, gradients), self.skipped, with_hash, words, *_presented(ticket))
+        words = self.words()
+        ops.sgd_undo_velocity(*self.arguments(record, gradients), self.skipped, with_hash, words, *_presented(ticket))
         self.bound = record.bound
         return Outcome(words)
 
@@ -275,7 +275,7 @@ class Bucket:
         """Bits that the accumulators hold, by their bound."""
         return self.lanes * math.log2(self.bound)
 
-    def _arguments(self, record: Record, gradients: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    def arguments(self, record: Record, gradients: Sequence[Tensor | None]) -> tuple[Any, ...]:
         """What a step and the undoing of its velocity read alike. A weight stands in for a gradient that is not there."""
         return (
             self.weights,
@@ -286,23 +286,23 @@ class Bucket:
             self.accumulators,
             record.planes,
             record.spill_bits,
-            self._numbers(record),
+            self.numbers(record),
             record.momentum.numerator,
             record.momentum.denominator,
         )
 
     @staticmethod
-    def _numbers(record: Record) -> list[float]:
+    def numbers(record: Record) -> list[float]:
         return [number for c in record.coefficients for number in (c.gradient, c.decay, c.lr)]
 
-    def _lr_elements(self, record: Record) -> list[Tensor] | None:
+    def lr_elements(self, record: Record) -> list[Tensor] | None:
         rates = [c.lr_elements for c in record.coefficients]
         if all(rate is None for rate in rates):
             return None
         none = self._nothing_skipped
         return [none if rate is None else rate for rate in rates]
 
-    def _words(self) -> Tensor:
+    def words(self) -> Tensor:
         """Where an op writes its outcome: a tensor of its own for each, since on a GPU it is read later."""
         return torch.empty(1 + len(self.sizes), dtype=torch.int64, device=self.x.device)
 

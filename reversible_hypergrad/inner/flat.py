@@ -1,4 +1,4 @@
-"""The adjoint of one step of SGD, elementwise, on flat vectors: the same for integer and for float states."""
+"""Parameters that move alike, and flat vectors with a part for each: what integer and float states have in common."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -22,12 +22,6 @@ class Span(NamedTuple):
 
 class FlatGroup(ABC):
     """Parameters that share a momentum and a device. A vector of the adjoint is one flat tensor with a part per parameter.
-
-    One step, and its adjoint from ``aw`` and ``av``, the gradients by w' and v'::
-
-        v' = mu*v + (1-tau)*(g + wd*w)          d_lr = -<aw, v'>;  av -= lr*aw;  u = (1-tau)*av
-        w' = w - lr*v'                          d_mu = <av, v>;  d_tau = -<av, g + wd*w>;  d_wd = <u, w>
-                                                aw += H u + wd*u;  av *= mu
 
     Args:
         offsets: where each member's part begins in a vector, and the vectors' size. Between the parts there are zeros.
@@ -57,16 +51,8 @@ class FlatGroup(ABC):
         """The present weights likewise."""
 
     @abstractmethod
-    def total_at(self, step: int, gradients: Sequence[Tensor]) -> Tensor:
-        """g + wd*w likewise, from the loss's gradients, one per weight of the problem."""
-
-    @abstractmethod
     def momentum_at(self, step: int) -> float:
         """As it was used."""
-
-    def used(self, number: float) -> float:
-        """A setting as the step used it."""
-        return number
 
     def dampens(self, step: int) -> bool:
         """As torch does, the first velocity is the gradient, undampened."""
@@ -104,19 +90,7 @@ class FlatGroup(ABC):
         for i, m in enumerate(self.members):
             into[m] = self.view(vector, i)
 
-    # The adjoint, section by section
-
-    def through_weights(self, step: int, aw: Tensor, onto: Tensor, moved: Callable[[], Tensor], totals: Cotangents) -> None:
-        """Of w' = w - lr*moved: d_lr = -<aw, moved>; onto -= lr*aw."""
-        vector: Tensor | None = None
-        for part, setting, index in self.lr_spans:
-            if setting.source is not None:
-                vector = moved() if vector is None else vector
-                self._accumulate(setting, index, totals, step, aw[part], vector[part], -1.0)
-            if setting.elementwise is not None:
-                onto[part].addcmul_(aw[part], setting.elementwise, value=-1.0)
-            else:
-                onto[part].add_(aw[part], alpha=-self.used(setting.at(step)))
+    # What every adjoint does alike
 
     def directions(self, step: int, av: Tensor) -> Tensor:
         """u = (1 - dampening) * av."""
@@ -128,45 +102,11 @@ class FlatGroup(ABC):
             u[part] *= share
         return u
 
-    def through_velocity(self, step: int, av: Tensor, gradients: Sequence[Tensor], totals: Cotangents) -> None:
-        """Of v' = mu*v + (1-dampening)*total, with the state before the step: d_mu = <av, v>; d_dampening = -<av, total>."""
-        if self.momentum.source is not None:
-            self.momentum.accumulate(totals.sources, step, torch.dot(av, self.velocity()))
-        if self.dampens(step) and any(setting.source is not None for _, setting, _ in self.dampening_spans):
-            total = self.total_at(step, gradients)
-            for part, setting, _ in self.dampening_spans:
-                if setting.source is not None:
-                    setting.accumulate(totals.sources, step, -torch.dot(av[part], total[part]))
-
-    def through_gradient(
-        self, step: int, aw: Tensor, av: Tensor, u: Tensor, products: Sequence[Tensor | None], totals: Cotangents
-    ) -> None:
-        """Of total = dL/dw + wd*w: aw += H u + wd*u; d_wd = <u, w>. And av *= mu."""
-        for i, m in enumerate(self.members):
-            product = products[m]
-            if product is not None:
-                self.view(aw, i).add_(product)
-        self.through_decay(step, aw, u, totals)
-        av.mul_(self.momentum_at(step))
-
-    def through_decay(self, step: int, aw: Tensor, u: Tensor, totals: Cotangents) -> None:
-        weights: Tensor | None = None
-        for part, setting, index in self.decay_spans:
-            if setting.source is not None:
-                weights = self.weights_vector() if weights is None else weights
-                self._accumulate(setting, index, totals, step, u[part], weights[part], 1.0)
-            if setting.elementwise is not None:
-                aw[part].addcmul_(u[part], setting.elementwise)
-            elif setting.at(step):
-                aw[part].add_(u[part], alpha=self.used(setting.at(step)))
-
-    def _accumulate(self, setting: Setting, index: int, totals: Cotangents, step: int, a: Tensor, b: Tensor, sign: float) -> None:
-        if setting.elementwise is None:
-            setting.accumulate(totals.sources, step, sign * torch.dot(a, b))
-            return
+    def add_elements(self, setting: Setting, index: int, totals: Cotangents, values: Tensor) -> None:
+        """The derivatives by a setting with a value per weight, those of the ``index``-th member: one step's."""
         assert setting.source is not None
         target = totals.sources[setting.source]
-        target += self.view_of_flat(sign * a * b, index).reshape(target.shape).to(target.device)
+        target += self.view_of_flat(values, index).reshape(target.shape).to(target.device)
 
     def _spans(self, of: Callable[[Settings], Setting]) -> list[Span]:
         """Those with a value per weight stand alone, without padding."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.inner.flat import FlatGroup
+from reversible_hypergrad.inner.flat_adjoint import FlatAdjoint
 from reversible_hypergrad.inner.problem import Cotangents, Problem
 
 __all__ = ["FloatGroup", "FloatState", "float_groups", "needs_velocity"]
@@ -20,7 +20,7 @@ class FloatState:
         self.w, self.v = w, v
 
 
-class FloatGroup(FlatGroup):
+class FloatGroup(FlatAdjoint):
     """Parameters that share a momentum, a device and a dtype. Their weights become views of one vector, ``w``.
 
     A step is torch.optim.SGD's: ``v' = mu*v + (1-tau)*total``, ``w' = w - lr*moved``, with moved = v', or
