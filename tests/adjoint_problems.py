@@ -3,6 +3,8 @@ order that csrc/core/adjoint.h defines. Used by tests/core, tests/cuda and tests
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +71,19 @@ class AdjointBucket(Bucket):
 # Oracle ---------------------------------------------------------------------------------------------------------------
 
 
+_LIBM = ctypes.CDLL(ctypes.util.find_library("m"))
+_FUSED = {np.float32: (_LIBM.fmaf, ctypes.c_float), np.float64: (_LIBM.fma, ctypes.c_double)}
+for _function, _type in _FUSED.values():
+    _function.argtypes, _function.restype = [_type] * 3, _type
+
+
+def multiply_add(a, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """a*b + c, rounded once, by the C library."""
+    fused, _ = _FUSED[b.dtype.type]
+    rows = zip(np.broadcast_to(a, b.shape).tolist(), b.tolist(), c.tolist(), strict=True)
+    return np.array([fused(*row) for row in rows], b.dtype)
+
+
 def added(terms: np.ndarray) -> float:
     """The inner product of one tensor from its terms, float64."""
     partials = []
@@ -113,7 +128,7 @@ def expected_first_half(bucket: AdjointBucket, step: Step, aws, avs):
         quanta = step.rates[i] if step.rates is not None else None
         lr = np.array(step.coefficients[i][2]) if quanta is None else quanta.double().numpy()
         lr = (lr * 2.0 ** (fmt.velocity_bits - fmt.weight_bits)).astype(narrow).astype(aw.dtype)
-        after.append(av - lr * aw)
+        after.append(multiply_add(-lr, aw, av))
         sums.append(added(aw.astype(np.float64) * numbers(v, fmt.velocity_bits)))
     return after, sums
 
@@ -138,7 +153,7 @@ def expected_second_half(bucket: AdjointBucket, step: Step, through: Through, aw
         w = numbers(x, fmt.weight_bits)
         u = real(share) * av
         moved = aw if through.products[i] is None else aw + doubles(through.products[i]).astype(real)
-        moved = moved + real(decay) * u if decay else moved
+        moved = multiply_add(real(decay), u, moved) if decay else moved
         total = doubles(step.gradients[i]) + decay * w
         terms = u.astype(np.float64) * w, av.astype(np.float64) * numbers(v, fmt.velocity_bits), av.astype(np.float64) * total
         sums.append(tuple(added(np.where(keep, term, 0.0)) for term in terms))

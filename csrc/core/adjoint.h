@@ -13,7 +13,8 @@
 //                                             d_share = <av, g + wd*w>
 //
 // aw and av are vectors of Real, float or double, laid out as X. Each line above is one IEEE operation after the other in
-// Real. Inner products are of doubles: X, V and g as they are, each term rounded once.
+// Real; av - lr*aw and the addition of wd*u are one each, a fused multiply-add: over thousands of steps the roundings of the
+// products show. Inner products are of doubles: X, V and g as they are, each term rounded once.
 //
 // Order of the sums. Of a block: each lane adds its rows downwards, beginning with +0; then neighbouring lanes are added, then
 // neighbouring pairs, and so on, lanes that are not there counting as +0. Of a tensor: kSumLanes sums of every kSumLanes-th
@@ -63,7 +64,7 @@ RH_INLINE Real rate_number(typename State::Real quanta) {
 
 template <class Real>
 RH_INLINE Real through_weight(Real av, Real aw, Real lr) {
-  return av - lr * aw;
+  return multiply_add(-lr, aw, av);
 }
 
 // One tensor's numbers, and one weight's second half.
@@ -80,7 +81,7 @@ struct ThroughVelocity {
   RH_INLINE Real direction(Real av) const { return share * av; }
   RH_INLINE double total(double gradient, double w) const { return gradient + wide_decay * w; }
   // A decay of zero adds nothing, whatever u is.
-  RH_INLINE Real decayed(Real aw, Real av) const { return decay != 0 ? aw + decay * direction(av) : aw; }
+  RH_INLINE Real decayed(Real aw, Real av) const { return decay != 0 ? multiply_add(decay, direction(av), aw) : aw; }
   RH_INLINE Real velocity(Real av) const { return mu * av; }
 };
 

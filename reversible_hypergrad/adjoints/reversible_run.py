@@ -15,6 +15,7 @@ from reversible_hypergrad.engine.complaint import complaint
 from reversible_hypergrad.engine.outcome import Outcome, hash_of
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.inner.fixed import FixedGroup, fixed_groups
+from reversible_hypergrad.inner.fixed_adjoint import FixedAdjoint, apart_from
 from reversible_hypergrad.inner.problem import Cotangents, Problem
 from reversible_hypergrad.inner.size import RunSize
 
@@ -157,51 +158,45 @@ class ReversibleRun(Run):
         return result
 
     def _undo(self, cotangents: Sequence[Tensor | None]) -> Cotangents:
-        problem, groups = self.problem, self.groups
+        problem = self.problem
         totals = Cotangents.zeros(problem)
-        aws, avs = [group.gather(cotangents) for group in groups], [group.vector() for group in groups]
+        adjoints = [FixedAdjoint(problem, group, cotangents, totals) for group in self.groups]
         with problem.progress("undoing", problem.steps) as bar:
             for first, end in reversed(list(pairwise([*self.starts, problem.steps]))):
                 if end < problem.steps:
                     self._train_again(first, end)
-                self._undo_segment(first, end, aws, avs, totals, bar)
+                self._undo_segment(first, end, adjoints, totals, bar)
         problem.report.restored = True
         initial: list[Tensor] = [torch.empty(0)] * len(problem.weights)
-        for group, aw in zip(groups, aws, strict=True):
-            group.scatter(aw, initial)
+        for adjoint in adjoints:
+            adjoint.group.scatter(adjoint.aw, initial)
         totals.initial = [g.to(w.dtype, copy=True) for g, w in zip(initial, problem.weights, strict=True)]
         return totals
 
-    def _undo_segment(
-        self, first: int, end: int, aws: Sequence[Tensor], avs: Sequence[Tensor], totals: Cotangents, bar: Any
-    ) -> None:
+    def _undo_segment(self, first: int, end: int, adjoints: Sequence[FixedAdjoint], totals: Cotangents, bar: Any) -> None:
         self.verified = end
         with Lookout(self._check_undone) as lookout:
             for step in reversed(range(first, end)):
-                self._undo_step(step, lookout, aws, avs, totals)
+                self._undo_step(step, lookout, adjoints, totals)
                 bar.advance(f"exact back to step {self.verified}" if bar.wants_text else "")
 
-    def _undo_step(self, step: int, lookout: Lookout, aws: Sequence[Tensor], avs: Sequence[Tensor], totals: Cotangents) -> None:
+    def _undo_step(self, step: int, lookout: Lookout, adjoints: Sequence[FixedAdjoint], totals: Cotangents) -> None:
         """One step back, and its adjoint."""
-        groups = self.groups
-        adjoint = list(zip(groups, aws, avs, strict=True))
-        for group, aw, av in adjoint:
-            group.through_weights(step, aw, av, group.velocity, totals)
-        undoing = [group.undo_weights(step) for group in groups]
+        undoing = [adjoint.undo_weights(step) for adjoint in adjoints]
         evaluation = self.problem.gradient(step)
         gradients = evaluation.gradients
-        velocities = [group.undo_velocity(record, gradients) for group, (record, _) in zip(groups, undoing, strict=True)]
+        directions: list[Tensor] = [torch.empty(0)] * len(gradients)
+        for adjoint in adjoints:
+            adjoint.directions(step, directions)
+        by_weights, by_hyperparameters = evaluation.products(directions)
+        totals.add_hyperparameters(by_hyperparameters)  # now: they may be parts of the vectors, too
+        by_weights = apart_from([adjoint.av for adjoint in adjoints], by_weights)
+        velocities = [
+            adjoint.undo_velocity(step, record, gradients, by_weights)
+            for adjoint, (record, _) in zip(adjoints, undoing, strict=True)
+        ]
         outcomes = [*(weights for _, weights in undoing), *velocities]
         lookout.add(step, outcomes, gradients, [hash_of(record.hash_before) for record, _ in undoing])
-        us = [group.directions(step, av) for group, _, av in adjoint]
-        directions: list[Tensor] = [torch.empty(0)] * len(gradients)
-        for group, u in zip(groups, us, strict=True):
-            group.scatter(u, directions)
-        by_weights, by_hyperparameters = evaluation.products(directions)
-        for (group, aw, av), u in zip(adjoint, us, strict=True):
-            group.through_velocity(step, av, gradients, totals)
-            group.through_gradient(step, aw, av, u, by_weights, totals)
-        totals.add_hyperparameters(by_hyperparameters)
 
     def _check_undone(
         self, step: int, outcomes: Sequence[Outcome], expected: Sequence[int | None], gradients: Sequence[Tensor] | None

@@ -36,7 +36,7 @@ class FixedGroup(FlatGroup):
         self._fractions: dict[float, Fraction] = {}
         self._shared = all(s == self.settings[0] and s.lr.elementwise is None for s in self.settings)
         self._constant = all(len(x.numbers) < 2 for s in self.settings for x in (s.lr, s.dampening, s.weight_decay))
-        self._coefficients: tuple[Coefficients, ...] | None = None
+        self._later: tuple[tuple[Coefficients, ...], list[float]] | None = None  # of all steps but the first, if constant
         self._active = (True,) * len(weights)
         self.store = open_store(place, weights[0].device)
         self.first = 0  # step of the present segment
@@ -47,9 +47,8 @@ class FixedGroup(FlatGroup):
 
     def step(self, step: int, gradients: Sequence[Tensor], record: bool) -> Outcome:
         """One step. If its outcome, once read, holds flags, the run is over: the caller reports them."""
-        total = [self._with_decay(i, gradients[m]) for i, m in enumerate(self.members)]
         with_hash = record and self._is_checked(step + 1)
-        entry, outcome = self.bucket.step(total, self.fraction(step), self.coefficients(step), None, with_hash)
+        entry, outcome = self.bucket.step(self.totals(gradients), self.fraction(step), self.coefficients(step), None, with_hash)
         if record:
             if self._is_checked(step):
                 assert self._hash is not None
@@ -84,23 +83,14 @@ class FixedGroup(FlatGroup):
 
     # The way back
 
-    def undo_weights(self, step: int) -> tuple[Record, Outcome]:
-        """The first phase: weights back to before ``step``. Returns its record, and an outcome with the hash of the weights."""
+    def pop_record(self, step: int) -> Record:
+        """What undoing ``step``, the last one that is left, needs beside its gradient."""
         spilled = self._spilled.pop()
         spill_bits = tuple(_SPILLS[spilled >> 2 * k & 3] for k in range(8))
         planes = [self.store.pop() for bits in spill_bits if bits][::-1]
         hash_before = self._hashes.pop() if self._is_checked(step) else None
         bound = self._bounds.pop()
-        record = Record(self.fraction(step), self.coefficients(step), self._active, bound, spill_bits, planes, hash_before)
-        outcome = self.bucket.move_weights(record, back=True, with_hash=hash_before is not None)
-        if step == 0:
-            self.bucket.restore_initial()  # the first gradient was taken there, not at the rounded weights
-        return record, outcome
-
-    def undo_velocity(self, record: Record, gradients: Sequence[Tensor]) -> Outcome:
-        """The second phase."""
-        total = [self._with_decay(i, gradients[m]) for i, m in enumerate(self.members)]
-        return self.bucket.undo_velocity(record, total, record.hash_before is not None)
+        return Record(self.fraction(step), self.coefficients(step), self._active, bound, spill_bits, planes, hash_before)
 
     def suspects(self, step: int, weights: Outcome, velocity: Outcome, hash_before: int | None) -> list[str]:
         """Names of parameters that undoing ``step`` did not restore, by the outcomes of both phases; empty if all is as it was
@@ -114,29 +104,19 @@ class FixedGroup(FlatGroup):
 
     # What the adjoint asks for
 
-    def velocity(self) -> Tensor:
-        """The integers V as floats."""
-        return self.bucket.v.to(self.dtype).mul_(2.0**-self.bucket.format.velocity_fraction_bits)
+    def velocity_of(self, i: int) -> Tensor:
+        """The ``i``-th member's velocity, flat, in the vectors' dtype."""
+        bucket = self.bucket
+        return bucket.state_of(i, bucket.v).to(self.dtype).mul_(2.0**-bucket.format.velocity_fraction_bits)
 
-    def weights_vector(self) -> Tensor:
-        return self.bucket.x.to(self.dtype).mul_(2.0**-self.bucket.format.weight_fraction_bits)
-
-    def total_at(self, step: int, gradients: Sequence[Tensor]) -> Tensor:
-        whole = self.vector()
-        for i, m in enumerate(self.members):
-            self.view(whole, i).copy_(self._with_decay(i, gradients[m]))
-        for part, setting, _ in self.decay_spans:
-            if setting.elementwise is None and setting.at(step):
-                whole[part].add_(self.weights_vector()[part], alpha=self.used(setting.at(step)))
-        return whole
+    def weights_of(self, i: int) -> Tensor:
+        """Its weights likewise."""
+        bucket = self.bucket
+        return bucket.state_of(i, bucket.x).to(self.dtype).mul_(2.0**-bucket.format.weight_fraction_bits)
 
     def momentum_at(self, step: int) -> float:
         fraction = self.fraction(step)
         return fraction.numerator / fraction.denominator
-
-    def used(self, number: float) -> float:
-        """As the kernels compute: 32-bit state in float32."""
-        return number if self.bucket.format.state_bits == 64 else float(np.float32(number))
 
     def information_bytes(self) -> int:
         return self.store.nbytes + self.bucket.accumulators.nbytes
@@ -155,12 +135,34 @@ class FixedGroup(FlatGroup):
         return self._fractions[number]
 
     def coefficients(self, step: int) -> tuple[Coefficients, ...]:
-        if step > 0 and self._constant and self._coefficients is not None:
-            return self._coefficients
-        chosen = tuple(self._coefficients_of(i, step) for i in range(1 if self._shared else len(self.settings)))
+        return self._at(step)[0]
+
+    def shares_and_decays(self, step: int) -> list[float]:
+        """1 - dampening and weight decay as the step used them, of all members or of each, one after the other; a decay per
+        weight, which is in the totals, counts as 0."""
+        return self._at(step)[1]
+
+    def _at(self, step: int) -> tuple[tuple[Coefficients, ...], list[float]]:
+        if step > 0 and self._constant and self._later is not None:
+            return self._later
+        members = range(1 if self._shared else len(self.settings))
+        chosen = (
+            tuple(self._coefficients_of(i, step) for i in members),
+            [x for i in members for x in self._share_and_decay(i, step)],
+        )
         if step > 0:
-            self._coefficients = chosen
+            self._later = chosen
         return chosen
+
+    def _share_and_decay(self, i: int, step: int) -> tuple[float, float]:
+        decay = self._decay(i, step)
+        # As the kernels compute: 32-bit state in float32.
+        used = decay if self.bucket.format.state_bits == 64 else float(np.float32(decay))
+        return self.share(self.settings[i].dampening, step), used
+
+    def _decay(self, i: int, step: int) -> float:
+        decay = self.settings[i].weight_decay
+        return 0.0 if decay.elementwise is not None else decay.at(step)
 
     def _coefficients_of(self, i: int, step: int) -> Coefficients:
         settings = self.settings[i]
@@ -168,9 +170,13 @@ class FixedGroup(FlatGroup):
         return Coefficients.of(
             self.bucket.format,
             lr=settings.lr.at(step) if rates is None else self.view_of_flat(rates, i),
-            weight_decay=0.0 if settings.weight_decay.elementwise is not None else settings.weight_decay.at(step),
+            weight_decay=self._decay(i, step),
             dampening=1.0 - self.share(settings.dampening, step),
         )
+
+    def totals(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """The members' gradients as the kernels get them, from those of all weights of the problem."""
+        return [self._with_decay(i, gradients[m]) for i, m in enumerate(self.members)]
 
     def _with_decay(self, i: int, gradient: Tensor) -> Tensor:
         """A decay per weight joins the gradient here; a single number is the kernel's business."""

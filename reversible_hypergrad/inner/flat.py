@@ -40,16 +40,6 @@ class FlatGroup(ABC):
         self.decay_spans = self._spans(lambda s: s.weight_decay)
         self.momentum = self.settings[0].momentum
 
-    # What the two kinds of state do in their own way
-
-    @abstractmethod
-    def velocity(self) -> Tensor:
-        """The present velocity as a vector of the adjoint's dtype."""
-
-    @abstractmethod
-    def weights_vector(self) -> Tensor:
-        """The present weights likewise."""
-
     @abstractmethod
     def momentum_at(self, step: int) -> float:
         """As it was used."""

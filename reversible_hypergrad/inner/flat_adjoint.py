@@ -23,8 +23,16 @@ class FlatAdjoint(FlatGroup):
     """
 
     @abstractmethod
+    def velocity(self) -> Tensor:
+        """The present velocity as a vector of the adjoint's dtype."""
+
+    @abstractmethod
+    def weights_vector(self) -> Tensor:
+        """The present weights likewise."""
+
+    @abstractmethod
     def total_at(self, step: int, gradients: Sequence[Tensor]) -> Tensor:
-        """g + wd*w as a vector of the adjoint's dtype, from the loss's gradients, one per weight of the problem."""
+        """g + wd*w likewise, from the loss's gradients, one per weight of the problem."""
 
     def through_weights(self, step: int, aw: Tensor, onto: Tensor, moved: Callable[[], Tensor], totals: Cotangents) -> None:
         """Of w' = w - lr*moved: d_lr = -<aw, moved>; onto -= lr*aw."""

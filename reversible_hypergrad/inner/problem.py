@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Cotangents", "Evaluation", "Gradient", "Problem", "Report", "Setting", "Settings"]
+__all__ = ["Cotangents", "Evaluation", "Gradient", "Problem", "Report", "Setting", "Settings", "tree_sum"]
 
 
 class Evaluation(ABC):
@@ -88,6 +88,26 @@ class Setting:
             target.view(-1)[step] += value
         else:
             target += value.reshape(target.shape)
+
+    def accumulate_steps(self, gradients: Sequence[Tensor], first: int, values: Tensor) -> None:
+        """Adds the derivatives of neighbouring steps, ``values`` from step ``first`` on, in one order on every device."""
+        assert self.source is not None
+        target = gradients[self.source]
+        values = values.to(target.device)
+        if len(self.numbers) > 1:
+            target.view(-1)[first : first + len(values)] += values
+        else:
+            target += tree_sum(values).reshape(target.shape)
+
+
+def tree_sum(values: Tensor) -> Tensor:
+    """The sum along the last dimension: the halves are added until one is left, so that every device gives the same bits."""
+    while values.shape[-1] > 1:
+        half = (values.shape[-1] + 1) // 2
+        low, high = values[..., :half].clone(), values[..., half:]
+        low[..., : high.shape[-1]] += high
+        values = low
+    return values[..., 0]
 
 
 @dataclass(frozen=True)

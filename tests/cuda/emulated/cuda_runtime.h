@@ -39,6 +39,7 @@ struct dim3 {
 // Device intrinsics, by their definition.
 inline long long __double2ll_rn(double x) { return static_cast<long long>(std::nearbyint(x)); }
 inline int __float2int_rn(float x) { return static_cast<int>(std::nearbyintf(x)); }
+inline float __fmaf_rn(float x, float y, float z) { return std::fmaf(x, y, z); }
 inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
 template <class T>
 T atomicAdd(T* p, T x) {
