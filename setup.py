@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import pybind11
@@ -105,7 +106,7 @@ class BuildWithKernels(BuildExtension):
         tasks = [(self.compile_kernels, name) for name in INSTRUCTION_SETS]
         if NVCC:
             # The longest first.
-            tasks = [(self.compile_cuda, bits) for bits in STATE_BITS] + tasks
+            tasks = [(self.compile_cuda, part) for part in product(("kernels", "adjoint"), STATE_BITS)] + tasks
             ops.extra_objects += [str(self.cuda_runtime())]
             ops.extra_link_args += ["-ldl", "-lrt", "-lpthread"]
         print(f"CUDA kernels: {f'by {NVCC}' if NVCC else 'left out (no nvcc, or RH_CUDA=0)'}")
@@ -117,9 +118,10 @@ class BuildWithKernels(BuildExtension):
         flags = [*STRICT, *INSTRUCTION_SETS[name], f"-DRH_KERNELS={name}"]
         return self.compile_if_new(CSRC / "cpu" / "kernels.cpp", f"kernels_{name}", [self.compiler.compiler_cxx[0], *flags])
 
-    def compile_cuda(self, bits):
+    def compile_cuda(self, part):
+        name, bits = part
         flags = [*EXACT_CUDA, *architectures(NVCC), f"-DRH_STATE_BITS={bits}"]
-        return self.compile_if_new(CSRC / "cuda" / "kernels.cu", f"cuda_{bits}", [str(NVCC), *flags])
+        return self.compile_if_new(CSRC / "cuda" / f"{name}.cu", f"cuda_{name}_{bits}", [str(NVCC), *flags])
 
     def compile_if_new(self, source, name, command):
         """Compiles if the object is older than any source, or was made by another command."""
@@ -157,7 +159,7 @@ setup(
                 "csrc/arguments_adjoint.cpp",
                 "csrc/cpu/move.cpp",
                 "csrc/cpu/available.cpp",
-                "csrc/cuda/move.cpp" if NVCC else "csrc/cuda/absent.cpp",
+                *(["csrc/cuda/move.cpp", "csrc/cuda/start.cpp"] if NVCC else ["csrc/cuda/absent.cpp"]),
             ],
             depends=HEADERS,
             # The oldest torch whose stable ABI has all that ops.cpp uses: 2.10.

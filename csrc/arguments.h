@@ -67,5 +67,7 @@ using Move = void (*)(Phase phase, const Arguments& arguments, const Call& call)
 void move_on_cpu(Phase phase, const Arguments& arguments, const Call& call);
 void move_on_cuda(Phase phase, const Arguments& arguments, const Call& call);
 extern const bool cuda_in_build;
+// The kernels' launches. Returns null, or the text of CUDA's error.
+const char* start_on_cuda(Phase phase, const Arguments& arguments, bool hash, uint64_t* outcome, int device, void* stream);
 
 }  // namespace rh

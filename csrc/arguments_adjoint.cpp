@@ -14,10 +14,12 @@ using Type = torch::headeronly::ScalarType;
 void check_vectors(const AdjointCall& adjoint, const Call& call) {
   const Tensor& aw = adjoint.weights;
   const Tensor& av = adjoint.velocities;
-  bool wide = false;
-  for (const Tensor& weight : call.weights) wide = wide || weight.scalar_type() == Type::Double;
-  STD_TORCH_CHECK(aw.scalar_type() == Type::Double || (aw.scalar_type() == Type::Float && !wide),
-                  "weights_adjoint: expected float64", wide ? ", since a weight is float64" : " or float32");
+  const auto is_double = [](const Tensor& weight) { return weight.scalar_type() == Type::Double; };
+  const auto doubles = std::count_if(call.weights.begin(), call.weights.end(), is_double);
+  STD_TORCH_CHECK(doubles == 0 || doubles == static_cast<int64_t>(call.weights.size()),
+                  "weights: expected all of them in float64, or none, since a bucket's adjoint has one dtype");
+  STD_TORCH_CHECK(aw.scalar_type() == (doubles ? Type::Double : Type::Float), "weights_adjoint: expected ",
+                  doubles ? "float64, as the weights" : "float32, since no weight is float64");
   STD_TORCH_CHECK(av.scalar_type() == aw.scalar_type(), "velocities_adjoint: expected the dtype of weights_adjoint");
   for (const Tensor* t : {&aw, &av})
     STD_TORCH_CHECK(t->numel() == call.x.numel() && t->is_contiguous() && same_device(*t, call.x),
@@ -61,7 +63,6 @@ AdjointArguments check_adjoint(const AdjointCall& adjoint, const Call& call, con
   AdjointArguments result;
   result.shared = {adjoint.weights.data_ptr(),
                    adjoint.velocities.data_ptr(),
-                   adjoint.weights.scalar_type() == Type::Double,
                    static_cast<double>(call.n) / static_cast<double>(call.d),
                    {},
                    {}};

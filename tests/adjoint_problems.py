@@ -11,7 +11,7 @@ import numpy as np
 import oracle
 import torch
 from core_problems import ASKEW, DTYPES, OPS, Bucket, Step, same_bits
-from device_matrix import Case, state_of, steps_of
+from device_matrix import CASES, Case, state_of, steps_of
 
 REALS = {"float32": torch.float32, "float64": torch.float64}
 ALL_SUMS = (True, True, True)
@@ -165,8 +165,18 @@ def expected_second_half(bucket: AdjointBucket, step: Step, through: Through, aw
 # Problems -------------------------------------------------------------------------------------------------------------
 
 
-def real_of(case: Case, wide: bool) -> str:
-    return "float64" if wide or "float64" in case.dtypes else "float32"
+# A bucket with an adjoint has float64 weights only, or none.
+ADJOINT_CASES = {
+    **{name: case for name, case in CASES.items() if len({dtype == "float64" for dtype in case.dtypes}) == 1},
+    "slow decay": Case((700, 40), ("float32", "float16"), momentum="max-1/max"),
+    "dtypes side by side": Case((600, 0, 33, 1500, 77), ("float16", "float32", "bfloat16", "float32", "bfloat16")),
+    "nothing at all": Case((0, 0), ("float32", "bfloat16")),
+    "several of float64": Case((700, 40, 1030), ("float64",) * 3, momentum="1/max", inactive=True, rates=(1,)),
+}
+
+
+def real_of(case: Case) -> str:
+    return "float64" if "float64" in case.dtypes else "float32"
 
 
 def vectors_of(case: Case, real: str, rng: np.random.Generator):
@@ -188,13 +198,13 @@ def throughs_of(case: Case, steps: list[Step], rng: np.random.Generator) -> list
     return out
 
 
-def journey(case: Case, state_bits: int, wide: bool, make, count: int = 6, seed: int = 3) -> list[list[torch.Tensor]]:
+def journey(case: Case, state_bits: int, make, count: int = 6, seed: int = 3) -> list[list[torch.Tensor]]:
     """Some steps there with the plain ops, and back with the adjoint; everything after every phase. `make` gives the bucket
     from what AdjointBucket takes."""
     rng = np.random.default_rng(seed)
     x, v = state_of(case, state_bits, rng)
     steps = steps_of(case, state_bits, count, rng)
-    real = real_of(case, wide)
+    real = real_of(case)
     vectors = vectors_of(case, real, rng)
     throughs = throughs_of(case, steps, rng)
     bucket = make(x, v, list(case.dtypes), state_bits, real, vectors)
@@ -225,20 +235,28 @@ def assert_same_trace(mine: list[list[torch.Tensor]], expected: list[list[torch.
 
 def adjoint_sample(state_bits: int):
     """Arguments of the two ops, as core_problems.sample."""
-    from core_problems import sample
-
-    before, after = sample(state_bits)["sgd_move_weights"], sample(state_bits)["sgd_undo_velocity"]
-    weights, active, x, v, s, flat, _, hash_, outcome = before
-    aw, av = (torch.linspace(-1, 1, len(x), dtype=torch.float64) for _ in range(2))
-    partials = torch.zeros(3 * len(after[-3]), dtype=torch.float64)
-    first = weights, active, x, v, s, flat, hash_, outcome, None, aw, av, partials, torch.zeros(3, dtype=torch.float64)
-    products = [torch.ones_like(weights[0]), torch.empty(0), torch.ones_like(weights[2])]
-    sums = torch.zeros(9, dtype=torch.float64)
-    second = *after, aw.clone(), av.clone(), products, [0.5, 0.25], [True] * 3, partials, sums
+    rng = np.random.default_rng(3)
+    case = Case((40, 700, 1030), ("float32", "float16", "bfloat16"), momentum="1/max")
+    x, v = state_of(case, state_bits, rng)
+    steps = steps_of(case, state_bits, 6, rng)
+    bucket = AdjointBucket(x, v, list(case.dtypes), state_bits, "float32", vectors_of(case, "float32", rng))
+    spill_bits, planes = [bucket.step(step) for step in steps][-1]
+    assert planes
+    step, active = steps[-1], [True, False, True]
+    flat = [c for row in step.coefficients for c in row]
+    state = bucket.x, bucket.v, bucket.s
+    vectors = bucket.aw, bucket.av
+    sums = [torch.zeros(size, dtype=torch.float64) for size in (3, 9)]
+    products = [torch.ones_like(bucket.weights[0]), torch.empty(0), torch.ones_like(bucket.weights[2])]
+    first = bucket.weights, active, *state, flat, True, bucket.outcome, None, *vectors, bucket.partials, sums[0]
+    tail = planes, spill_bits, flat, step.n, step.d, bucket.skipped, True, bucket.outcome
+    given = products, [0.5, 0.25], [True] * 3, bucket.partials, sums[1]
+    second = bucket.weights, step.gradients, active, *state, *tail, *vectors, *given
     return {"sgd_undo_weights_adjoint": first, "sgd_undo_velocity_adjoint": second}
 
 
 __all__ = [
+    "ADJOINT_CASES",
     "ALSO_ASKEW",
     "OPS",
     "AdjointBucket",

@@ -12,18 +12,24 @@
 //                                             d_mu = <av, v>        av = mu*av
 //                                             d_share = <av, g + wd*w>
 //
-// aw and av are vectors of Real, float or double, laid out as X. Each line above is one IEEE operation after the other in
-// Real; av - lr*aw and the addition of wd*u are one each, a fused multiply-add: over thousands of steps the roundings of the
-// products show. Inner products are of doubles: X, V and g as they are, each term rounded once.
+// aw and av are vectors of Real, laid out as X: double for weights of double, float for all others. Each line above is one IEEE
+// operation after the other in Real; av - lr*aw and the addition of wd*u are one each, a fused multiply-add: over thousands of
+// steps the roundings of the products show. Inner products are of doubles: X, V and g as they are, each term rounded once.
 //
 // Order of the sums. Of a block: each lane adds its rows downwards, beginning with +0; then neighbouring lanes are added, then
 // neighbouring pairs, and so on, lanes that are not there counting as +0. Of a tensor: kSumLanes sums of every kSumLanes-th
 // block, then halves. So the number of threads, the instruction set and the device do not matter.
 #pragma once
 
+#include <type_traits>
+
 #include "sgd.h"
 
 namespace rh {
+
+// Real, by the type of the weights. A bucket with an adjoint has weights of double only, or none.
+template <class T>
+using AdjointReal = std::conditional_t<sizeof(T) == sizeof(double), double, float>;
 
 constexpr int kSumLanes = 512;  // enough for the threads of one CUDA block to hide memory; a power of two
 
@@ -34,7 +40,6 @@ enum InnerProduct { kByDecay, kByMomentum, kByShare, kInnerProducts };
 struct Adjoint {
   void* weights;     // aw
   void* velocities;  // av
-  bool wide;         // Real is double
   double mu;
   double* sums[kInnerProducts];      // one per tensor; null: not wanted
   double* partials[kInnerProducts];  // one per block of the bucket

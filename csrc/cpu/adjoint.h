@@ -8,9 +8,10 @@
 namespace rh {
 namespace {
 
-// One slice. T: of weight, gradient and product. R: of the adjoint's vectors.
-template <class State, class T, class R>
+// One slice.
+template <class State, class T>
 struct Through {
+  using R = AdjointReal<T>;
   using Integer = typename State::Integer;
   static constexpr int J = kLanesPerBlock;
 
@@ -127,28 +128,19 @@ struct Through {
   }
 };
 
-template <class State, class R>
-void through_type(Phase phase, const Bucket& bucket, const Slice& slice, const Adjoint& adjoint, const AdjointSlice& own,
-                  int64_t block_offset, int64_t first, int64_t last) {
-  switch (slice.type) {
-    case ScalarType::float32:
-      return Through<State, float, R>{bucket, slice, adjoint, own}.run(phase, block_offset, first, last);
-    case ScalarType::bfloat16:
-      return Through<State, BFloat16, R>{bucket, slice, adjoint, own}.run(phase, block_offset, first, last);
-    case ScalarType::float16:
-      return Through<State, Float16, R>{bucket, slice, adjoint, own}.run(phase, block_offset, first, last);
-    default:
-      // Vectors of float never meet weights of double: see check_adjoint.
-      if constexpr (sizeof(R) == sizeof(double))
-        return Through<State, double, R>{bucket, slice, adjoint, own}.run(phase, block_offset, first, last);
-  }
-}
-
 template <class State>
 void through(Phase phase, const Bucket& bucket, const Slice& slice, const Adjoint& adjoint, const AdjointSlice& own,
              int64_t block_offset, int64_t first, int64_t last) {
-  adjoint.wide ? through_type<State, double>(phase, bucket, slice, adjoint, own, block_offset, first, last)
-               : through_type<State, float>(phase, bucket, slice, adjoint, own, block_offset, first, last);
+  switch (slice.type) {
+    case ScalarType::float32:
+      return Through<State, float>{bucket, slice, adjoint, own}.run(phase, block_offset, first, last);
+    case ScalarType::float64:
+      return Through<State, double>{bucket, slice, adjoint, own}.run(phase, block_offset, first, last);
+    case ScalarType::bfloat16:
+      return Through<State, BFloat16>{bucket, slice, adjoint, own}.run(phase, block_offset, first, last);
+    default:
+      return Through<State, Float16>{bucket, slice, adjoint, own}.run(phase, block_offset, first, last);
+  }
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../core/adjoint.h"
 #include "../core/bucket.h"
 
 namespace rh {
@@ -25,5 +26,18 @@ const char* cuda_move64(Phase phase, const Bucket& bucket, const std::vector<Sli
                         int device, void* stream);
 const char* cuda_move32(Phase phase, const Bucket& bucket, const std::vector<Slice>& slices, bool hash, uint64_t* outcome,
                         int device, void* stream);
+
+// The same of Phase::undo_weights and Phase::undo_velocity with the adjoint, see core/adjoint.h.
+//
+// `adjoint`, `own`: all pointers on `device`, one entry of `own` per slice. Where sums are wanted, a second launch adds those of
+//     the blocks.
+using CudaMoveAdjoint = const char* (*)(Phase phase, const Bucket& bucket, const std::vector<Slice>& slices,
+                                        const Adjoint& adjoint, const std::vector<AdjointSlice>& own, bool hash,
+                                        uint64_t* outcome, int device, void* stream);
+
+const char* cuda_move_adjoint64(Phase phase, const Bucket& bucket, const std::vector<Slice>& slices, const Adjoint& adjoint,
+                                const std::vector<AdjointSlice>& own, bool hash, uint64_t* outcome, int device, void* stream);
+const char* cuda_move_adjoint32(Phase phase, const Bucket& bucket, const std::vector<Slice>& slices, const Adjoint& adjoint,
+                                const std::vector<AdjointSlice>& own, bool hash, uint64_t* outcome, int device, void* stream);
 
 }  // namespace rh

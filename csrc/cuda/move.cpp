@@ -24,9 +24,7 @@ void move_on_cuda(Phase phase, const Arguments& arguments, const Call& call) {
   const int device = call.x.get_device_index();
   void* stream = nullptr;
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &stream) == 0, "torch has no current stream on cuda:", device);
-  const CudaMove move = arguments.wide ? cuda_move64 : cuda_move32;
-  const char* error =
-      move(phase, arguments.bucket, arguments.slices, call.hash, static_cast<uint64_t*>(call.outcome.data_ptr()), device, stream);
+  const char* error = start_on_cuda(phase, arguments, call.hash, static_cast<uint64_t*>(call.outcome.data_ptr()), device, stream);
   STD_TORCH_CHECK(error == nullptr, "CUDA could not start a move of the reversible state on cuda:", device, ": ", error,
                   ". If this GPU is not among those that the library was built for, set TORCH_CUDA_ARCH_LIST (such as '8.6') and "
                   "build it again");

@@ -31,11 +31,12 @@ struct Shared {
   bool hash, back;
 };
 
-template <class State, int bytes>
+// SharedType and EntryType: Shared and Entry, or what derives from them.
+template <class SharedType, class EntryType, int bytes>
 struct Table {
-  static constexpr int capacity = (bytes - static_cast<int>(sizeof(Shared<State>))) / static_cast<int>(sizeof(Entry));
-  Shared<State> shared;
-  Entry entries[capacity];
+  static constexpr int capacity = (bytes - static_cast<int>(sizeof(SharedType))) / static_cast<int>(sizeof(EntryType));
+  SharedType shared;
+  EntryType entries[capacity];
 };
 
 constexpr int kSmallTable = 4096;   // bytes: what every GPU and driver takes
@@ -43,7 +44,7 @@ constexpr int kLargeTable = 32764;  // from CUDA 12.1 on
 
 // The entry that holds `block`: first_block ascends, and no entry is empty.
 template <class Table>
-RH_INLINE const Entry& entry_of(const Table& table, int64_t block) {
+RH_INLINE const auto& entry_of(const Table& table, int64_t block) {
   int low = 0, high = table.shared.entries;
   while (high - low > 1) {
     const int middle = (low + high) / 2;

@@ -236,8 +236,9 @@ struct Thread {
     found.hashes_x = found.hashes_v = true;
   }
 
-  template <bool kWhole>
-  RH_INLINE void move_weights(bool back, Found& found) const {
+  // `beside` comes along, see launch.h: it reads ahead, too, and gets each row's velocities and learning rates.
+  template <bool kWhole, class Beside>
+  RH_INLINE void move_weights(bool back, Found& found, Beside& beside) const {
 #pragma unroll 1
     for (int above = 0; above < kWeightsPerLane; above += kAhead) {
       Vector<Integer, L> xs[kAhead], vs[kAhead];
@@ -246,6 +247,7 @@ struct Thread {
         const int i = start<kWhole>(above + r), count = valid<kWhole>(above + r);
         xs[r] = load<kWhole, L>(x(i), count);
         vs[r] = load<kWhole, L>(v(i), count);
+        beside.template ahead<kWhole>(*this, r, above + r);
       }
 #pragma unroll
       for (int r = 0; r < kAhead; ++r) {
@@ -260,6 +262,7 @@ struct Thread {
         }
         store<kWhole, L>(x(i), xs[r], count);
         store<kWhole, L>(weight(i), seen, count);
+        beside.template weights<kWhole>(*this, r, k, vs[r], lr);
         if (shared.hash) found.x_sum += hash_row<kWhole>(xs[r], k);
       }
     }

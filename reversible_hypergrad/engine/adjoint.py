@@ -35,7 +35,7 @@ class BucketAdjoint:
     Inner products are float64, one per tensor of the bucket, with the same bits on every device.
 
     Args:
-        aw, av: contiguous, laid out as the state; float32, or float64, which they must be if a weight is.
+        aw, av: contiguous, laid out as the state; float64 if the weights are, else float32.
         wanted: the same for all steps.
     """
 

@@ -191,8 +191,8 @@ class FixedGroup(FlatGroup):
 
 
 def fixed_groups(problem: Problem, state_bits: int, verify_every: int, place: str | Path) -> list[FixedGroup]:
-    """The fewest buckets: one per momentum setting and device."""
-    members: dict[tuple[int, torch.device], list[int]] = {}
+    """The fewest buckets: one per momentum setting and device, and float64 weights apart, whose adjoint is float64, too."""
+    members: dict[tuple[int, torch.device, bool], list[int]] = {}
     for i, (settings, weight) in enumerate(zip(problem.settings, problem.weights, strict=True)):
-        members.setdefault((id(settings.momentum), weight.device), []).append(i)
+        members.setdefault((id(settings.momentum), weight.device, weight.dtype == torch.float64), []).append(i)
     return [FixedGroup(problem, m, state_bits, verify_every, place) for m in members.values()]

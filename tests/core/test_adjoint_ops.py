@@ -8,6 +8,7 @@ import oracle
 import pytest
 import torch
 from adjoint_problems import (
+    ADJOINT_CASES,
     OPS,
     AdjointBucket,
     Through,
@@ -21,10 +22,9 @@ from adjoint_problems import (
     throughs_of,
     vectors_of,
 )
-from core_problems import DTYPES, INSTRUCTION_SETS, WIDTHS, Bucket, Step, coefficients, integers, normal_gradients
-from device_matrix import CASES, Case, state_of, steps_of
+from core_problems import INSTRUCTION_SETS, WIDTHS, Bucket, Step, coefficients, integers, normal_gradients
+from device_matrix import Case, state_of, steps_of
 
-WIDE = pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
 LARGE = {"blocks beyond the lanes of a sum": Case((512 * 1100 + 13, 40_000), ("float32", "bfloat16"), rates=(1,))}
 
 
@@ -33,14 +33,13 @@ def parts(bucket, vector):
 
 
 @WIDTHS
-@WIDE
-@pytest.mark.parametrize("case", [*CASES, *LARGE])
-def test_against_numpy_to_the_last_bit(state_bits, wide, case):
-    problem = {**CASES, **LARGE}[case]
+@pytest.mark.parametrize("case", [*ADJOINT_CASES, *LARGE])
+def test_against_numpy_to_the_last_bit(state_bits, case):
+    problem = {**ADJOINT_CASES, **LARGE}[case]
     rng = np.random.default_rng(3)
     x, v = state_of(problem, state_bits, rng)
     steps = steps_of(problem, state_bits, 2 if case in LARGE else 5, rng)
-    real = real_of(problem, wide)
+    real = real_of(problem)
     bucket = AdjointBucket(x, v, list(problem.dtypes), state_bits, real, vectors_of(problem, real, rng))
     plain = Bucket(x, v, list(problem.dtypes), state_bits)
     tapes = [bucket.step(step) for step in steps]
@@ -76,16 +75,16 @@ def assert_parts(bucket, vector, expected):
 
 
 @WIDTHS
-@WIDE
-def test_instruction_sets_and_threads_agree(state_bits, wide, use_instruction_set, set_num_threads):
-    case = Case((40_000, 30_000, 20_011, 513, 7), (*DTYPES, "float32") if wide else ("float32", "bfloat16", "float16") * 2)
-    case = Case(case.sizes, case.dtypes[:5], inactive=True, rates=(1, 3))
+@pytest.mark.parametrize("real", ["float32", "float64"])
+def test_instruction_sets_and_threads_agree(state_bits, real, use_instruction_set, set_num_threads):
+    dtypes = ("float64",) * 5 if real == "float64" else ("float32", "bfloat16", "float16", "float32", "bfloat16")
+    case = Case((40_000, 30_000, 20_011, 513, 7), dtypes, inactive=True, rates=(1, 3))
     traces = {}
     for threads in (1, 2):
         set_num_threads(threads)
         for name in INSTRUCTION_SETS:
             use_instruction_set(name)
-            traces[name, threads] = journey(case, state_bits, wide, AdjointBucket)
+            traces[name, threads] = journey(case, state_bits, AdjointBucket)
     expected = traces.pop((INSTRUCTION_SETS[0], 1))
     for trace in traces.values():
         assert_same_trace(trace, expected)
@@ -152,8 +151,8 @@ def test_opcheck(state_bits, op):
 WRONG = {
     "a vector too short": ("weights_adjoint", lambda t: t[1:], r"weights_adjoint: expected a contiguous vector of \d+ elements"),
     "a vector with holes": ("velocities_adjoint", lambda t: t.repeat(2)[::2], "velocities_adjoint: expected a contiguous"),
-    "narrow beside a float64 weight": ("weights_adjoint", lambda t: t.float(), "weights_adjoint: expected float64, since"),
-    "vectors of two dtypes": ("velocities_adjoint", lambda t: t.float(), "velocities_adjoint: expected the dtype"),
+    "a vector of float64": ("weights_adjoint", lambda t: t.double(), "weights_adjoint: expected float32, since no weight"),
+    "vectors of two dtypes": ("velocities_adjoint", lambda t: t.double(), "velocities_adjoint: expected the dtype"),
     "products missing": ("products", lambda p: p[:-1], "products: expected 3"),
     "a product of another size": (
         "products",
@@ -182,6 +181,13 @@ def test_wrong_argument_is_named_and_nothing_moves(case):
         op(**{**values, name: spoil(values[name])})
     for t, expected in zip(tensors, before, strict=True):
         assert torch.equal(t, expected)
+
+
+def test_float64_weights_among_others_are_refused():
+    values = list(adjoint_sample(64)["sgd_undo_weights_adjoint"])
+    values[0] = [values[0][0].double(), *values[0][1:]]
+    with pytest.raises(RuntimeError, match="weights: expected all of them in float64, or none"):
+        OPS.sgd_undo_weights_adjoint(*values)
 
 
 def test_one_vector_for_both_is_refused():

@@ -1,4 +1,4 @@
-"""The CUDA kernels on the CPU: csrc/cuda/kernels.cu, as it is, compiled by the C++ compiler over emulated/cuda_runtime.h."""
+"""The CUDA kernels on the CPU: csrc/cuda/*.cu, as they are, compiled by the C++ compiler over emulated/cuda_runtime.h."""
 
 from __future__ import annotations
 
@@ -22,8 +22,12 @@ OPS = [*FLAGS, "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-isystem{TORCH / '
 OBJECTS = {
     "kernels32": (HERE / "kernels.cpp", [*KERNELS, "-DRH_STATE_BITS=32"]),
     "kernels64": (HERE / "kernels.cpp", [*KERNELS, "-DRH_STATE_BITS=64"]),
+    "adjoint32": (HERE / "adjoint.cpp", [*KERNELS, "-DRH_STATE_BITS=32"]),
+    "adjoint64": (HERE / "adjoint.cpp", [*KERNELS, "-DRH_STATE_BITS=64"]),
     "ops": (HERE / "ops.cpp", OPS),
+    "start": (ROOT / "csrc" / "cuda" / "start.cpp", OPS),
     "arguments": (ROOT / "csrc" / "arguments.cpp", OPS),
+    "arguments_adjoint": (ROOT / "csrc" / "arguments_adjoint.cpp", OPS),
 }
 
 

@@ -11,6 +11,7 @@ import reversible_hypergrad as rh
 from reversible_hypergrad.adjoints import lookout
 from reversible_hypergrad.engine import outcome
 from reversible_hypergrad.engine.outcome import Outcome
+from reversible_hypergrad.inner.fixed_adjoint import FixedAdjoint
 from reversible_hypergrad.inner.hash_log import HashLog
 
 
@@ -119,18 +120,18 @@ def test_the_steps_are_named(task, runs, every, verify_every, where):  # noqa: F
     task.check_untouched()
 
 
-def test_a_fault_in_the_very_first_step(task, runs, every):  # noqa: F811
+def test_a_fault_in_the_very_first_step(task, monkeypatch, every):
     """It shows at the end of the way back, when nothing is left to undo."""
     trained = task.train()
-    step = runs[0].groups[0].undo_weights
+    undo_weights = FixedAdjoint.undo_weights
 
-    def damage(t):
-        result = step(t)
-        if t == 0:
-            runs[0].groups[0].bucket.v[3] += 1
+    def damage(self, step):
+        result = undo_weights(self, step)
+        if step == 0:
+            self.group.bucket.v[3] += 1
         return result
 
-    runs[0].groups[0].undo_weights = damage
+    monkeypatch.setattr(FixedAdjoint, "undo_weights", damage)
     with pytest.raises(rh.ReversalError, match="step 0, at the end of the way back"):
         task.backward(trained)
     task.check_untouched()

@@ -40,6 +40,16 @@ struct dim3 {
 inline long long __double2ll_rn(double x) { return static_cast<long long>(std::nearbyint(x)); }
 inline int __float2int_rn(float x) { return static_cast<int>(std::nearbyintf(x)); }
 inline float __fmaf_rn(float x, float y, float z) { return std::fmaf(x, y, z); }
+inline long long __double_as_longlong(double x) {
+  long long bits;
+  std::memcpy(&bits, &x, 8);
+  return bits;
+}
+inline double __longlong_as_double(long long bits) {
+  double x;
+  std::memcpy(&x, &bits, 8);
+  return x;
+}
 inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
 template <class T>
 T atomicAdd(T* p, T x) {

@@ -1,9 +1,7 @@
 // The ops of the library over the emulated kernels, on CPU tensors, in a namespace of their own.
-#include "../../../csrc/ops.h"
-
 #include <torch/headeronly/util/Exception.h>
 
-#include "../../../csrc/cuda/kernels.h"
+#include "../../../csrc/ops_adjoint.h"
 
 namespace rh {
 
@@ -16,9 +14,8 @@ namespace {
 int device = 0;  // that the state is said to be on
 
 void move_emulated(Phase phase, const Arguments& arguments, const Call& call) {
-  const CudaMove move = arguments.wide ? cuda_move64 : cuda_move32;
   auto* outcome = static_cast<uint64_t*>(call.outcome.data_ptr());
-  const char* error = move(phase, arguments.bucket, arguments.slices, call.hash, outcome, device, nullptr);
+  const char* error = start_on_cuda(phase, arguments, call.hash, outcome, device, nullptr);
   STD_TORCH_CHECK(error == nullptr, error);
 }
 
@@ -31,12 +28,16 @@ std::vector<int64_t> devices() { return {emulated_current_device(), emulated_las
 
 STABLE_TORCH_LIBRARY(reversible_hypergrad_emulated, m) {
   rh::define_moves(m);
+  rh::define_adjoint_moves(m);
   m.def("launches() -> int");
   m.def("use_device(int index) -> ()");
   m.def("devices() -> int[]");  // the current one, and the one of the last launch
 }
 
-STABLE_TORCH_LIBRARY_IMPL(reversible_hypergrad_emulated, CPU, m) { rh::implement_moves<rh::move_emulated>(m); }
+STABLE_TORCH_LIBRARY_IMPL(reversible_hypergrad_emulated, CPU, m) {
+  rh::implement_moves<rh::move_emulated>(m);
+  rh::implement_adjoint_moves<rh::move_emulated>(m);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(reversible_hypergrad_emulated, CompositeExplicitAutograd, m) {
   m.impl("launches", TORCH_BOX(&rh::launches));

@@ -1,0 +1,2 @@
+// As kernels.cpp.
+#include "../../../csrc/cuda/adjoint.cu"
