@@ -26,8 +26,8 @@ struct Call {
   int64_t n, d;
   bool hash;
   Tensor outcome;
-  std::optional<Tensor> first_refused;
-  int64_t number;
+  std::optional<Tensor> first_refused{};
+  int64_t number = 0;
 };
 
 // Beside a step's undoing, its adjoint.
