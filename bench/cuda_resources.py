@@ -16,7 +16,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results" / "cuda_resources.md"
 GPUS = ("80", "90", "100")
-PHASES = {"0": "step", "1": "undo or redo weights", "3": "undo velocity"}
+SOURCES = ("kernels", "adjoint")
+PHASES = {
+    "0": "step",
+    "1": "undo or redo weights",
+    "3": "undo velocity",
+    "1 with adjoint": "undo weights, with adjoint",
+    "3 with adjoint": "undo velocity, with adjoint",
+}
 TYPES = {"f": "float32", "d": "float64", "NS_8BFloat16E": "bfloat16", "NS_7Float16E": "float16"}
 FLAGS = ["--fmad=false", "-std=c++17", "-O3", "-Xcompiler=-Wno-unknown-pragmas"]
 REPORT = re.compile(
@@ -24,12 +31,14 @@ REPORT = re.compile(
     r"spill stores, (?P<loads>\d+) bytes spill loads\n.*?Used (?P<registers>\d+) registers",
     re.DOTALL,
 )
-NAME = re.compile(r"PhaseE(?P<phase>\d)E(?P<type>.*?)Li(?P<table>\d+)")
+NAME = re.compile(r"PhaseE(?P<phase>\d)E(?P<type>.*?)NS\d_(?:5Alone|(?P<adjoint>11WithAdjoint))ELi(?P<table>\d+)")
+ADDING = "add_partials"  # of the blocks' sums; it does not depend on the weights
 ACCESS = re.compile(r"\b(ld|st)\.global(\.v\d)?\.[a-z](\d+)")
 
 
-def nvcc(bits: int, options: list[str], target: Path) -> str:
-    command = ["nvcc", *FLAGS, *options, f"-DRH_STATE_BITS={bits}", str(ROOT / "csrc" / "cuda" / "kernels.cu"), "-o", str(target)]
+def nvcc(source: str, bits: int, options: list[str], target: Path) -> str:
+    path = ROOT / "csrc" / "cuda" / f"{source}.cu"
+    command = ["nvcc", *FLAGS, *options, f"-DRH_STATE_BITS={bits}", str(path), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr)
@@ -40,24 +49,27 @@ def resources(bits: int, folder: Path) -> dict[tuple[str, str, str], dict[str, s
     """By phase, type and GPU; of the kernels with the small table, those with the large one differ in the table alone."""
     found = {}
     options = [f"-gencode=arch=compute_{gpu},code=sm_{gpu}" for gpu in GPUS]
-    for match in REPORT.finditer(nvcc(bits, ["-c", "-Xptxas=-v", *options], folder / f"{bits}.o")):
-        name = NAME.search(match["name"])
-        assert name is not None, match["name"]
+    reports = "".join(nvcc(source, bits, ["-c", "-Xptxas=-v", *options], folder / f"{source}{bits}.o") for source in SOURCES)
+    for match in REPORT.finditer(reports):
         if match["stack"] != "0" or match["stores"] != "0" or match["loads"] != "0":
             raise SystemExit(f"state of {bits} bits, {match['name']} on sm_{match['gpu']} spills registers")
-        if name["table"] == "4096":
-            found[PHASES[name["phase"]], TYPES[name["type"]], match["gpu"]] = match.groupdict()
+        name = NAME.search(match["name"])
+        assert name is not None or ADDING in match["name"], match["name"]
+        if name is not None and name["table"] == "4096":
+            phase = PHASES[name["phase"] + (" with adjoint" if name["adjoint"] else "")]
+            found[phase, TYPES[name["type"]], match["gpu"]] = match.groupdict()
     return found
 
 
 def accesses(bits: int, folder: Path) -> dict[tuple[str, int], int]:
     """How many instructions of the compiler's PTX load and store so many bytes, all kernels together."""
-    target = folder / f"{bits}.ptx"
-    nvcc(bits, ["-ptx", "-arch=compute_90"], target)
     counts: dict[tuple[str, int], int] = {}
-    for kind, vector, width in ACCESS.findall(target.read_text()):
-        size = int(width) // 8 * int(vector[2:] or 1)
-        counts[kind, size] = counts.get((kind, size), 0) + 1
+    for source in SOURCES:
+        target = folder / f"{source}{bits}.ptx"
+        nvcc(source, bits, ["-ptx", "-arch=compute_90"], target)
+        for kind, vector, width in ACCESS.findall(target.read_text()):
+            size = int(width) // 8 * int(vector[2:] or 1)
+            counts[kind, size] = counts.get((kind, size), 0) + 1
     return counts
 
 

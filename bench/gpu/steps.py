@@ -1,41 +1,21 @@
 """What a step and its undoing cost: queued as in rh.train, and as an optimizer that knows at once whether it was refused."""
 
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 import reversible_hypergrad as rh
+from bench.backward import BYTES as BYTES_BACK
+from bench.backward import Backward
 from bench.gpu.clock import Clock, quartiles
 from bench.gpu.report import Deadline, Setup
 from bench.sgd_step import BYTES
 from bench.timing import ratio
-from reversible_hypergrad.engine.bucket import Bucket, Coefficients, Record
 
 __all__ = ["step_and_undo"]
 
 Calls = dict[str, Callable[[], object]]
-
-
-class Queued:
-    """A bucket that takes a step and undoes it, every state hashed, without waiting."""
-
-    def __init__(self, weights: list[Tensor], gradients: list[Tensor], state_bits: int) -> None:
-        self.gradients = gradients
-        self.bucket = Bucket(weights, [f"weights[{i}]" for i in range(len(weights))], state_bits)
-        self.coefficients = (Coefficients.of(self.bucket.format, lr=1e-3, weight_decay=0.0, dampening=0.0),)
-        self.records: list[Record] = []
-        self.step()
-
-    def step(self) -> None:
-        record, _ = self.bucket.step(self.gradients, Fraction(9, 10), self.coefficients, None, True)
-        self.records.append(record)
-
-    def undo(self) -> None:
-        record = self.records.pop()
-        self.bucket.move_weights(record, back=True, with_hash=True)
-        self.bucket.undo_velocity(record, self.gradients, True)
 
 
 class Optimizer:
@@ -66,8 +46,9 @@ def calls(shapes: list[tuple[int, ...]], device: torch.device, optimizers: bool)
         "SGD(foreach)": torch.optim.SGD(parameters(), lr=1e-3, momentum=0.9, foreach=True).step,
     }
     for bits in (32, 64):
-        queued = Queued([p.detach() for p in parameters()], gradients, bits)
-        chosen |= {f"step {bits}": queued.step, f"undo {bits}": queued.undo}
+        run = Backward([p.detach() for p in parameters()], gradients, bits)
+        chosen |= {f"step {bits}": run.step, f"undo {bits}": run.undo, f"step again {bits}": run.step}
+        chosen |= {f"weights back {bits}": run.weights_back, f"velocity back {bits}": run.velocity_back}
     for bits in (32, 64) if optimizers else ():
         optimizer = Optimizer(parameters(), bits)
         chosen |= {f"ReversibleSGD({bits}).step": optimizer.step, f"ReversibleSGD({bits}).step_back": optimizer.undo}
@@ -90,8 +71,9 @@ def step_and_undo(setup: Setup, deadline: Deadline) -> Iterator[str]:
     small: list[tuple[int, ...]] = [(64, 64), (64,)] * 100
     cases = [([(4_000,)], 5), ([(64,)] * 20, 5)] if setup.tiny else [([(10_000_000,)], 50), ([(500_000_000,)], 15), (small, 50)]
     yield "float32 weights, momentum 0.9, every state hashed, no spills; candidates take turns in one process. Time on the GPU by"
-    yield "events, while the host is ahead; GB/s by the bytes that must move; ratios turn by turn. `step` and `undo` are queued,"
-    yield "as in `rh.train`; `ReversibleSGD` waits once per call to know whether it was refused. Wall: one call, and the wait."
+    yield "events, while the host is ahead; GB/s by the bytes that must move; ratios turn by turn. `step`, `undo` and the phases of"
+    yield "undoing with the adjoint, `weights back` and `velocity back`, with three settings' inner products, are queued, as in"
+    yield "`rh.train`; `ReversibleSGD` waits once per call to know whether it was refused. Wall: one call, and the wait."
     for shapes, turns in cases:
         weights = sum(torch.Size(shape).numel() for shape in shapes)
         candidates = calls(shapes, setup.device, optimizers=weights < 100_000_000)
@@ -105,7 +87,7 @@ def step_and_undo(setup: Setup, deadline: Deadline) -> Iterator[str]:
         for name, samples in device.items():
             low, middle, high = quartiles(samples)
             cells = [f"{1e3 * middle:.4g}", f"{1e3 * low:.4g}-{1e3 * high:.4g}", f"{1e3 * quartiles(wall[name])[1]:.4g}"]
-            moved = BYTES.get(name, 0) * weights / middle
+            moved = {**BYTES, **BYTES_BACK}.get(name, 0) * weights / middle
             cells += [f"{moved / 1e9:.4g}", f"{moved / copy:.2f}"] if moved else ["", ""]
             first, fused, third = ratio(samples, device["SGD(fused)"])
             foreach = ratio(samples, device["SGD(foreach)"])[1]

@@ -75,6 +75,14 @@ def main(arguments: list[str] | None = None) -> int:
         old = before.get((size, name))
         change = "" if old is None else f"{old:11.2f}{of / old - 1:+9.0%}"
         print(f"{name:12}{int(size):12,}{1e6 * medians[size][name]:12.1f}{of:15.2f}{change}")
+    for size, kernels in medians.items():
+        for bits in (32, 64):
+            fused, apart = kernels.get(f"back {bits}"), kernels.get(f"back_in_torch {bits}")
+            if fused and apart:
+                print(
+                    f"a step back with its adjoint in the kernels, of one with it in torch: {fused / apart:.2f} "
+                    f"({bits}-bit state, {int(size):,} weights)"
+                )
     if options.update:
         options.results.parent.mkdir(parents=True, exist_ok=True)
         rounded = {size: {name: float(f"{s:.4g}") for name, s in kernels.items()} for size, kernels in medians.items()}

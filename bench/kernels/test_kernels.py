@@ -1,4 +1,5 @@
-"""A step, its undoing, and the NumPy core's information buffer, at several sizes; torch.optim.SGD(fused) is the yardstick."""
+"""A step, its undoing alone and with its adjoint, and the NumPy core's information buffer, at several sizes;
+torch.optim.SGD(fused) is the yardstick."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import reversible_hypergrad as rh
+from bench.backward import Backward
 from reversible_hypergrad import core
 
 Timed = Callable[..., None]
@@ -43,6 +45,24 @@ def test_step(timed: Timed, weights: int, state_bits: int) -> None:
 def test_undo(timed: Timed, weights: int, state_bits: int) -> None:
     optimizer = reversible(weights, state_bits)
     timed(lambda: optimizer.step_back(lambda: None), before=lambda: optimizer.step())
+
+
+def backward(weights: int, state_bits: int) -> Backward:
+    given = parameter(weights)
+    assert given.grad is not None
+    return Backward([given.detach()], [given.grad], state_bits, weight_decay=1e-4)
+
+
+@pytest.mark.parametrize("state_bits", [32, 64])
+def test_back(timed: Timed, weights: int, state_bits: int) -> None:
+    run = backward(weights, state_bits)
+    timed(run.back, before=run.step)
+
+
+@pytest.mark.parametrize("state_bits", [32, 64])
+def test_back_in_torch(timed: Timed, weights: int, state_bits: int) -> None:
+    run = backward(weights, state_bits)
+    timed(run.back_in_torch, before=run.step)
 
 
 @pytest.mark.parametrize("state_bits", [32, 64])

@@ -28,7 +28,17 @@ def test_every_part_runs(tmp_path, folder, capsys):
     report = target.read_text()
     for part in bench.PARTS:
         assert f"## {part.title}\n" in report
-    for line in ("TOY SIZES", "| step 64 |", "| undo 32 |", "| SGD(fused) |", "every bit the same", "few.npz", "some.txt"):
+    for line in (
+        "TOY SIZES",
+        "| step 64 |",
+        "| undo 32 |",
+        "| weights back 32 |",
+        "| velocity back 64 |",
+        "| SGD(fused) |",
+        "every bit the same",
+        "few.npz",
+        "some.txt",
+    ):
         assert line in report
     assert report.count("every bit of every weight as at the start") == 2
     assert report.count("| rh.") == 3
