@@ -71,8 +71,8 @@ def step_and_undo(setup: Setup, deadline: Deadline) -> Iterator[str]:
     small: list[tuple[int, ...]] = [(64, 64), (64,)] * 100
     cases = [([(4_000,)], 5), ([(64,)] * 20, 5)] if setup.tiny else [([(10_000_000,)], 50), ([(500_000_000,)], 15), (small, 50)]
     yield "float32 weights, momentum 0.9, every state hashed, no spills; candidates take turns in one process. Time on the GPU by"
-    yield "events, while the host is ahead; GB/s by the bytes that must move; ratios turn by turn. `step`, `undo` and the phases of"
-    yield "undoing with the adjoint, `weights back` and `velocity back`, with three settings' inner products, are queued, as in"
+    yield "events, while the host is ahead; GB/s by the bytes that must move; ratios turn by turn. `step`, `undo` and both phases"
+    yield "of undoing with the adjoint, `weights back`, `velocity back`, with three settings' inner products, are queued, as in"
     yield "`rh.train`; `ReversibleSGD` waits once per call to know whether it was refused. Wall: one call, and the wait."
     for shapes, turns in cases:
         weights = sum(torch.Size(shape).numel() for shape in shapes)

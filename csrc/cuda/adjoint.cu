@@ -35,6 +35,8 @@ struct WithAdjoint {
     using Rates = Vector<typename State::Real, Of::L>;
     using Integers = Vector<typename State::Integer, Of::L>;
     static constexpr int L = Of::L;
+    // Rows of the second half that are read before the first of them is written, as registers allow.
+    static constexpr int kTogether = sizeof(R) * L > 16 ? 1 : Of::kAhead;
 
     const Shared& shared;
     const Entry& entry;
@@ -73,11 +75,11 @@ struct WithAdjoint {
       const bool reads_x = wants(kByDecay) || wants(kByShare);
       // The thread's own velocities are read again, from a cache: in registers, a block's would not leave enough for the rest.
 #pragma unroll 1
-      for (int above = 0; above < kWeightsPerLane; above += Of::kAhead) {
-        Vector<T, L> products[Of::kAhead], gradients[Of::kAhead];
-        Integers xs[Of::kAhead], vs[Of::kAhead];
+      for (int above = 0; above < kWeightsPerLane; above += kTogether) {
+        Vector<T, L> products[kTogether], gradients[kTogether];
+        Integers xs[kTogether], vs[kTogether];
 #pragma unroll
-        for (int r = 0; r < Of::kAhead; ++r) {
+        for (int r = 0; r < kTogether; ++r) {
           const int i = thread.template start<kWhole>(above + r), count = thread.template valid<kWhole>(above + r);
           ahead<kWhole>(thread, r, above + r);
           if (product) products[r] = load<kWhole, L>(product + thread.begin + i, count);
@@ -86,7 +88,7 @@ struct WithAdjoint {
           if (wants(kByShare)) gradients[r] = load<kWhole, L>(thread.gradient(i), count);
         }
 #pragma unroll
-        for (int r = 0; r < Of::kAhead; ++r) {
+        for (int r = 0; r < kTogether; ++r) {
           const int i = thread.template start<kWhole>(above + r), count = thread.template valid<kWhole>(above + r);
 #pragma unroll
           for (int j = 0; j < L; ++j)
