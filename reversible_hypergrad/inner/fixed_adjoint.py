@@ -72,6 +72,7 @@ class FixedAdjoint:
             self.sums.after_gradient,
         )
         self.sums.close_row(step, self.totals)
+        self._u = self.av
         return outcome
 
     def _dense(self, i: int, product: Tensor | None) -> Tensor | None:

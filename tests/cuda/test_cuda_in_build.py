@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from adjoint_problems import adjoint_sample
 from core_problems import OPS, sample
 
 import reversible_hypergrad as rh
@@ -14,7 +15,7 @@ def test_the_cuda_key_has_an_implementation_of_every_move():
     """Called on CPU tensors, it says what is missing, and nothing moves."""
     reason = "expected a CUDA tensor" if rh.core.cuda_in_build() else "no CUDA kernels.*install the CUDA toolkit"
     key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-    for name, arguments in sample(64).items():
+    for name, arguments in {**sample(64), **adjoint_sample(64)}.items():
         before = arguments[3].clone()
         with pytest.raises(RuntimeError, match=reason):
             getattr(OPS, name).default.redispatch(key, *arguments)
