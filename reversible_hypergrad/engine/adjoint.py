@@ -57,7 +57,7 @@ class BucketAdjoint:
     def undo_velocity(
         self,
         record: Record,
-        gradients: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
         with_hash: bool,
         products: Sequence[Tensor | None],
         settings: Sequence[float],

@@ -6,18 +6,21 @@ from fractions import Fraction
 
 import pytest
 import torch
+from adjoint_problems import ADJOINT_CASES
 from core_problems import DTYPES, WIDTHS, same_bits
 from device_matrix import CASES, Case
 from gpu_machine import DEVICE, GPU
 
+from reversible_hypergrad.engine.adjoint import BucketAdjoint, Wanted
 from reversible_hypergrad.engine.bucket import Bucket, Coefficients
 from reversible_hypergrad.engine.outcome import read
 
 pytestmark = [*GPU, pytest.mark.sanitize]
 
 
-def journey(case: Case, state_bits: int, device: str) -> list[torch.Tensor]:
-    """Every state of a few steps that spill, and back. Tensors are allocated one by one, of just their size."""
+def journey(case: Case, state_bits: int, device: str, adjoint: bool) -> list[torch.Tensor]:
+    """Every state of a few steps that spill, and back, on request with the adjoint. Tensors are allocated one by one, of just
+    their size."""
     generator = torch.Generator().manual_seed(0)
 
     def numbers(scale: float) -> list[torch.Tensor]:
@@ -34,9 +37,14 @@ def journey(case: Case, state_bits: int, device: str) -> list[torch.Tensor]:
     if case.inactive:
         given = [[None if t % 3 == i % 3 else g for i, g in enumerate(gradients)] for t, gradients in enumerate(given)]
     records, outcomes, seen = [], [], []
+    real = torch.float64 if "float64" in case.dtypes else torch.float32
+    aw, av = (torch.randn(len(bucket.x), generator=generator, dtype=real).to(device) for _ in range(2))
+    vectors = BucketAdjoint(bucket, aw, av, Wanted(True, True, True, True)) if adjoint else None
+    by_lr, others = (torch.zeros(kinds, len(weights), dtype=torch.float64, device=device) for kinds in (1, 3))
 
     def look() -> None:
-        seen.extend(t.detach().cpu().clone() for t in (bucket.x, bucket.v, bucket.accumulators, *weights))
+        every = bucket.x, bucket.v, bucket.accumulators, aw, av, by_lr, others, *weights
+        seen.extend(t.detach().cpu().clone() for t in every)
 
     for gradients in given:
         record, outcome = bucket.step(gradients, Fraction(1, 10), c, None, True)
@@ -44,8 +52,12 @@ def journey(case: Case, state_bits: int, device: str) -> list[torch.Tensor]:
         outcomes.append(outcome)
         look()
     for record, gradients in zip(reversed(records), reversed(given), strict=True):
-        outcomes.append(bucket.move_weights(record, back=True, with_hash=True))
-        outcomes.append(bucket.undo_velocity(record, gradients, True))
+        if vectors is None:
+            outcomes.append(bucket.move_weights(record, back=True, with_hash=True))
+            outcomes.append(bucket.undo_velocity(record, gradients, True))
+        else:
+            outcomes.append(vectors.undo_weights(record, True, by_lr))
+            outcomes.append(vectors.undo_velocity(record, gradients, True, gradients, (0.75, 0.01), others))
         look()
     read(outcomes)
     assert not any(any(outcome.flags) for outcome in outcomes)
@@ -53,10 +65,11 @@ def journey(case: Case, state_bits: int, device: str) -> list[torch.Tensor]:
 
 
 @WIDTHS
-@pytest.mark.parametrize("case", CASES)
-def test_states_of_the_cpu(case, state_bits):
-    problem = CASES[case]
+@pytest.mark.parametrize(("case", "adjoint"), [*((c, False) for c in CASES), *((c, True) for c in ADJOINT_CASES)])
+def test_states_of_the_cpu(case, adjoint, state_bits):
+    problem = (ADJOINT_CASES if adjoint else CASES)[case]
     if not any(problem.sizes):
         pytest.skip("a bucket has weights")
-    for mine, expected in zip(journey(problem, state_bits, DEVICE), journey(problem, state_bits, "cpu"), strict=True):
-        assert same_bits(mine, expected)
+    mine, expected = (journey(problem, state_bits, device, adjoint) for device in (DEVICE, "cpu"))
+    for one, other in zip(mine, expected, strict=True):
+        assert same_bits(one, other)
