@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t kStreamBytes = int64_t{32} << 20;
 // Blocks per thread below which a thread costs more than it saves (16 k weights, about 10 us).
 constexpr int64_t kGrain = 32;
-// Blocks after which the adjoint follows: 4096 weights, with state, gradients and vectors at most 200 KB.
+// Blocks after which the adjoint follows: 4096 weights, whose state, gradients and vectors stay in a core's cache.
 constexpr int64_t kBehind = 8;
 
 void add_partials(const Adjoint& adjoint, const std::vector<int64_t>& first_block) {
