@@ -101,15 +101,15 @@ struct Divisor<State32> {
 // V -> V * n/d with the remainder kept in s. Contraction by d/n is the exact inverse ("expand").
 template <class Integer, class Accumulator>
 RH_INLINE void contract(Integer& v, Accumulator& s, const Divisor<State64>& n, const Divisor<State64>& d) {
-  using Real = decltype(to_real(v));
+  using Real = decltype(small_to_real(v));
   constexpr int bits = State64::low_bits;
   constexpr double base = int64_t{1} << bits;
   Real high, low, carry, digit, rest, out;
-  d.divide(to_real(shift_right<bits>(v)), high, carry);
-  d.divide(exact_multiply_add(carry, base, to_real(low_part<bits>(v))), low, digit);
-  n.divide(exact_multiply_add(to_real(as_signed(s)), d.real, digit), rest, out);
-  s = as_unsigned(round_to_integer(rest));
-  v = wrapping_add(shift_left<bits>(round_to_integer(high * n.real)), round_to_integer(exact_multiply_add(low, n.real, out)));
+  d.divide(small_to_real(shift_right<bits>(v)), high, carry);
+  d.divide(exact_multiply_add(carry, base, small_to_real(low_part<bits>(v))), low, digit);
+  n.divide(exact_multiply_add(small_to_real(as_signed(s)), d.real, digit), rest, out);
+  s = as_unsigned(small_to_integer(rest));
+  v = wrapping_add(shift_left<bits>(small_to_integer(high * n.real)), small_to_integer(exact_multiply_add(low, n.real, out)));
 }
 
 template <class Integer, class Accumulator>

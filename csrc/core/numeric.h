@@ -42,6 +42,10 @@ RH_INLINE int32_t round_to_integer(float x) {
 RH_INLINE double to_real(int64_t x) { return static_cast<double>(x); }
 RH_INLINE float to_real(int32_t x) { return static_cast<float>(x); }
 
+// The same for integers from -2^51 to 2^51 - 1, held in either type: cheaper where a machine has no conversion of 64 bits.
+RH_INLINE int64_t small_to_integer(double x) { return static_cast<int64_t>(x); }
+RH_INLINE double small_to_real(int64_t x) { return static_cast<double>(x); }
+
 // The same bits as another integer type.
 RH_INLINE uint64_t as_unsigned(int64_t x) { return static_cast<uint64_t>(x); }
 RH_INLINE uint32_t as_unsigned(int32_t x) { return static_cast<uint32_t>(x); }

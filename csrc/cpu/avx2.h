@@ -37,10 +37,21 @@ RH_PACK F64x4 operator*(F64x4 a, F64x4 b) { return {_mm256_mul_pd(a.r, b.r)}; }
 RH_PACK F64x4 exact_multiply_add(F64x4 a, double b, F64x4 c) { return {_mm256_fmadd_pd(a.r, _mm256_set1_pd(b), c.r)}; }
 RH_PACK F64x4 exact_multiply_add(F64x4 a, double b, double c) { return exact_multiply_add(a, b, F64x4{_mm256_set1_pd(c)}); }
 
-// Below 2^51 in magnitude, adding 1.5 * 2^52 leaves the rounded integer in the low bits. Larger ones are rare (a huge step,
-// or one that is about to be refused) and go one by one.
-RH_PACK I64x4 round_to_integer(F64x4 x) {
+// An integer added to 1.5 * 2^52, as a double or in its bits, is the same sum.
+RH_PACK I64x4 small_to_integer(F64x4 x) {
   const __m256d magic = _mm256_set1_pd(6755399441055744.0);
+  return {_mm256_sub_epi64(_mm256_castpd_si256(_mm256_add_pd(x.r, magic)), _mm256_castpd_si256(magic))};
+}
+RH_PACK F64x4 small_to_real(I64x4 x) {
+  const __m256d magic = _mm256_set1_pd(6755399441055744.0);
+  return {_mm256_sub_pd(_mm256_castsi256_pd(_mm256_add_epi64(x.r, _mm256_castpd_si256(magic))), magic)};
+}
+
+RH_PACK F64x4 round_small(F64x4 x) { return {_mm256_round_pd(x.r, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+
+// As a double, the sum is rounded as well. Numbers from 2^51 on are rare (a huge step, or one that is about to be refused) and
+// go one by one.
+RH_PACK I64x4 round_to_integer(F64x4 x) {
   const __m256d size = _mm256_andnot_pd(_mm256_set1_pd(-0.0), x.r);
   if (_mm256_movemask_pd(_mm256_cmp_pd(size, _mm256_set1_pd(2251799813685248.0), _CMP_LT_OQ)) != 0xf) {
     alignas(32) double in[4];
@@ -49,7 +60,7 @@ RH_PACK I64x4 round_to_integer(F64x4 x) {
     for (int i = 0; i < 4; ++i) out[i] = round_to_integer(in[i]);
     return {_mm256_load_si256(reinterpret_cast<const __m256i*>(out))};
   }
-  return {_mm256_sub_epi64(_mm256_castpd_si256(_mm256_add_pd(x.r, magic)), _mm256_castpd_si256(magic))};
+  return small_to_integer(x);
 }
 
 // The halves of x as doubles of exponents 2^84 and 2^52, joined by the one rounding of the last addition.

@@ -38,6 +38,8 @@ RH_PACK F64x8 exact_multiply_add(F64x8 a, double b, F64x8 c) { return {_mm512_fm
 RH_PACK F64x8 exact_multiply_add(F64x8 a, double b, double c) { return exact_multiply_add(a, b, F64x8{_mm512_set1_pd(c)}); }
 RH_PACK I64x8 round_to_integer(F64x8 x) { return {_mm512_cvtpd_epi64(x.r)}; }
 RH_PACK F64x8 to_real(I64x8 x) { return {_mm512_cvtepi64_pd(x.r)}; }
+RH_PACK I64x8 small_to_integer(F64x8 x) { return round_to_integer(x); }
+RH_PACK F64x8 small_to_real(I64x8 x) { return to_real(x); }
 template <int bits>
 RH_PACK I64x8 shift_right(I64x8 x) {
   return {_mm512_srai_epi64(x.r, bits)};

@@ -54,6 +54,20 @@ RH_INLINE uint64_t hash_row(const Integer* row, int count, int first) {
     }
     sum = static_cast<uint64_t>(_mm512_reduce_add_epi64(total));
   }
+#elif defined(__AVX2__)
+  if (words >= 4) {
+    alignas(32) uint64_t four[4];
+    for (int lane = 0; lane < 4; ++lane) four[lane] = hash_key(base + lane);
+    __m256i key = _mm256_load_si256(reinterpret_cast<const __m256i*>(four)), total = _mm256_setzero_si256();
+    const __m256i stride = _mm256_set1_epi64x(static_cast<int64_t>(hash_key(4) - hash_key(0)));
+    for (; i + 4 <= words; i += 4) {
+      const __m256i keyed = _mm256_add_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + i * per_word)), key);
+      total = _mm256_add_epi64(total, _mm256_mul_epu32(keyed, _mm256_srli_epi64(keyed, 32)));
+      key = _mm256_add_epi64(key, stride);
+    }
+    _mm256_store_si256(reinterpret_cast<__m256i*>(four), total);
+    sum = four[0] + four[1] + four[2] + four[3];
+  }
 #endif
   for (; i < words; ++i) {
     uint64_t word;
@@ -108,10 +122,14 @@ struct Worker {
   const Bucket& bucket;
   const Slice& slice;
   bool hash, stream;
-  Coefficients<State> coefficients;
-  Divisor<State> n, d;
-  Contracted<State> contracted;
-  double quantum;
+  // Loops take a copy: what stands in memory could change with every store, as far as a compiler knows.
+  struct Numbers {
+    Coefficients<State> coefficients;
+    Divisor<State> n, d;
+    double quantum;
+  };
+  const Numbers numbers;
+  const Contracted<State> contracted;
   Outcome outcome;
 
   Worker(const Bucket& b, const Slice& s, bool with_hash, bool with_stream)
@@ -119,11 +137,11 @@ struct Worker {
         slice(s),
         hash(with_hash),
         stream(with_stream),
-        coefficients{static_cast<Real>(s.gradient_coefficient), static_cast<Real>(s.decay_coefficient), static_cast<Real>(s.lr)},
-        n(b.n),
-        d(b.d),
-        contracted(b.n, b.d),
-        quantum(1.0 / static_cast<double>(int64_t{1} << State::weight_fraction_bits)) {}
+        numbers{{static_cast<Real>(s.gradient_coefficient), static_cast<Real>(s.decay_coefficient), static_cast<Real>(s.lr)},
+                Divisor<State>(b.n),
+                Divisor<State>(b.d),
+                1.0 / static_cast<double>(int64_t{1} << State::weight_fraction_bits)},
+        contracted(b.n, b.d) {}
 
   struct Block {
     int lanes;
@@ -176,23 +194,24 @@ struct Worker {
   }
 
   template <class L>
-  RH_INLINE void step_lanes(Integer* x, Integer* v, Accumulator* s, const T* gradient, const Real* lr, T* row,
+  RH_INLINE void step_lanes(Integer* x, Integer* v, Accumulator* s, const T* gradient, const Real* lr, T* row, const Numbers& of,
                             ChecksOf<L>& checks) {
     auto xj = L::load(x);
     auto vj = L::load(v);
     auto sj = L::load(s);
-    step_velocity<State>(xj, vj, sj, L::read(gradient), coefficients, n, d, checks);
-    auto change = lr ? weight_change<State>(vj, L::load(lr)) : weight_change<State>(vj, coefficients.lr);
+    step_velocity<State>(xj, vj, sj, L::read(gradient), of.coefficients, of.n, of.d, checks);
+    auto change = lr ? weight_change<State>(vj, L::load(lr)) : weight_change<State>(vj, of.coefficients.lr);
     step_weight<State>(xj, change, checks);
     L::store(s, sj);
     L::store(v, vj);
     L::store(x, xj);
-    L::write(row, xj, quantum);
+    L::write(row, xj, of.quantum);
   }
 
   template <bool kFull>
   RH_INLINE void step(const Block& b) {
     const int lanes = kFull ? J : b.lanes;
+    const Numbers of = numbers;
     auto wide = no_complaint<Wide<State>>();
     auto single = no_complaint<Single<State>>();
     uint64_t x_sum = 0, v_sum = 0;
@@ -213,8 +232,9 @@ struct Worker {
       }
       int j = 0;
       for (; j + Wide<State>::width <= count; j += Wide<State>::width)
-        step_lanes<Wide<State>>(x + j, v + j, b.s + j, gradient + j, lr ? lr + j : lr, row + j, wide);
-      for (; j < count; ++j) step_lanes<Single<State>>(x + j, v + j, b.s + j, gradient + j, lr ? lr + j : lr, row + j, single);
+        step_lanes<Wide<State>>(x + j, v + j, b.s + j, gradient + j, lr ? lr + j : lr, row + j, of, wide);
+      for (; j < count; ++j)
+        step_lanes<Single<State>>(x + j, v + j, b.s + j, gradient + j, lr ? lr + j : lr, row + j, of, single);
       write_row(b.weight + k * lanes, row, count * static_cast<int64_t>(sizeof(T)), stream);
       if (hash) {
         x_sum += hash_row(x, count, k * lanes);
@@ -246,18 +266,19 @@ struct Worker {
   }
 
   template <class L, bool kBack>
-  RH_INLINE void move_lanes(Integer* x, const Integer* v, const Real* lr, T* row) {
+  RH_INLINE void move_lanes(Integer* x, const Integer* v, const Real* lr, T* row, const Numbers& of) {
     auto vj = L::load(v);
-    auto change = lr ? weight_change<State>(vj, L::load(lr)) : weight_change<State>(vj, coefficients.lr);
+    auto change = lr ? weight_change<State>(vj, L::load(lr)) : weight_change<State>(vj, of.coefficients.lr);
     auto xj = kBack ? wrapping_add(L::load(x), change) : wrapping_subtract(L::load(x), change);
     L::store(x, xj);
-    L::write(row, xj, quantum);
+    L::write(row, xj, of.quantum);
   }
 
   template <bool kFull, bool kBack>
   RH_INLINE void move_weights(const Block& b) {
     const int lanes = kFull ? J : b.lanes;
     const int rows = kFull ? kWeightsPerLane : b.rows();
+    const Numbers of = numbers;
     uint64_t x_sum = 0;
     alignas(64) T row[J];
     for (int k = 0; k < rows; ++k) {
@@ -271,8 +292,8 @@ struct Worker {
       }
       int j = 0;
       for (; j + Wide<State>::width <= count; j += Wide<State>::width)
-        move_lanes<Wide<State>, kBack>(x + j, v + j, lr ? lr + j : lr, row + j);
-      for (; j < count; ++j) move_lanes<Single<State>, kBack>(x + j, v + j, lr ? lr + j : lr, row + j);
+        move_lanes<Wide<State>, kBack>(x + j, v + j, lr ? lr + j : lr, row + j, of);
+      for (; j < count; ++j) move_lanes<Single<State>, kBack>(x + j, v + j, lr ? lr + j : lr, row + j, of);
       write_row(b.weight + k * lanes, row, count * static_cast<int64_t>(sizeof(T)), stream);
       if (hash) x_sum += hash_row(x, count, k * lanes);
     }
@@ -281,12 +302,12 @@ struct Worker {
 
   template <class L, bool kDecay>
   RH_INLINE void undo_lanes(const Integer* x, const Integer* from, Integer* v, Accumulator* s, const T* gradient,
-                            ChecksOf<L>& checks, typename L::Integer& furthest) {
+                            const Numbers& of, ChecksOf<L>& checks, typename L::Integer& furthest) {
     auto sj = L::load(s);
     auto vj = L::load(from);
     auto place = L::zero();
-    rh::undo_velocity<kDecay, State>(kDecay ? L::load(x) : L::zero(), vj, sj, place, L::read(gradient), coefficients, n, d,
-                                     contracted, checks);
+    rh::undo_velocity<kDecay, State>(kDecay ? L::load(x) : L::zero(), vj, sj, place, L::read(gradient), of.coefficients, of.n,
+                                     of.d, contracted, checks);
     furthest = L::further(furthest, place);
     L::store(s, sj);
     L::store(v, vj);
@@ -297,6 +318,7 @@ struct Worker {
   RH_INLINE bool undo_velocity(const Block& b) {
     const int lanes = kFull ? J : b.lanes;
     const int rows = kFull ? kWeightsPerLane : b.rows();
+    const Numbers of = numbers;
     alignas(64) Integer v[kBlockSize];
     alignas(64) Accumulator s[J];
     auto wide = no_complaint<Wide<State>>();
@@ -317,9 +339,9 @@ struct Worker {
         }
         int j = 0;
         for (; j + Wide<State>::width <= count; j += Wide<State>::width)
-          undo_lanes<Wide<State>, kDecay>(x + j, from + j, v + k * lanes + j, s + j, gradient + j, wide, wide_furthest);
+          undo_lanes<Wide<State>, kDecay>(x + j, from + j, v + k * lanes + j, s + j, gradient + j, of, wide, wide_furthest);
         for (; j < count; ++j)
-          undo_lanes<Single<State>, kDecay>(x + j, from + j, v + k * lanes + j, s + j, gradient + j, single, single_furthest);
+          undo_lanes<Single<State>, kDecay>(x + j, from + j, v + k * lanes + j, s + j, gradient + j, of, single, single_furthest);
       }
       if (bucket.spill_bits[k]) refill(s, lanes, bucket.spill_bits[k], plane(k, b.lane));
     }
@@ -366,7 +388,7 @@ struct Worker {
         in_form(full, [&](auto form) { step<form.value>(b); });
       } else {
         bool done;
-        if (full && coefficients.decay == 0)
+        if (full && numbers.coefficients.decay == 0)
           in_form(full, [&](auto form) { done = undo_velocity<form.value, !form.value>(b); });
         else
           in_form(full, [&](auto form) { done = undo_velocity<form.value, true>(b); });
