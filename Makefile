@@ -35,7 +35,7 @@ test-slow: build
 test-gpu: build
 	$(BIN)/python -m pytest -m gpu
 
-# The library's kernels under compute-sanitizer, in about two minutes. SANITIZE passes options on, e.g. SANITIZE="--tools synccheck".
+# The library's kernels under compute-sanitizer, for 150 s at most. SANITIZE passes options on, e.g. SANITIZE="--tools synccheck".
 test-gpu-sanitize: build
 	$(BIN)/python -m bench.gpu.sanitize $(SANITIZE)
 

@@ -1,4 +1,4 @@
-"""The library's kernels under NVIDIA's compute-sanitizer, in about two minutes on a GPU: `make test-gpu-sanitize`.
+"""The library's kernels under NVIDIA's compute-sanitizer on a GPU: `make test-gpu-sanitize`.
 
     python -m bench.gpu.sanitize [--tools memcheck racecheck] [--seconds 150]
 
