@@ -71,12 +71,7 @@ def test_auto_picks_right_and_stays_within_the_budget(case):
     steps, momentum, expected = CASES[case]
     rows = rh.plan(peak.model(), steps, momentum, "1 TB", hyperparameters=peak.HYPERPARAMETERS).rows
     budget = 1.051 * next(row.cost.bytes for row in rows if repr(row.adjoint).endswith(expected))
-    # Resident memory counts what else the process pages in meanwhile, too: 2 MB more in one run of dozens. That only adds, so
-    # the least of a few runs is nearest to what the strategy takes.
-    for _ in range(3):
-        result = measured("auto", steps, momentum, budget)
-        if result["bytes"] <= budget:
-            break
+    result = measured("auto", steps, momentum, budget)
     assert result["adjoint"].endswith(expected)
     assert result["restored"]
     assert result["bytes"] <= budget
