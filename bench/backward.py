@@ -6,8 +6,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.engine.adjoint import BucketAdjoint, Wanted
-from reversible_hypergrad.engine.bucket import Bucket, Coefficients, Record
+from reversible_hypergrad.reversible.bucket import Bucket, Coefficients, Record
+from reversible_hypergrad.reversible.pull_back import BucketAdjoint, Wanted
 
 __all__ = ["BYTES", "Backward"]
 

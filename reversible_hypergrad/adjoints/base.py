@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from reversible_hypergrad.inner.problem import Cotangents, Problem
-from reversible_hypergrad.inner.size import Cost, RunSize
+from reversible_hypergrad.adjoints.cost import Cost, RunSize
+from reversible_hypergrad.problem.problem import Cotangents, Problem
 
 __all__ = ["CAUSES", "Adjoint", "Run"]
 

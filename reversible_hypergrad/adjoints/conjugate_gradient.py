@@ -7,7 +7,7 @@ from torch import Tensor
 
 from reversible_hypergrad.adjoints.base import Adjoint, Run
 from reversible_hypergrad.adjoints.implicit import ImplicitRun
-from reversible_hypergrad.inner.problem import Problem
+from reversible_hypergrad.problem.problem import Problem
 
 __all__ = ["ConjugateGradient"]
 

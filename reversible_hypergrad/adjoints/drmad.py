@@ -2,8 +2,8 @@
 
 from reversible_hypergrad.adjoints.base import Adjoint, Run
 from reversible_hypergrad.adjoints.float_run import FloatRun
-from reversible_hypergrad.inner.floats import FloatState
-from reversible_hypergrad.inner.problem import Problem
+from reversible_hypergrad.adjoints.floats import FloatState
+from reversible_hypergrad.problem.problem import Problem
 
 __all__ = ["DrMAD"]
 

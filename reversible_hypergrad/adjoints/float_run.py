@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from reversible_hypergrad.adjoints.base import CAUSES, Run
+from reversible_hypergrad.adjoints.floats import FloatGroup, FloatState, float_groups, needs_velocity
 from reversible_hypergrad.errors import ReversalError
-from reversible_hypergrad.inner.floats import FloatGroup, FloatState, float_groups, needs_velocity
-from reversible_hypergrad.inner.problem import Cotangents, Problem
+from reversible_hypergrad.problem.problem import Cotangents, Problem
 
 __all__ = ["FloatRun"]
 

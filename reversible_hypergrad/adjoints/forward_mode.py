@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from reversible_hypergrad.adjoints.base import Adjoint, Run
-from reversible_hypergrad.inner.floats import FloatGroup, float_groups
-from reversible_hypergrad.inner.problem import Cotangents, Evaluation, Problem, Setting
-from reversible_hypergrad.inner.size import Cost, RunSize
+from reversible_hypergrad.adjoints.cost import Cost, RunSize
+from reversible_hypergrad.adjoints.floats import FloatGroup, float_groups
+from reversible_hypergrad.problem.gradient import Evaluation
+from reversible_hypergrad.problem.problem import Cotangents, Problem
+from reversible_hypergrad.problem.setting import Setting
 
 __all__ = ["ForwardMode"]
 

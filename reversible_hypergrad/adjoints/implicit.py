@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from reversible_hypergrad.adjoints.float_run import FloatRun
-from reversible_hypergrad.inner.problem import Cotangents, Problem
+from reversible_hypergrad.problem.problem import Cotangents, Problem
 
 __all__ = ["ImplicitRun"]
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from reversible_hypergrad.adjoints.base import Adjoint
+from reversible_hypergrad.adjoints.cost import Cost, RunSize
 from reversible_hypergrad.adjoints.reversible_run import ReversibleRun
 from reversible_hypergrad.adjoints.segments import level
-from reversible_hypergrad.inner.fixed import LOG_BYTES
-from reversible_hypergrad.inner.problem import Problem
-from reversible_hypergrad.inner.size import Cost, RunSize
-from reversible_hypergrad.storage.planes import check_place
+from reversible_hypergrad.problem.problem import Problem
+from reversible_hypergrad.reversible.fixed import LOG_BYTES
+from reversible_hypergrad.storage.places import check_place
 
 __all__ = ["Reversible"]
 

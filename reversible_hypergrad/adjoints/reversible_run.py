@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from reversible_hypergrad.adjoints.base import CAUSES, Run
-from reversible_hypergrad.adjoints.lookout import Lookout
-from reversible_hypergrad.engine.complaint import complaint
-from reversible_hypergrad.engine.outcome import Outcome, hash_of
+from reversible_hypergrad.adjoints.cost import RunSize
 from reversible_hypergrad.errors import ReversalError
-from reversible_hypergrad.inner.fixed import FixedGroup, fixed_groups
-from reversible_hypergrad.inner.fixed_adjoint import FixedAdjoint, apart_from
-from reversible_hypergrad.inner.problem import Cotangents, Problem
-from reversible_hypergrad.inner.size import RunSize
+from reversible_hypergrad.problem.problem import Cotangents, Problem
+from reversible_hypergrad.reversible.fixed import FixedGroup, fixed_groups
+from reversible_hypergrad.reversible.fixed_adjoint import FixedAdjoint, apart_from
+from reversible_hypergrad.reversible.lookout import Lookout
+from reversible_hypergrad.reversible.outcome import Outcome, hash_of
+from reversible_hypergrad.reversible.refusal import complaint
 
 __all__ = ["ReversibleRun"]
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from reversible_hypergrad.adjoints.cost import Cost, RunSize
 from reversible_hypergrad.adjoints.float_run import FloatRun
-from reversible_hypergrad.inner.floats import FloatGroup
-from reversible_hypergrad.inner.problem import Problem
-from reversible_hypergrad.inner.size import Cost, RunSize
-from reversible_hypergrad.storage.planes import PlaneStore, open_store
+from reversible_hypergrad.adjoints.floats import FloatGroup
+from reversible_hypergrad.problem.problem import Problem
+from reversible_hypergrad.storage.places import open_store
+from reversible_hypergrad.storage.planes import PlaneStore
 
 __all__ = ["Schedule", "ScheduledRun", "scheduled_cost"]
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reversible_hypergrad.adjoints.base import Adjoint, Run
+from reversible_hypergrad.adjoints.cost import Cost, RunSize
 from reversible_hypergrad.adjoints.scheduled import Schedule, ScheduledRun, scheduled_cost
-from reversible_hypergrad.inner.problem import Problem
-from reversible_hypergrad.inner.size import Cost, RunSize
-from reversible_hypergrad.storage.planes import check_place
+from reversible_hypergrad.problem.problem import Problem
+from reversible_hypergrad.storage.places import check_place
 
 __all__ = ["Snapshots"]
 

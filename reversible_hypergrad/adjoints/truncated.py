@@ -8,8 +8,8 @@ from torch import Tensor
 
 from reversible_hypergrad.adjoints.base import Adjoint, Run
 from reversible_hypergrad.adjoints.scheduled import Schedule, ScheduledRun
-from reversible_hypergrad.inner.problem import Cotangents, Problem
-from reversible_hypergrad.storage.planes import check_place
+from reversible_hypergrad.problem.problem import Cotangents, Problem
+from reversible_hypergrad.storage.places import check_place
 
 __all__ = ["Truncated"]
 

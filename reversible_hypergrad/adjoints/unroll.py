@@ -8,7 +8,8 @@ from torch import Tensor
 
 from reversible_hypergrad.adjoints.base import CAUSES, Adjoint, Run
 from reversible_hypergrad.errors import ReversalError
-from reversible_hypergrad.inner.problem import Cotangents, Problem, Setting
+from reversible_hypergrad.problem.problem import Cotangents, Problem
+from reversible_hypergrad.problem.setting import Setting
 
 __all__ = ["Unroll"]
 

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from reversible_hypergrad.engine.bucket import Bucket, Record
-from reversible_hypergrad.engine.outcome import Outcome, hash_of
 from reversible_hypergrad.optim.settings import Settings
 from reversible_hypergrad.optim.watch import Watch
+from reversible_hypergrad.reversible.bucket import Bucket, Record
+from reversible_hypergrad.reversible.outcome import Outcome, hash_of
 
 __all__ = ["CAUSES", "Entry", "Part"]
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.engine.outcome import Outcome, hash_of, is_late, read
-from reversible_hypergrad.engine.ticket import Ticket, none_refused
 from reversible_hypergrad.optim.parts import Entry, Part
+from reversible_hypergrad.reversible.outcome import Outcome, hash_of, is_late, read
+from reversible_hypergrad.reversible.ticket import Ticket, none_refused
 
 __all__ = ["Queue"]
 

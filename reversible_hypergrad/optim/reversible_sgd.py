@@ -7,9 +7,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from reversible_hypergrad.engine.bucket import Bucket, Record, combine
-from reversible_hypergrad.engine.complaint import complaint
-from reversible_hypergrad.engine.outcome import Outcome, hash_of, read
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.optim import saved
 from reversible_hypergrad.optim.edits import edited, refuse, replaced
@@ -17,7 +14,11 @@ from reversible_hypergrad.optim.gradients import gather, refuse_missing
 from reversible_hypergrad.optim.memory import measure
 from reversible_hypergrad.optim.parts import CAUSES, Entry, Part
 from reversible_hypergrad.optim.queue import Queue
-from reversible_hypergrad.optim.settings import Settings, check_parameter, check_unsupported
+from reversible_hypergrad.optim.settings import Settings, check_unsupported
+from reversible_hypergrad.reversible.bucket import Bucket, Record, combine
+from reversible_hypergrad.reversible.outcome import Outcome, hash_of, read
+from reversible_hypergrad.reversible.parameters import check_parameter
+from reversible_hypergrad.reversible.refusal import complaint
 
 __all__ = ["ReversibleSGD"]
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.engine.bucket import Bucket, Coefficients, Record
-from reversible_hypergrad.engine.initial import InitialWeights
 from reversible_hypergrad.optim.parts import Entry, Part
 from reversible_hypergrad.optim.settings import Settings, check_unsupported
+from reversible_hypergrad.reversible.bucket import Bucket, Coefficients, Record
+from reversible_hypergrad.reversible.initial import InitialWeights
 
 __all__ = ["KEY", "pack", "unpack"]
 

@@ -5,17 +5,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from reversible_hypergrad._ops import refuse_device
 from reversible_hypergrad.core.fixed_point import FixedPointFormat
 from reversible_hypergrad.core.rational import approximate_momentum
-from reversible_hypergrad.engine.bucket import Coefficients
+from reversible_hypergrad.reversible.bucket import Coefficients
 
-__all__ = ["Settings", "check_parameter", "check_unsupported"]
-
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+__all__ = ["Settings", "check_unsupported"]
 
 
 @dataclass(frozen=True)
@@ -96,26 +92,3 @@ def check_unsupported(group: dict[str, Any]) -> None:
         )
     if group["foreach"] and group["fused"]:
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-
-
-def check_parameter(parameter: Tensor, name: str) -> None:
-    """Raises TypeError or ValueError if no fixed-point state can be kept for ``parameter``."""
-    if parameter.dtype not in _FLOATS:
-        raise TypeError(
-            f"{name}: expected float32, float64, bfloat16 or float16, got {parameter.dtype}. Leave it out of the optimizer, "
-            "or split complex weights by torch.view_as_real"
-        )
-    if parameter.layout is not torch.strided:
-        raise TypeError(f"{name}: expected a dense parameter, got layout {parameter.layout}. Use parameter.to_dense()")
-    refuse_device(name, parameter.device)
-    # Dense in some order of dimensions (channels-last, transposed): no holes and no element twice.
-    expected = 1
-    for stride, size in sorted(zip(parameter.stride(), parameter.shape, strict=True)):
-        if size == 1:
-            continue
-        if stride != expected and parameter.numel() > 0:
-            raise ValueError(
-                f"{name}: expected weights without gaps or overlaps in memory, got strides {parameter.stride()} for shape "
-                f"{tuple(parameter.shape)}. Use nn.Parameter(parameter.detach().contiguous())"
-            )
-        expected *= size

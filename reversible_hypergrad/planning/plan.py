@@ -14,9 +14,9 @@ from reversible_hypergrad.adjoints import (
     Reversible,
     Snapshots,
 )
-from reversible_hypergrad.inner.problem import Problem
-from reversible_hypergrad.inner.size import Cost, RunSize
+from reversible_hypergrad.adjoints.cost import Cost, RunSize
 from reversible_hypergrad.planning.memory import Budget, bytes_of, free_bytes, shown
+from reversible_hypergrad.problem.problem import Problem
 
 __all__ = ["Plan", "Row", "plan", "plan_for"]
 

@@ -1,8 +1,8 @@
 """A whole training run as one differentiable function."""
 
-from reversible_hypergrad.inner.problem import Report
-from reversible_hypergrad.training.check import Replayability, check_replayable
-from reversible_hypergrad.training.sgd import SGD
+from reversible_hypergrad.gradients.check import Replayability, check_replayable
+from reversible_hypergrad.problem.report import Report
+from reversible_hypergrad.rules.sgd import SGD
 from reversible_hypergrad.training.train import train
 from reversible_hypergrad.training.trained import TrainedWeights
 

@@ -10,16 +10,17 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from reversible_hypergrad.adjoints import Adjoint, Reversible, Run
-from reversible_hypergrad.inner.problem import Problem, Report
-from reversible_hypergrad.optim.settings import check_parameter
+from reversible_hypergrad.gradients.captured import captured
+from reversible_hypergrad.gradients.loss import Loss, LossGradient, private_copy
 from reversible_hypergrad.planning.memory import Budget
 from reversible_hypergrad.planning.plan import plan_for
+from reversible_hypergrad.problem.problem import Problem
+from reversible_hypergrad.problem.report import Report
 from reversible_hypergrad.replay.batches import batches_by_step
 from reversible_hypergrad.replay.environment import Environment
-from reversible_hypergrad.training.captured import captured
-from reversible_hypergrad.training.gradient import Loss, LossGradient, private_copy
+from reversible_hypergrad.reversible.parameters import check_parameter
+from reversible_hypergrad.rules.sgd import SGD
 from reversible_hypergrad.training.progress import bars
-from reversible_hypergrad.training.sgd import SGD
 from reversible_hypergrad.training.trained import TrainedWeights
 
 __all__ = ["train"]

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree
 
-from reversible_hypergrad.inner.problem import Report
+from reversible_hypergrad.problem.report import Report
 
 __all__ = ["TrainedWeights"]
 

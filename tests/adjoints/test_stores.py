@@ -235,7 +235,7 @@ def test_a_disk_that_fills_up_during_backward(task, tmp_path, monkeypatch):
 
 def test_one_flipped_bit_in_memory(task, make, monkeypatch):
     """Whatever is kept in memory has no sum, but the losses tell."""
-    from reversible_hypergrad.storage.planes import MemoryPlanes
+    from reversible_hypergrad.storage.memory import MemoryPlanes
 
     stores = []
     before = MemoryPlanes.__init__

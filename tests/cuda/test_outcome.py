@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reversible_hypergrad.engine.outcome import Outcome, read
+from reversible_hypergrad.reversible.outcome import Outcome, read
 
 
 class Elsewhere(torch.Tensor):

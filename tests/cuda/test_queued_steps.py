@@ -12,8 +12,8 @@ from ticket_journey import assert_stands_still, journey
 from torch import nn
 
 import reversible_hypergrad as rh
-from reversible_hypergrad.engine import bucket, outcome
 from reversible_hypergrad.optim import queue
+from reversible_hypergrad.reversible import bucket, outcome
 
 STEPS = 40
 

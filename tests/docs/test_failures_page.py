@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from tape import TapeGraphs
 
 import reversible_hypergrad as rh
-from reversible_hypergrad.training import captured
+from reversible_hypergrad.gradients import captured
 
 PAGE = Path(__file__).parents[2] / "docs" / "faq.md"
 STEPS = 12

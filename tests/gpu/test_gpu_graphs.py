@@ -12,7 +12,7 @@ from gpu_machine import DEVICE, GPU, no_synchronisation  # noqa: F401
 from torch import nn
 
 import reversible_hypergrad as rh
-from reversible_hypergrad.engine.bucket import Bucket, Coefficients
+from reversible_hypergrad.reversible.bucket import Bucket, Coefficients
 
 pytestmark = GPU
 

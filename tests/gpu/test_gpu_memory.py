@@ -11,9 +11,9 @@ from core_problems import DTYPES, WIDTHS, same_bits
 from device_matrix import CASES, Case
 from gpu_machine import DEVICE, GPU
 
-from reversible_hypergrad.engine.adjoint import BucketAdjoint, Wanted
-from reversible_hypergrad.engine.bucket import Bucket, Coefficients
-from reversible_hypergrad.engine.outcome import read
+from reversible_hypergrad.reversible.bucket import Bucket, Coefficients
+from reversible_hypergrad.reversible.outcome import read
+from reversible_hypergrad.reversible.pull_back import BucketAdjoint, Wanted
 
 pytestmark = [*GPU, pytest.mark.sanitize]
 

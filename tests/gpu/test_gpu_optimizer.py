@@ -14,8 +14,8 @@ from ticket_journey import assert_stands_still, journey
 from torch import nn
 
 import reversible_hypergrad as rh
-from reversible_hypergrad.engine.bucket import Bucket, Coefficients
-from reversible_hypergrad.engine.outcome import read
+from reversible_hypergrad.reversible.bucket import Bucket, Coefficients
+from reversible_hypergrad.reversible.outcome import read
 
 pytestmark = GPU
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import reversible_hypergrad as rh
 from bench.gpu import __main__ as bench
-from reversible_hypergrad.storage.planes import open_store
+from reversible_hypergrad.storage.places import open_store
 
 pytestmark = GPU
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import reversible_hypergrad as rh
-from reversible_hypergrad.inner.size import RunSize
+from reversible_hypergrad.adjoints.cost import RunSize
 
 PEAK = Path(__file__).with_name("peak.py")
 WEIGHTS = sum(p.numel() for p in peak.model().parameters())

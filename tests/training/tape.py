@@ -10,7 +10,7 @@ import torch
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reversible_hypergrad.training.graphs import cannot_be_captured
+from reversible_hypergrad.gradients.graphs import cannot_be_captured
 
 # The host would wait for a number, or a size.
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"}

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._pytree import tree_flatten
 
 import reversible_hypergrad as rh
-from reversible_hypergrad.training import captured
+from reversible_hypergrad.gradients import captured
 
 STEPS = 14
 

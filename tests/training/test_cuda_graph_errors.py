@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils._pytree import tree_flatten
 
 import reversible_hypergrad as rh
-from reversible_hypergrad.training import captured, graphs
+from reversible_hypergrad.gradients import captured, graphs
 
 ELSEWHERE = torch.device("meta")
 NOTHING = tree_flatten(None)[1]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reversible_hypergrad.training import graphs
-from reversible_hypergrad.training.graphs import CudaGraphs
+from reversible_hypergrad.gradients import graphs
+from reversible_hypergrad.gradients.graphs import CudaGraphs
 
 GPU = torch.device("cuda", 0)
 

@@ -9,10 +9,10 @@ from test_faults import runs  # noqa: F401
 
 import reversible_hypergrad as rh
 from reversible_hypergrad.adjoints import lookout
-from reversible_hypergrad.engine import outcome
-from reversible_hypergrad.engine.outcome import Outcome
-from reversible_hypergrad.inner.fixed_adjoint import FixedAdjoint
-from reversible_hypergrad.inner.hash_log import HashLog
+from reversible_hypergrad.reversible import outcome
+from reversible_hypergrad.reversible.fixed_adjoint import FixedAdjoint
+from reversible_hypergrad.reversible.hash_log import HashLog
+from reversible_hypergrad.reversible.outcome import Outcome
 
 
 def read_late(monkeypatch):

@@ -13,9 +13,9 @@ from torch import Tensor
 from reversible_hypergrad import _core
 from reversible_hypergrad._ops import ops, refuse_device
 from reversible_hypergrad.core.fixed_point import FORMATS, FixedPointFormat
-from reversible_hypergrad.engine.initial import InitialWeights
-from reversible_hypergrad.engine.outcome import Outcome, read
-from reversible_hypergrad.engine.ticket import Ticket
+from reversible_hypergrad.reversible.initial import InitialWeights
+from reversible_hypergrad.reversible.outcome import Outcome, read
+from reversible_hypergrad.reversible.ticket import Ticket
 
 __all__ = ["Bucket", "Coefficients", "Outcome", "Record", "combine", "flat"]
 

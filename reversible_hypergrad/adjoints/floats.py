@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.inner.flat_adjoint import FlatAdjoint
-from reversible_hypergrad.inner.problem import Cotangents, Problem
+from reversible_hypergrad.adjoints.flat_adjoint import FlatAdjoint
+from reversible_hypergrad.problem.problem import Cotangents, Problem
 
 __all__ = ["FloatGroup", "FloatState", "float_groups", "needs_velocity"]
 

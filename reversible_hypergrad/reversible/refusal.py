@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from reversible_hypergrad import _core
-from reversible_hypergrad.engine.bucket import Bucket
-from reversible_hypergrad.engine.outcome import Outcome
+from reversible_hypergrad.reversible.bucket import Bucket
+from reversible_hypergrad.reversible.outcome import Outcome
 
 __all__ = ["complaint"]
 

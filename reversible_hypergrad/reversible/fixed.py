@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from reversible_hypergrad.core.rational import approximate_momentum
-from reversible_hypergrad.engine.bucket import Bucket, Coefficients, Outcome, Record, combine
-from reversible_hypergrad.inner.flat import FlatGroup
-from reversible_hypergrad.inner.hash_log import HashLog
-from reversible_hypergrad.inner.problem import Problem
-from reversible_hypergrad.storage.planes import open_store
+from reversible_hypergrad.problem.problem import Problem
+from reversible_hypergrad.reversible.bucket import Bucket, Coefficients, Outcome, Record, combine
+from reversible_hypergrad.reversible.flat import FlatGroup
+from reversible_hypergrad.reversible.hash_log import HashLog
+from reversible_hypergrad.storage.places import open_store
 
 __all__ = ["LOG_BYTES", "FixedGroup", "fixed_groups"]
 

@@ -5,9 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.engine.adjoint import Wanted
-from reversible_hypergrad.inner.flat import FlatGroup
-from reversible_hypergrad.inner.problem import Cotangents, Setting, tree_sum
+from reversible_hypergrad.problem.problem import Cotangents
+from reversible_hypergrad.problem.setting import Setting, tree_sum
+from reversible_hypergrad.reversible.flat import FlatGroup
+from reversible_hypergrad.reversible.pull_back import Wanted
 
 __all__ = ["StepSums"]
 

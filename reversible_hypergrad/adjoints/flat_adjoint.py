@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.inner.flat import FlatGroup
-from reversible_hypergrad.inner.problem import Cotangents, Setting
+from reversible_hypergrad.problem.problem import Cotangents
+from reversible_hypergrad.problem.setting import Setting
+from reversible_hypergrad.reversible.flat import FlatGroup
 
 __all__ = ["FlatAdjoint"]
 
@@ -19,7 +20,7 @@ class FlatAdjoint(FlatGroup):
         w' = w - lr*v'                          d_mu = <av, v>;  d_tau = -<av, g + wd*w>;  d_wd = <u, w>
                                                 aw += H u + wd*u;  av *= mu
 
-    Of integer states the same is computed where they are undone: see inner/fixed_adjoint.py.
+    Of integer states the same is computed where they are undone: see reversible/fixed_adjoint.py.
     """
 
     @abstractmethod

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from reversible_hypergrad.inner.problem import Evaluation, Gradient
+from reversible_hypergrad.gradients.graphs import CudaGraphs, Graphs
+from reversible_hypergrad.gradients.loss import LossEvaluation, LossGradient, same_bits
+from reversible_hypergrad.gradients.static_batch import StaticBatch, write
+from reversible_hypergrad.problem.gradient import Evaluation, Gradient
 from reversible_hypergrad.replay.environment import RandomStates
-from reversible_hypergrad.training.gradient import LossEvaluation, LossGradient, same_bits
-from reversible_hypergrad.training.graphs import CudaGraphs, Graphs
-from reversible_hypergrad.training.static_batch import StaticBatch, write
 
 __all__ = ["CapturedGradient", "captured"]
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.inner.problem import Cotangents, Problem, Setting, Settings
+from reversible_hypergrad.problem.problem import Cotangents, Problem
+from reversible_hypergrad.problem.setting import Setting, Settings
 
 __all__ = ["FlatGroup", "Span"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from reversible_hypergrad.inner.problem import Evaluation, Gradient
+from reversible_hypergrad.problem.gradient import Evaluation, Gradient
 from reversible_hypergrad.replay.batches import BatchOf
 from reversible_hypergrad.replay.environment import seed_step
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from reversible_hypergrad._ops import ops
-from reversible_hypergrad.engine.bucket import Bucket, Record
-from reversible_hypergrad.engine.outcome import Outcome
+from reversible_hypergrad.reversible.bucket import Bucket, Record
+from reversible_hypergrad.reversible.outcome import Outcome
 
 __all__ = ["BucketAdjoint", "Wanted"]
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reversible_hypergrad.adjoints.floats import needs_velocity
 from reversible_hypergrad.core.rational import approximate_momentum, information_limit
-from reversible_hypergrad.inner.floats import needs_velocity
-from reversible_hypergrad.inner.problem import Problem
+from reversible_hypergrad.problem.problem import Problem
 
 __all__ = ["Cost", "RunSize"]
 

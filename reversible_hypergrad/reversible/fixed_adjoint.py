@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.engine.adjoint import BucketAdjoint
-from reversible_hypergrad.engine.bucket import Outcome, Record
-from reversible_hypergrad.inner.fixed import FixedGroup
-from reversible_hypergrad.inner.problem import Cotangents, Problem
-from reversible_hypergrad.inner.step_sums import StepSums
+from reversible_hypergrad.problem.problem import Cotangents, Problem
+from reversible_hypergrad.reversible.bucket import Outcome, Record
+from reversible_hypergrad.reversible.fixed import FixedGroup
+from reversible_hypergrad.reversible.pull_back import BucketAdjoint
+from reversible_hypergrad.reversible.step_sums import StepSums
 
 __all__ = ["FixedAdjoint", "apart_from"]
 

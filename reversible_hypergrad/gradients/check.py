@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from reversible_hypergrad.gradients.loss import Loss, LossGradient, is_first_order_only, private_copy, same_bits
 from reversible_hypergrad.replay.environment import Environment, seed_step
-from reversible_hypergrad.training.gradient import Loss, LossGradient, is_first_order_only, private_copy, same_bits
 
 __all__ = ["Replayability", "check_replayable"]
 

@@ -2,7 +2,7 @@
 
 from array import array
 
-from reversible_hypergrad.engine.outcome import Outcome, read
+from reversible_hypergrad.reversible.outcome import Outcome, read
 
 __all__ = ["HashLog"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.inner.problem import Setting, Settings
+from reversible_hypergrad.problem.setting import Setting, Settings
 
 __all__ = ["SGD", "ResolvedSGD"]
 

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from small_task import Task
 
 import reversible_hypergrad as rh
-from reversible_hypergrad.storage import host_planes
-from reversible_hypergrad.storage.host_planes import HostPlanes
-from reversible_hypergrad.storage.planes import MemoryPlanes, open_store
+from reversible_hypergrad.storage import host as host_planes
+from reversible_hypergrad.storage.host import HostPlanes
+from reversible_hypergrad.storage.memory import MemoryPlanes
+from reversible_hypergrad.storage.places import open_store
 
 
 class Copy:
@@ -149,7 +150,7 @@ def test_host_is_plain_memory_where_the_planes_are_on_the_cpu():
 def over_a_late_side(monkeypatch):
     """Every store in memory is a HostPlanes."""
     from reversible_hypergrad.adjoints import scheduled
-    from reversible_hypergrad.inner import fixed
+    from reversible_hypergrad.reversible import fixed
 
     for module in (fixed, scheduled):
         monkeypatch.setattr(module, "open_store", lambda place, device: HostPlanes(device, LateSide()))

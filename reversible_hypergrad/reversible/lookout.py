@@ -5,7 +5,7 @@ from types import TracebackType
 
 from torch import Tensor
 
-from reversible_hypergrad.engine.outcome import Outcome, read
+from reversible_hypergrad.reversible.outcome import Outcome, read
 
 __all__ = ["Check", "Lookout"]
 

@@ -1,0 +1,64 @@
+"""A training run before it runs, and the gradients by everything that goes into it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reversible_hypergrad.problem.gradient import Gradient
+from reversible_hypergrad.problem.report import Report
+from reversible_hypergrad.problem.setting import Settings
+
+__all__ = ["Cotangents", "Problem"]
+
+
+@dataclass
+class Problem:
+    """A training run before it runs. ``weights`` are written in place; their first values are the initial weights."""
+
+    names: list[str]
+    weights: list[Tensor]
+    settings: list[Settings]  # one per weight
+    steps: int
+    gradient: Gradient
+    sources: list[Tensor]  # the tensors given to the optimizer, detached
+    hyperparameters: list[Tensor]  # those that want gradients, detached
+    report: Report
+    progress: Callable[[str, int], Any]  # a bar, or something that looks like one
+    nesterov: bool = False
+    given: Sequence[int] = ()  # weights whose initial values were given as tensors that require grad
+
+
+@dataclass
+class Cotangents:
+    """Gradients of something downstream, by everything that went into a run."""
+
+    initial: list[Tensor | None]  # by the initial weights; None where a strategy does not give one
+    sources: list[Tensor]
+    hyperparameters: list[Tensor]
+
+    @staticmethod
+    def zeros(problem: Problem) -> "Cotangents":
+        """Sums run in float64: T terms of float32 would lose digits, and the cost is small beside the products'.
+
+        Those of the optimizer's tensors run where the weights are: a learning rate may well live on the CPU beside a model on a
+        GPU, and bringing a term over would wait for every step.
+        """
+        places: dict[int, torch.device] = {}
+        for settings, weight in zip(problem.settings, problem.weights, strict=True):
+            for setting in (settings.lr, settings.momentum, settings.dampening, settings.weight_decay):
+                if setting.source is not None:
+                    places.setdefault(setting.source, weight.device)
+
+        def zeros(tensor: Tensor, device: torch.device) -> Tensor:
+            return torch.zeros(tensor.shape, dtype=torch.float64, device=device)
+
+        sources = [zeros(t, places.get(i, t.device)) for i, t in enumerate(problem.sources)]
+        return Cotangents([], sources, [zeros(t, t.device) for t in problem.hyperparameters])
+
+    def add_hyperparameters(self, products: Sequence[Tensor | None]) -> None:
+        for total, product in zip(self.hyperparameters, products, strict=True):
+            if product is not None:
+                total += product

@@ -1,0 +1,47 @@
+"""What a run took."""
+
+from dataclasses import dataclass
+
+__all__ = ["Report"]
+
+
+@dataclass
+class Report:
+    """What a run took. Filled by the forward run, and again by each backward.
+
+    Attributes:
+        adjoint: the memory strategy, as text. exact: whether its gradients are those of the run; approximation: if not, what it
+            leaves out.
+        steps, weights: of the run.
+        hyperparameters: elements that get a gradient, initial weights not counted.
+        forward_seconds, backward_seconds: wall-clock time of the last of each; 0 before.
+        state_bytes: integers of weights and velocities, held from forward to backward.
+        information_bytes: accumulators and spilled planes at the end of training, or of the longest segment.
+        log_bytes: hashes and the spill schedule.
+        trajectory_bytes: what storing the weights of every step would have taken.
+        information_bits: information_bytes in bits per weight and step. limit_bits: log2(1/momentum), averaged.
+        kept_bytes: the most that snapshots, checkpoints or states between segments took at a time.
+        steps_again: steps that were trained once more for a backward, over all backwards.
+        checks: steps back that were compared with the hash of the step forward, over all backwards.
+        restored: whether the last backward went through the trajectory of training: :class:`Reversible` ended at the initial
+            weights, bit for bit; with plain floats, every step's loss was the same.
+    """
+
+    steps: int
+    weights: int
+    hyperparameters: int
+    trajectory_bytes: int
+    adjoint: str = ""
+    exact: bool = True
+    approximation: str = ""
+    forward_seconds: float = 0.0
+    backward_seconds: float = 0.0
+    state_bytes: int = 0
+    information_bytes: int = 0
+    log_bytes: int = 0
+    information_bits: float = 0.0
+    limit_bits: float = 0.0
+    kept_bytes: int = 0
+    steps_again: int = 0
+    checks: int = 0
+    restored: bool = False

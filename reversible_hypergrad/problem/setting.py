@@ -1,0 +1,60 @@
+"""One setting of an optimizer as a run uses it: a number per step, or one per weight."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["Setting", "Settings", "tree_sum"]
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """One of lr, momentum, dampening, weight_decay for one or several parameters. Compared by identity."""
+
+    numbers: Sequence[float]  # one for all steps, or one per step; empty if elementwise
+    elementwise: Tensor | None = None  # one per weight, flat, in the weight's memory order
+    source: int | None = None  # which tensor given to the optimizer gets its gradient; None: no gradient is wanted
+
+    def at(self, step: int) -> float:
+        return self.numbers[step] if len(self.numbers) > 1 else self.numbers[0]
+
+    def accumulate(self, gradients: Sequence[Tensor], step: int, value: Tensor) -> None:
+        """Adds one step's derivative. ``gradients`` holds one tensor per source, shaped as the source."""
+        assert self.source is not None
+        target = gradients[self.source]
+        value = value.to(target.device)
+        if len(self.numbers) > 1:
+            target.view(-1)[step] += value
+        else:
+            target += value.reshape(target.shape)
+
+    def accumulate_steps(self, gradients: Sequence[Tensor], first: int, values: Tensor) -> None:
+        """Adds the derivatives of neighbouring steps, ``values`` from step ``first`` on, in one order on every device."""
+        assert self.source is not None
+        target = gradients[self.source]
+        values = values.to(target.device)
+        if len(self.numbers) > 1:
+            target.view(-1)[first : first + len(values)] += values
+        else:
+            target += tree_sum(values).reshape(target.shape)
+
+
+def tree_sum(values: Tensor) -> Tensor:
+    """The sum along the last dimension: the halves are added until one is left, so that every device gives the same bits."""
+    while values.shape[-1] > 1:
+        half = (values.shape[-1] + 1) // 2
+        low, high = values[..., :half].clone(), values[..., half:]
+        low[..., : high.shape[-1]] += high
+        values = low
+    return values[..., 0]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the optimizer does with one parameter."""
+
+    lr: Setting
+    momentum: Setting
+    dampening: Setting
+    weight_decay: Setting

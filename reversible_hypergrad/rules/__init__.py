@@ -1,0 +1,1 @@
+"""Optimizers: what each one's settings are, and how they spread over parameters and steps."""
