@@ -8,7 +8,7 @@ from small_task import STEPS, Task
 from test_faults import runs  # noqa: F401
 
 import reversible_hypergrad as rh
-from reversible_hypergrad.adjoints import lookout
+from reversible_hypergrad.reversible import lookout
 from reversible_hypergrad.reversible import outcome
 from reversible_hypergrad.reversible.fixed_adjoint import FixedAdjoint
 from reversible_hypergrad.reversible.hash_log import HashLog
