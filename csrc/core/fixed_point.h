@@ -29,10 +29,10 @@ struct Layout32 {
 };
 
 enum Flag : uint32_t {
-  kBadIncrement = 1,    // what a step adds to a state is no number, or beyond increment_bits
-  kStateOverflow = 2,   // a state left its limits
-  kBadChange = 4,       // what a step subtracts from a weight is no number, or beyond increment_bits
-  kWeightOverflow = 8,  // a weight left its limits
+  kBadIncrement = 1,      // what a step adds to a state is no number, or beyond increment_bits
+  kStateOverflow = 2,     // a state left its limits
+  kBadChange = 4,         // what a step subtracts from a weight is no number, or beyond increment_bits
+  kWeightOverflow = 8,    // a weight left its limits
   kForeignGradient = 16,  // on the way back: a gradient that cannot have led to this state
 };
 
@@ -66,8 +66,10 @@ RH_INLINE bool bad_increment(typename Layout::Integer word) {
 // The value that the model sees. Weights of double keep all digits; a double goes through float on its way to 16 bits.
 template <class T, class Layout>
 RH_INLINE T visible(typename Layout::Integer x, double sigma) {
-  if constexpr (sizeof(T) == sizeof(double)) return static_cast<double>(x) * sigma;
-  else return narrow<T>(to_real(x) * static_cast<typename Layout::Real>(sigma));
+  if constexpr (sizeof(T) == sizeof(double))
+    return static_cast<double>(x) * sigma;
+  else
+    return narrow<T>(to_real(x) * static_cast<typename Layout::Real>(sigma));
 }
 
 }  // namespace rh

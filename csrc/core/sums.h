@@ -1,7 +1,7 @@
 // The one order in which the inner products of a tensor are added, whatever threads, instruction set or device add them.
 //
-// Of a block: lane j of kRow adds the weights j, j + kRow, ... upwards, beginning with +0; then neighbouring lanes are added, then
-// neighbouring pairs, and so on. Of a tensor: kSumLanes sums of every kSumLanes-th block, then halves.
+// Of a block: lane j of kRow adds the weights j, j + kRow, ... upwards, beginning with +0; then neighbouring lanes are added,
+// then neighbouring pairs, and so on. Of a tensor: kSumLanes sums of every kSumLanes-th block, then halves.
 #pragma once
 
 #include "blocks.h"

@@ -28,8 +28,8 @@ Outcome move(Phase phase, const Slice& slice, int64_t first, int64_t last, bool 
   }
 }
 
-const Kernels kernels = {Rule::kName,       RH_TEXT(RH_KERNELS), Rule::kStates,  Rule::kNumbers,        Rule::kSumsBefore,
-                         Rule::kSumsAfter,  move<Layout64>,      move<Layout32>, move_adjoint<Layout64>, move_adjoint<Layout32>};
+const Kernels kernels = {Rule::kName,      RH_TEXT(RH_KERNELS), Rule::kStates,  Rule::kNumbers,         Rule::kSumsBefore,
+                         Rule::kSumsAfter, move<Layout64>,      move<Layout32>, move_adjoint<Layout64>, move_adjoint<Layout32>};
 const Registration registration(&kernels);
 
 }  // namespace

@@ -83,7 +83,13 @@ struct Pack<Layout64> {
 #endif
   }
   static RH_INLINE Single single(Real x) { return __builtin_convertvector(x, Single); }
-  static RH_INLINE Real widened(Single x) { return __builtin_convertvector(x, Real); }
+  static RH_INLINE Real widened(Single x) {
+#if defined(__AVX2__) && !defined(__AVX512DQ__)
+    return as_bits<Real>(_mm256_cvtps_pd(as_bits<__m128>(x)));  // the compiler would do it in halves
+#else
+    return __builtin_convertvector(x, Real);
+#endif
+  }
 
   // Bit 0 of every lane, lane j at bit j.
   static RH_INLINE unsigned low_bits(Integer x) {

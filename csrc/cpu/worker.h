@@ -23,7 +23,8 @@ RH_INLINE void write_chunk(void* to, const void* from, bool stream) {
 #if defined(__AVX512F__)
   if (bytes % 64 == 0 && stream) {
     for (size_t i = 0; i < bytes; i += 64)
-      _mm512_stream_si512(reinterpret_cast<__m512i*>(static_cast<char*>(to) + i), _mm512_load_si512(static_cast<const char*>(from) + i));
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(static_cast<char*>(to) + i),
+                          _mm512_load_si512(static_cast<const char*>(from) + i));
     return;
   }
 #elif defined(__x86_64__)
@@ -38,21 +39,22 @@ RH_INLINE void write_chunk(void* to, const void* from, bool stream) {
   memcpy(to, from, bytes);
 }
 
-// The hash's words of the slots of one block, in registers.
+// The hash's sum over one slot of a block, in registers.
 template <class Layout>
 struct HashSum {
   using P = Pack<Layout>;
   using Words = typename P::Words;
-  static constexpr int kPerRegister = sizeof(Words) / 8, kPerChunk = kChunk * Layout::bits / 64;
+  static constexpr int kPerRegister = sizeof(Words) / 8;
   Words total{};
 
-  // `part`: which register of the chunk that begins with word `first`.
-  RH_INLINE void add(typename P::Integer z, int part, int first) {
-    Words key;
-    for (int j = 0; j < kPerRegister; ++j) key[j] = hash_key(j);
-    const Words keyed = as_bits<Words>(z) + (key + kKeyStride * static_cast<uint64_t>(first + part * kPerRegister));
-    total += multiply_halves(keyed);
+  // The keys of the first register's words, and from one register to the next.
+  static RH_INLINE Words first_keys() {
+    Words keys;
+    for (int j = 0; j < kPerRegister; ++j) keys[j] = hash_key(j);
+    return keys;
   }
+  static RH_INLINE Words next_keys(Words keys) { return keys + kKeyStride * kPerRegister; }
+  RH_INLINE void add(typename P::Integer z, Words keys) { total += multiply_halves(as_bits<Words>(z) + keys); }
   RH_INLINE uint64_t sum() const {
     uint64_t all = 0;
     for (int j = 0; j < kPerRegister; ++j) all += total[j];
@@ -84,8 +86,16 @@ struct Worker {
 
   const Slice& slice;
   const bool hash, stream;
-  Real sigma[K], inverse[K], sigma_before, sigma_after, inverse_after;
-  Real numbers[N];
+  // What loops read. They take a copy of it: what stands in memory could change with every store, as far as a compiler knows.
+  struct Constants {
+    Integer* own;
+    Integer* states[K];
+    const void* elements[N];
+    Real sigma[K], inverse[K], sigma_before, sigma_after, inverse_after, numbers[N];
+    Integer limits[K];
+    double seen;  // scale of the weights that show, for those of double
+    bool hash;
+  } constants;
   bool elementwise = false;
   Outcome outcome;
 
@@ -96,20 +106,28 @@ struct Worker {
   };
   struct Sums {
     HashSum<Layout> own, states[K];
+    typename P::Words keys = HashSum<Layout>::first_keys();
     uint64_t rest[K + 1] = {};  // of the ragged end, by slot, the weight last
   };
 
   Worker(const Slice& of, bool with_hash, bool with_stream)
-      : slice(of), hash(with_hash), stream(with_stream && reinterpret_cast<uintptr_t>(of.weight) % 64 == 0) {
+      : slice(of), hash(with_hash), stream(with_stream && reinterpret_cast<uintptr_t>(of.weight) % 64 == 0), constants{} {
+    Constants& c = constants;
+    c.own = static_cast<Integer*>(of.own.integers);
     for (int k = 0; k < K; ++k) {
-      sigma[k] = static_cast<Real>(of.states[k].sigma);
-      inverse[k] = static_cast<Real>(1.0 / of.states[k].sigma);
+      c.states[k] = static_cast<Integer*>(of.states[k].integers);
+      c.sigma[k] = static_cast<Real>(of.states[k].sigma);
+      c.inverse[k] = static_cast<Real>(1.0 / of.states[k].sigma);
+      c.limits[k] = contraction_limit<Layout>(of.states[k].shift);
     }
-    sigma_before = static_cast<Real>(of.sigma_before);
-    sigma_after = static_cast<Real>(of.own.sigma);
-    inverse_after = static_cast<Real>(1.0 / of.own.sigma);
+    c.sigma_before = static_cast<Real>(of.sigma_before);
+    c.sigma_after = static_cast<Real>(of.own.sigma);
+    c.inverse_after = static_cast<Real>(1.0 / of.own.sigma);
+    c.seen = of.own.sigma;
+    c.hash = hash;
     for (int j = 0; j < N; ++j) {
-      numbers[j] = static_cast<Real>(of.numbers[j]);
+      c.numbers[j] = static_cast<Real>(of.numbers[j]);
+      c.elements[j] = of.elements[j];
       elementwise |= of.elements[j] != nullptr;
     }
   }
@@ -124,11 +142,11 @@ struct Worker {
 
   // Numbers of the rule for one register's lanes, which begin at weight i.
   template <bool kElements>
-  RH_INLINE void numbers_at(int64_t i, int64_t count, Reals (&n)[N]) const {
+  RH_INLINE static void numbers_at(const Constants& c, int64_t i, int64_t count, Reals (&n)[N]) {
     for (int j = 0; j < N; ++j) {
-      const auto* own = static_cast<const Real*>(slice.elements[j]);
+      const auto* own = static_cast<const Real*>(c.elements[j]);
       if (!kElements || !own) {
-        n[j] = all<Reals>(numbers[j]);
+        n[j] = all<Reals>(c.numbers[j]);
       } else if (count >= W) {
         n[j] = load<Reals>(own + i);
       } else {
@@ -178,85 +196,94 @@ struct Worker {
 
   // What a step adds to state k and the states behind it, in order, and the checks of it.
   template <int k, bool kWeight>
-  RH_INLINE void add_increments(Reals g, Reals w, Integers (&now)[K], Reals (&values)[K], const Reals (&n)[N], Checks& checks) const {
+  RH_INLINE static void add_increments(const Constants& c, Reals g, Reals w, Integers (&now)[K], Reals (&values)[K],
+                                       const Reals (&n)[N], Checks& checks) {
     if constexpr (k < K) {
-      const Integers q = P::round(Rule::increment<k, kWeight>(g, w, values, n) * inverse[k]);
+      const Integers q = P::round(Rule::increment<k, kWeight>(g, w, values, n) * c.inverse[k]);
       now[k] = now[k] + q;
       checks.increment = checks.increment | increment_word<Layout>(q);
-      values[k] = P::real(now[k]) * sigma[k];
-      add_increments<k + 1, kWeight>(g, w, now, values, n, checks);
+      values[k] = P::real(now[k]) * c.sigma[k];
+      add_increments<k + 1, kWeight>(c, g, w, now, values, n, checks);
     }
   }
   // The inverse, from the last state to the first.
   template <int k, bool kWeight>
-  RH_INLINE void subtract_increments(Reals g, Reals w, Integers (&now)[K], Reals (&values)[K], const Reals (&n)[N],
-                                     Checks& checks) const {
+  RH_INLINE static void subtract_increments(const Constants& c, Reals g, Reals w, Integers (&now)[K], Reals (&values)[K],
+                                            const Reals (&n)[N], Checks& checks) {
     if constexpr (k >= 0) {
-      const Integers q = P::round(Rule::increment<k, kWeight>(g, w, values, n) * inverse[k]);
+      const Integers q = P::round(Rule::increment<k, kWeight>(g, w, values, n) * c.inverse[k]);
       now[k] = now[k] - q;
       checks.increment = checks.increment | increment_word<Layout>(q);
-      checks.foreign = checks.foreign | foreign_word(now[k], contraction_limit<Layout>(slice.states[k].shift));
-      values[k] = P::real(now[k]) * sigma[k];
-      subtract_increments<k - 1, kWeight>(g, w, now, values, n, checks);
+      checks.foreign = checks.foreign | foreign_word(now[k], c.limits[k]);
+      values[k] = P::real(now[k]) * c.sigma[k];
+      subtract_increments<k - 1, kWeight>(c, g, w, now, values, n, checks);
     }
   }
 
   // kForward: a step's, on contracted states; else undoes it. kMoves: the weights move along.
   template <bool kForward, bool kWeight, bool kMoves, bool kElements>
-  RH_INLINE void move_chunk(int64_t i, int64_t count, const T* gradient, T* seen, int word, Checks& checks, Sums& sums) const {
+  RH_INLINE static void move_chunk(const Constants& c, int64_t i, int64_t count, const T* gradient, T* seen, Checks& checks,
+                                   Sums& sums) {
+#pragma GCC unroll 1
     for (int r = 0; r < kRegisters; ++r) {
       const int64_t at = i + r * W;
       Integers now[K];
       Reals values[K], n[N];
       for (int k = 0; k < K; ++k) {
-        now[k] = load<Integers>(z(k, at));
-        values[k] = P::real(now[k]) * sigma[k];
+        now[k] = load<Integers>(c.states[k] + at);
+        values[k] = P::real(now[k]) * c.sigma[k];
       }
-      numbers_at<kElements>(at, count - r * W, n);
+      numbers_at<kElements>(c, at, count - r * W, n);
       const Reals g = read<P>(gradient + r * W);
-      const Integers old = kWeight || kMoves ? load<Integers>(x(at)) : Integers{};
-      const Reals w = kWeight ? P::real(old) * sigma_before : Reals{};
+      const Integers old = kWeight || kMoves ? load<Integers>(c.own + at) : Integers{};
+      const Reals w = kWeight ? P::real(old) * c.sigma_before : Reals{};
       if constexpr (kForward)
-        add_increments<0, kWeight>(g, w, now, values, n, checks);
+        add_increments<0, kWeight>(c, g, w, now, values, n, checks);
       else
-        subtract_increments<K - 1, kWeight>(g, w, now, values, n, checks);
+        subtract_increments<K - 1, kWeight>(c, g, w, now, values, n, checks);
       for (int k = 0; k < K; ++k) {
-        store(z(k, at), now[k]);
+        store(c.states[k] + at, now[k]);
         if (kForward) checks.states[k] = checks.states[k] | used_bits(now[k]);
-        if (hash && count >= kChunk) sums.states[k].add(now[k], r, word);
+        if (c.hash && count >= kChunk) sums.states[k].add(now[k], sums.keys);
       }
       if constexpr (kMoves) {
-        const Integers change = P::round(Rule::update(values, n) * inverse_after);
+        const Integers change = P::round(Rule::update(values, n) * c.inverse_after);
         const Integers moved = old - change;
-        store(x(at), moved);
+        store(c.own + at, moved);
         checks.change = checks.change | increment_word<Layout>(change);
         checks.weight = checks.weight | used_bits(moved);
-        if (hash && count >= kChunk) sums.own.add(moved, r, word);
-        write<P>(seen + r * W, moved, all<Reals>(sigma_after), slice.own.sigma);
+        if (c.hash && count >= kChunk) sums.own.add(moved, sums.keys);
+        write<P>(seen + r * W, moved, all<Reals>(c.sigma_after), c.seen);
       }
+      if (c.hash) sums.keys = HashSum<Layout>::next_keys(sums.keys);
     }
   }
 
   template <bool kForward, bool kWeight, bool kMoves, bool kElements>
-  void move_block(int64_t begin, int64_t end, Checks& checks, Sums& sums) const {
+  void move_block(int64_t begin, int64_t end, Checks& all_checks, Sums& all_sums) const {
+    const Constants c = constants;
+    Checks checks = all_checks;
+    Sums sums;
     const T* gradient = static_cast<const T*>(slice.gradient);
     T* weight = static_cast<T*>(slice.weight);
     alignas(64) T seen[kChunk];
     int64_t i = begin;
-    int word = 0;
-    for (; i + kChunk <= end; i += kChunk, word += HashSum<Layout>::kPerChunk) {
-      move_chunk<kForward, kWeight, kMoves, kElements>(i, kChunk, gradient + i, seen, word, checks, sums);
+    for (; i + kChunk <= end; i += kChunk) {
+      move_chunk<kForward, kWeight, kMoves, kElements>(c, i, kChunk, gradient + i, seen, checks, sums);
       if (kMoves) write_chunk<sizeof seen>(weight + i, seen, stream);
     }
-    if (i == end) return;
-    const auto bytes = sizeof(T) * static_cast<size_t>(end - i);
-    T rest[kChunk] = {};
-    memcpy(rest, gradient + i, bytes);
-    move_chunk<kForward, kWeight, kMoves, kElements>(i, end - i, rest, seen, word, checks, sums);
-    if (kMoves) memcpy(weight + i, seen, bytes);
-    if (!hash) return;
-    for (int k = 0; k < K; ++k) sums.rest[k] = hash_of(z(k, i), end - i, word);
-    if (kMoves) sums.rest[K] = hash_of(x(i), end - i, word);
+    if (i < end) {
+      const int word = first_word(i - begin);
+      const auto bytes = sizeof(T) * static_cast<size_t>(end - i);
+      T rest[kChunk] = {};
+      memcpy(rest, gradient + i, bytes);
+      move_chunk<kForward, kWeight, kMoves, kElements>(c, i, end - i, rest, seen, checks, sums);
+      if (kMoves) memcpy(weight + i, seen, bytes);
+      for (int k = 0; hash && k < K; ++k) sums.rest[k] = hash_of(z(k, i), end - i, word);
+      if (hash && kMoves) sums.rest[K] = hash_of(x(i), end - i, word);
+    }
+    all_checks = checks;
+    all_sums = sums;
   }
 
   // Calls f with the forms of a block's loop as constants.
@@ -320,21 +347,22 @@ struct Worker {
   }
 
   template <bool kBack, bool kElements>
-  RH_INLINE void move_weights_chunk(int64_t i, int64_t count, T* seen, Checks& checks) const {
+  RH_INLINE static void move_weights_chunk(const Constants& c, double seen_scale, int64_t i, int64_t count, T* seen,
+                                           Checks& checks) {
     for (int r = 0; r < kRegisters; ++r) {
       const int64_t at = i + r * W;
       Reals values[K], n[N];
-      for (int k = 0; k < K; ++k) values[k] = P::real(load<Integers>(z(k, at))) * sigma[k];
-      numbers_at<kElements>(at, count - r * W, n);
-      const Integers change = P::round(Rule::update(values, n) * inverse_after);
-      const Integers moved = kBack ? load<Integers>(x(at)) + change : load<Integers>(x(at)) - change;
-      store(x(at), moved);
+      for (int k = 0; k < K; ++k) values[k] = P::real(load<Integers>(c.states[k] + at)) * c.sigma[k];
+      numbers_at<kElements>(c, at, count - r * W, n);
+      const Integers change = P::round(Rule::update(values, n) * c.inverse_after);
+      const Integers moved = kBack ? load<Integers>(c.own + at) + change : load<Integers>(c.own + at) - change;
+      store(c.own + at, moved);
       if (!kBack) {
         checks.change = checks.change | increment_word<Layout>(change);
         checks.weight = checks.weight | used_bits(moved);
       }
       // Where there is a shift, the weight that shows is not there yet.
-      write<P>(seen + r * W, moved, all<Reals>(kBack ? sigma_before : sigma_after), kBack ? slice.sigma_before : slice.own.sigma);
+      write<P>(seen + r * W, moved, all<Reals>(kBack ? c.sigma_before : c.sigma_after), seen_scale);
     }
   }
 
@@ -344,12 +372,14 @@ struct Worker {
     T* weight = static_cast<T*>(slice.weight);
     alignas(64) T seen[kChunk];
     if (!kBack && slice.own.shift) contract_block(slice.own, begin, end);
+    const Constants c = constants;
+    const double scale = kBack ? slice.sigma_before : slice.own.sigma;
     for (int64_t i = begin; i < end; i += kChunk) {
       const int64_t count = end - i < kChunk ? end - i : kChunk;
       if (elementwise)
-        move_weights_chunk<kBack, true>(i, count, seen, checks);
+        move_weights_chunk<kBack, true>(c, scale, i, count, seen, checks);
       else
-        move_weights_chunk<kBack, false>(i, count, seen, checks);
+        move_weights_chunk<kBack, false>(c, scale, i, count, seen, checks);
       if (count == kChunk)
         write_chunk<sizeof seen>(weight + i, seen, stream);
       else
@@ -372,12 +402,12 @@ struct Worker {
   // Of a block at rest.
   uint64_t hash_of_block(const Integer* first, int64_t count) const {
     HashSum<Layout> words;
+    auto keys = HashSum<Layout>::first_keys();
     int64_t i = 0;
-    int word = 0;
-    for (; i + kChunk <= count; i += kChunk, word += HashSum<Layout>::kPerChunk)
-      for (int r = 0; r < kRegisters; ++r) words.add(load<Integers>(first + i + r * W), r, word);
-    return words.sum() + hash_of(first + i, count - i, word);
+    for (; i + W <= count; i += W, keys = HashSum<Layout>::next_keys(keys)) words.add(load<Integers>(first + i), keys);
+    return words.sum() + hash_of(first + i, count - i, first_word(i));
   }
+  static int first_word(int64_t i) { return static_cast<int>(i * Layout::bits / 64); }
   void rest(int64_t begin, int64_t end, bool weights, bool states) {
     if (!hash) return;
     if (weights) outcome.hash += hash_finish(hash_of_block(x(begin), end - begin), slice.position + begin, 0);

@@ -32,7 +32,8 @@ struct SGD {
   //
   //     before the gradient is there   d_lr = -<aw, v'>;  av = av - lr * aw
   //     when it is                     u = share * av, the direction that the second derivatives are multiplied by
-  //                                    d_decay = <u, w>;  d_momentum = <av, v>;  d_share = <av, g + decay * w>;  aw = aw + decay * u
+  //                                    d_decay = <u, w>;  d_momentum = <av, v>;  d_share = <av, g + decay * w>;  aw = aw + decay
+  //                                    * u
   //
   // aw gets the product, and av the momentum, when the step before is undone. Each line is one operation of Real after the other;
   // av - lr * aw and aw + decay * u are one each, a fused multiply-add: over thousands of steps the roundings of the products
@@ -53,7 +54,8 @@ struct SGD {
   }
   // wide: the numbers in double.
   template <class R>
-  RH_INLINE static R after(R& aw, const R* az, double g, double w, const double* z, const R* n, const double* wide, double* terms) {
+  RH_INLINE static R after(R& aw, const R* az, double g, double w, const double* z, const R* n, const double* wide,
+                           double* terms) {
     const R u = n[kShare] * az[0];
     terms[kByDecay] = static_cast<double>(u) * w;
     terms[kByMomentum] = static_cast<double>(az[0]) * z[0];

@@ -59,19 +59,19 @@ Tables tables_of(const Call& call, const RuleShape& shape) {
   STD_TORCH_CHECK(call.shifts.is_cpu() && call.shifts.scalar_type() == Type::Long && call.shifts.is_contiguous() &&
                       call.shifts.numel() == count * shifts,
                   "shifts: expected a contiguous int64 table on the CPU of ", count, " rows of ", shifts);
-  return {static_cast<const double*>(call.numbers.data_ptr()), static_cast<const int64_t*>(call.shifts.data_ptr()), numbers, shifts};
+  return {static_cast<const double*>(call.numbers.data_ptr()), static_cast<const int64_t*>(call.shifts.data_ptr()), numbers,
+          shifts};
 }
 
 void check_state(const Tensor& state, const Call& call, int64_t size, const char* name) {
-  STD_TORCH_CHECK(state.numel() == size && state.scalar_type() == call.x.scalar_type() && state.is_contiguous() &&
-                      same_device(state, call.x),
-                  name, ": expected ", size, " contiguous elements of the dtype and on the device of x, ", device_of(call.x));
+  STD_TORCH_CHECK(
+      state.numel() == size && state.scalar_type() == call.x.scalar_type() && state.is_contiguous() && same_device(state, call.x),
+      name, ": expected ", size, " contiguous elements of the dtype and on the device of x, ", device_of(call.x));
 }
 
 const void* matching(const Tensor& tensor, const Tensor& weight, const Call& call, const char* name, size_t i) {
-  STD_TORCH_CHECK(
-      same_device(tensor, call.x) && tensor.scalar_type() == weight.scalar_type() && tensor.numel() == weight.numel(), name, "[", i,
-      "]: expected the device, dtype and size of its weight");
+  STD_TORCH_CHECK(same_device(tensor, call.x) && tensor.scalar_type() == weight.scalar_type() && tensor.numel() == weight.numel(),
+                  name, "[", i, "]: expected the device, dtype and size of its weight");
   STD_TORCH_CHECK(same_strides(tensor, weight), name, "[", i, "]: expected the strides of its weight");
   return tensor.data_ptr();
 }
@@ -126,8 +126,7 @@ void make_slices(const Call& call, const RuleShape& shape, Arguments& result) {
     slice.position = position;
     slice.type = scalar_type(weight);
     slice.active = shifts[0] != 0;
-    if (slice.active && !call.gradients.empty())
-      slice.gradient = matching(call.gradients[i], weight, call, "gradients", i);
+    if (slice.active && !call.gradients.empty()) slice.gradient = matching(call.gradients[i], weight, call, "gradients", i);
     for (int k = 0; k < shape.states; ++k)
       slice.states[k] = slot_of(call.states[static_cast<size_t>(k)], slice, numbers[k], shifts + 1 + 2 * k, call, planes);
     slice.own = slot_of(call.x, slice, numbers[shape.states + 1], shifts + 1 + 2 * shape.states, call, planes);

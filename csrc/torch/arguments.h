@@ -36,8 +36,8 @@ struct Call {
 
 // Beside a step's undoing, its adjoint.
 struct AdjointCall {
-  Tensor weights;              // vectors, laid out as the state
-  std::vector<Tensor> states;  // likewise
+  Tensor weights;                  // vectors, laid out as the state
+  std::vector<Tensor> states;      // likewise
   std::vector<Tensor> products;    // one per weight, empty: zero; no entries in the second half
   std::vector<Tensor> directions;  // one per weight, empty: not written; no entries in the first half
   std::optional<Tensor> carries;

@@ -51,7 +51,8 @@ void* direction_of(const AdjointCall& adjoint, const Call& call, size_t i) {
   const Tensor& direction = adjoint.directions[i];
   STD_TORCH_CHECK(direction.is_contiguous() && direction.scalar_type() == adjoint.weights.scalar_type() &&
                       direction.numel() == call.weights[i].numel() && same_device(direction, call.x),
-                  "directions[", i, "]: expected a contiguous vector of the size of its weight and the dtype of weights_adjoint, or "
+                  "directions[", i,
+                  "]: expected a contiguous vector of the size of its weight and the dtype of weights_adjoint, or "
                   "no elements");
   return direction.data_ptr();
 }
@@ -68,10 +69,10 @@ void check_adjoint(Phase phase, const AdjointCall& adjoint, const Call& call, co
   STD_TORCH_CHECK(adjoint.products.empty() || adjoint.products.size() == count, "products: expected ", count, " tensors");
   STD_TORCH_CHECK(adjoint.directions.empty() || adjoint.directions.size() == count, "directions: expected ", count, " tensors");
   STD_TORCH_CHECK(static_cast<int>(adjoint.wanted.size()) <= most, "wanted: expected ", most, " entries or less");
-  STD_TORCH_CHECK(!adjoint.carries || (adjoint.carries->is_cpu() && adjoint.carries->scalar_type() == Type::Double &&
-                                       adjoint.carries->is_contiguous() &&
-                                       adjoint.carries->numel() == static_cast<int64_t>(count * states)),
-                  "carries: expected a contiguous float64 table on the CPU of ", count, " rows of ", states);
+  STD_TORCH_CHECK(
+      !adjoint.carries || (adjoint.carries->is_cpu() && adjoint.carries->scalar_type() == Type::Double &&
+                           adjoint.carries->is_contiguous() && adjoint.carries->numel() == static_cast<int64_t>(count * states)),
+      "carries: expected a contiguous float64 table on the CPU of ", count, " rows of ", states);
   for (const Tensor* t : {&adjoint.partials, &adjoint.sums})
     STD_TORCH_CHECK(t->scalar_type() == Type::Double && t->is_contiguous() && same_device(*t, call.x),
                     "partials and sums: expected contiguous float64 tensors on ", device_of(call.x));

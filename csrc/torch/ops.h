@@ -24,8 +24,20 @@ template <const Device& device>
 void step(std::string rule, std::vector<Tensor> weights, std::vector<Tensor> gradients, Tensor x, std::vector<Tensor> states,
           Tensor numbers, Tensor shifts, std::vector<Tensor> elements, Tensor planes, Tensor skipped, bool hash, Tensor outcome,
           std::optional<Tensor> first_refused, int64_t number) {
-  const Call call{std::move(rule), std::move(weights), std::move(gradients), x,       std::move(states), numbers,       shifts,
-                  std::move(elements), planes,         skipped,              hash, outcome,           first_refused, number};
+  const Call call{std::move(rule),
+                  std::move(weights),
+                  std::move(gradients),
+                  x,
+                  std::move(states),
+                  numbers,
+                  shifts,
+                  std::move(elements),
+                  planes,
+                  skipped,
+                  hash,
+                  outcome,
+                  first_refused,
+                  number};
   device.move(Phase::step, check_arguments(Phase::step, call, device.shape(call.rule)), call);
 }
 
@@ -33,18 +45,31 @@ template <const Device& device>
 void move_weights(std::string rule, std::vector<Tensor> weights, Tensor x, std::vector<Tensor> states, Tensor numbers,
                   Tensor shifts, std::vector<Tensor> elements, Tensor planes, bool back, bool hash, Tensor outcome,
                   std::optional<Tensor> first_refused, int64_t number) {
-  const Call call{std::move(rule), std::move(weights), {}, x, std::move(states), numbers, shifts, std::move(elements), planes, {}, hash,
-                  outcome, first_refused, number};
+  const Call call{
+      std::move(rule), std::move(weights), {},    x, std::move(states), numbers, shifts, std::move(elements), planes, {}, hash,
+      outcome,         first_refused,      number};
   const Phase phase = back ? Phase::undo_weights : Phase::redo_weights;
   device.move(phase, check_arguments(phase, call, device.shape(call.rule)), call);
 }
 
 template <const Device& device>
-void undo_states(std::string rule, std::vector<Tensor> weights, std::vector<Tensor> gradients, Tensor x, std::vector<Tensor> states,
-                 Tensor numbers, Tensor shifts, std::vector<Tensor> elements, Tensor planes, Tensor skipped, bool hash,
-                 Tensor outcome, std::optional<Tensor> first_refused, int64_t number) {
-  const Call call{std::move(rule), std::move(weights), std::move(gradients), x,       std::move(states), numbers,       shifts,
-                  std::move(elements), planes,         skipped,              hash, outcome,           first_refused, number};
+void undo_states(std::string rule, std::vector<Tensor> weights, std::vector<Tensor> gradients, Tensor x,
+                 std::vector<Tensor> states, Tensor numbers, Tensor shifts, std::vector<Tensor> elements, Tensor planes,
+                 Tensor skipped, bool hash, Tensor outcome, std::optional<Tensor> first_refused, int64_t number) {
+  const Call call{std::move(rule),
+                  std::move(weights),
+                  std::move(gradients),
+                  x,
+                  std::move(states),
+                  numbers,
+                  shifts,
+                  std::move(elements),
+                  planes,
+                  skipped,
+                  hash,
+                  outcome,
+                  first_refused,
+                  number};
   device.move(Phase::undo_states, check_arguments(Phase::undo_states, call, device.shape(call.rule)), call);
 }
 
@@ -54,15 +79,16 @@ void undo_states(std::string rule, std::vector<Tensor> weights, std::vector<Tens
 template <const Device& device>
 void undo_weights_adjoint(std::string rule, std::vector<Tensor> weights, Tensor x, std::vector<Tensor> states, Tensor numbers,
                           Tensor shifts, std::vector<Tensor> elements, Tensor planes, bool hash, Tensor outcome,
-                          Tensor weights_adjoint, std::vector<Tensor> states_adjoint, std::vector<Tensor> products, Tensor carries,
-                          std::vector<bool> wanted, Tensor partials, Tensor sums) {
-  const Call call{std::move(rule), std::move(weights), {}, x, std::move(states), numbers, shifts, std::move(elements), planes, {}, hash,
-                  outcome};
+                          Tensor weights_adjoint, std::vector<Tensor> states_adjoint, std::vector<Tensor> products,
+                          Tensor carries, std::vector<bool> wanted, Tensor partials, Tensor sums) {
+  const Call call{
+      std::move(rule), std::move(weights), {}, x, std::move(states), numbers, shifts, std::move(elements), planes, {}, hash,
+      outcome};
   const RuleShape shape = device.shape(call.rule);
   Arguments arguments = check_arguments(Phase::undo_weights, call, shape);
   check_adjoint(Phase::undo_weights,
-                {weights_adjoint, std::move(states_adjoint), std::move(products), {}, carries, std::move(wanted), partials, sums}, call,
-                shape, arguments);
+                {weights_adjoint, std::move(states_adjoint), std::move(products), {}, carries, std::move(wanted), partials, sums},
+                call, shape, arguments);
   device.move(Phase::undo_weights, arguments, call);
 }
 
@@ -71,13 +97,23 @@ void undo_states_adjoint(std::string rule, std::vector<Tensor> weights, std::vec
                          std::vector<Tensor> states, Tensor numbers, Tensor shifts, std::vector<Tensor> elements, Tensor planes,
                          Tensor skipped, bool hash, Tensor outcome, Tensor weights_adjoint, std::vector<Tensor> states_adjoint,
                          std::vector<Tensor> directions, std::vector<bool> wanted, Tensor partials, Tensor sums) {
-  const Call call{std::move(rule),     std::move(weights), std::move(gradients), x,    std::move(states), numbers, shifts,
-                  std::move(elements), planes,             skipped,              hash, outcome};
+  const Call call{std::move(rule),
+                  std::move(weights),
+                  std::move(gradients),
+                  x,
+                  std::move(states),
+                  numbers,
+                  shifts,
+                  std::move(elements),
+                  planes,
+                  skipped,
+                  hash,
+                  outcome};
   const RuleShape shape = device.shape(call.rule);
   Arguments arguments = check_arguments(Phase::undo_states, call, shape);
   check_adjoint(Phase::undo_states,
-                {weights_adjoint, std::move(states_adjoint), {}, std::move(directions), {}, std::move(wanted), partials, sums}, call,
-                shape, arguments);
+                {weights_adjoint, std::move(states_adjoint), {}, std::move(directions), {}, std::move(wanted), partials, sums},
+                call, shape, arguments);
   device.move(Phase::undo_states, arguments, call);
 }
 
