@@ -171,7 +171,7 @@ setup(
         ),
         Extension(
             "reversible_hypergrad._core",
-            ["csrc/numpy_module.cpp"],
+            ["csrc/numpy/module.cpp"],
             depends=HEADERS,
             include_dirs=[pybind11.get_include()],
             extra_compile_args=STRICT,
