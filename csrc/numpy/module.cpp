@@ -57,8 +57,8 @@ void expand(Array<typename Layout::Integer> values, const Array<uint8_t>& planes
     throw std::invalid_argument("planes: expected shape (" + std::to_string(shift) + ", " + std::to_string(bytes) + ") for " +
                                 std::to_string(values.size()) + " values and shift " + std::to_string(shift) +
                                 ", got another. Pass what contract returned");
-  const Integer limit = rh::contraction_limit<Layout>(shift);
-  check_range<Integer>(values, -limit, limit, "which is all that a contraction gives");
+  const Integer lowest = -(Integer{1} << (Layout::limit_bits - shift));
+  check_range<Integer>(values, lowest, rh::largest_contracted<Layout>(shift), "which is all that a contraction gives");
   rh::expand_array(values.mutable_data(), values.size(), shift, centre, planes.data());
 }
 

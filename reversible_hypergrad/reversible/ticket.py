@@ -12,7 +12,7 @@ __all__ = ["Ticket", "none_refused"]
 class Ticket:
     """A step's place among those that share ``first_refused``, on the device of their state.
 
-    Kernels write a refused step's number there. From then on no later step takes place, and :meth:`Bucket.retract` takes back
+    Kernels write a refused step's number there. From then on no later step takes place, and :meth:`State.retract` takes back
     that very step and no other: so both can be queued with each step, and the host looks when it likes.
     """
 
