@@ -31,7 +31,7 @@ def edited(parts: Sequence[Part], all_weights: bool) -> list[str]:
     names: list[str] = []
     touched = []
     for part in parts:
-        reshaped = part.watch.reshaped()
+        reshaped = part.reshaped()
         suspects = range(len(part.bucket.weights)) if all_weights else part.watch.touched()
         names += [part.bucket.names[i] for i in reshaped]
         names += part.bucket.edited([i for i in suspects if i not in reshaped], at_start=part.steps == 0)

@@ -13,7 +13,6 @@ from reversible_hypergrad.optim.edits import refuse, replaced
 from reversible_hypergrad.optim.history import History
 from reversible_hypergrad.optim.queue import Queue
 from reversible_hypergrad.optim.settings import Settings
-from reversible_hypergrad.optim.watch import Watch
 
 __all__ = ["StatefulOptimizer"]
 
@@ -66,7 +65,7 @@ class StatefulOptimizer(Optimizer):
             RuntimeError: if a parameter was resized or replaced since the last step, see :meth:`mark_boundary`.
         """
         self.synchronize()
-        resized = [part.bucket.names[i] for part in self._history.parts for i in part.watch.reshaped()]
+        resized = [part.bucket.names[i] for part in self._history.parts for i in part.reshaped()]
         refuse(resized + replaced(self._history.parts, self.param_groups))
         names = self.state
         packed = saved.pack(self._history, self.param_groups)
@@ -103,7 +102,7 @@ class StatefulOptimizer(Optimizer):
         super().__setstate__(state)
         # A copy or an unpickled optimizer holds its own parameters, at other addresses.
         for part in self._history.parts:
-            part.watch = Watch(part.bucket.weights)
+            part.watch.accept()
         self._check_weights = True
         self._undoing = False
         self._queue = Queue()

@@ -31,7 +31,7 @@ class Watch:
         self.accept()
 
     def reshaped(self) -> list[int]:
-        """Indices of the tensors with another dtype, device, shape or order in memory."""
+        """Indices of the tensors with another dtype, shape or order in memory."""
         return [i for i, (t, form) in enumerate(zip(self._tensors, self._forms, strict=True)) if _form(t) != form]
 
     def touched(self) -> list[int]:
@@ -41,4 +41,4 @@ class Watch:
 
 
 def _form(tensor: Tensor) -> Any:
-    return tensor.dtype, tensor.device, tensor.shape, tensor.stride()
+    return tensor.dtype, tensor.shape, tensor.stride()

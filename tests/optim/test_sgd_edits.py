@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -159,6 +160,14 @@ def test_equal_bits_in_another_order_of_memory_are_an_edit() -> None:
     for method in (optimizer.step, optimizer.state_dict):
         with pytest.raises(RuntimeError, match=r"parameter 0.*edited.*mark_boundary"):
             method()
+
+
+@pytest.mark.parametrize("name", ["resized", "grown", "double", "data-transposed"])
+def test_a_copy_after_an_edit_refuses_it_too(name: str) -> None:
+    _, optimizer, closures = edited_optimizer(name)
+    other = copy.deepcopy(optimizer)
+    with pytest.raises(RuntimeError, match=r"parameter '.*mark_boundary"):
+        other.step_back(closures[-1])
 
 
 @pytest.mark.parametrize("name", ["resized", "grown"])
