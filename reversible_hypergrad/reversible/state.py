@@ -129,12 +129,11 @@ class State:
         """Names of the tensors that no longer have as many elements as their state."""
         return [n for n, w, size in zip(self.names, self.weights, self.sizes, strict=True) if w.numel() != size]
 
-    def edited(self, at_start: bool) -> list[str]:
-        """Names of the tensors whose visible weights are not the ones of the state; reads everything."""
-        names = self.resized()
-        for i, weight in enumerate(self.weights):
-            if self.names[i] in names:
-                continue
+    def edited(self, suspects: Sequence[int], at_start: bool) -> list[str]:
+        """Names of those of the tensors ``suspects`` whose visible weights are not the ones of the state; reads them."""
+        names = []
+        for i in suspects:
+            weight = self.weights[i]
             expected = self.visible(i)
             initial = self.initial[i]
             if at_start and initial is not None:

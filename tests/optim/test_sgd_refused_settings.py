@@ -81,12 +81,12 @@ def test_written_into_the_second_group_between_steps(
     closures = take_steps(optimizer, 3)
     good = {key: optimizer.param_groups[1][key] for key in settings}
     optimizer.param_groups[1].update(settings)
-    before = [first.detach().clone(), second.detach().clone(), str(optimizer.state_dict()["reversible"])]
+    before = [first.detach().clone(), second.detach().clone(), str(optimizer.state_dict()["state"])]
     with refused_words(error, words):
         optimizer.step()
     assert torch.equal(first, before[0])
     assert torch.equal(second, before[1])
-    assert str(optimizer.state_dict()["reversible"]) == before[2]
+    assert str(optimizer.state_dict()["state"]) == before[2]
     optimizer.param_groups[1].update(good)
     optimizer.rewind(reversed(closures))
     assert frozen(optimizer) == start
