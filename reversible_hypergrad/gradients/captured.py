@@ -7,8 +7,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree
 
+from reversible_hypergrad import pytree
 from reversible_hypergrad.gradients.graphs import CudaGraphs, Graphs
 from reversible_hypergrad.gradients.loss import LossEvaluation, LossGradient, same_bits
 from reversible_hypergrad.gradients.static_batch import StaticBatch, write
@@ -35,10 +35,10 @@ def captured(gradient: LossGradient, hyperparameters: Any) -> "CapturedGradient"
         raise ValueError(f"cuda_graph: expected all of the model's weights on one CUDA device, got {found}. Move it to one")
     (device,) = devices
     graphs = CudaGraphs(device)
-    for path, leaf in _pytree.tree_flatten_with_path(hyperparameters)[0]:
+    for path, leaf in zip(pytree.paths(hyperparameters), pytree.leaves(hyperparameters), strict=True):
         if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.device != device:
             raise ValueError(
-                f"hyperparameters{_pytree.keystr(path)}: with cuda_graph=True expected what wants a gradient on {device}, "
+                f"hyperparameters{path}: with cuda_graph=True expected what wants a gradient on {device}, "
                 f"where the weights are, got it on {leaf.device}. Pass it as .to({str(device)!r}), through which gradients flow"
             )
     return CapturedGradient(gradient, graphs)
@@ -100,7 +100,7 @@ class CapturedGradient(Gradient):
             self._places = places
         self.evaluations += 1
         batch = self.inner.batch_of(step)
-        leaves, spec = _pytree.tree_flatten(batch)
+        leaves, spec = pytree.flatten(batch)
         for shape in self._shapes:
             if shape.batch.fits(leaves, spec):
                 shape.batch.fill(step, batch, leaves)
@@ -231,12 +231,12 @@ class _Captured(Generic[T]):
         inner, eagerly = self._inner, self._graphs.eagerly
         before = Moment(inner)
         replay()
-        replayed = _pytree.tree_map(_copy, (self.result, list(inner.model.buffers())))
+        replayed = pytree.map_tensors(Tensor.clone, (self.result, list(inner.model.buffers())))
         before.put_back()
         plain = eagerly(self._function), list(inner.model.buffers())
         if same_bits(plain, replayed):
             return
-        plain = _pytree.tree_map(_copy, plain)
+        plain = pytree.map_tensors(Tensor.clone, plain)
         before.put_back()
         if same_bits((eagerly(self._function), list(inner.model.buffers())), plain):
             raise RuntimeError(
@@ -260,10 +260,6 @@ class Moment:
         for of, name, buffer, before in self._buffers:
             of[name] = buffer  # a module may have put another one there
             buffer.copy_(before)
-
-
-def _copy(x: Any) -> Any:
-    return x.clone() if isinstance(x, Tensor) else x
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
+from reversible_hypergrad import pytree
 from reversible_hypergrad.gradients.loss import Loss, LossGradient, is_first_order_only, private_copy, same_bits
 from reversible_hypergrad.replay.environment import Environment, seed_step
 
@@ -74,7 +74,7 @@ def check_replayable(model: nn.Module, loss: Loss, batch: Any, hyperparameters: 
     trained = {name: p for name, p in private.named_parameters() if p.requires_grad}
     if not trained:
         raise ValueError("model: expected parameters that require grad, got none")
-    leaves, spec = _pytree.tree_flatten(hyperparameters)
+    leaves, spec = pytree.flatten(hyperparameters)
     wanted = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
     gradient = LossGradient(private, list(trained.values()), list(trained), loss, lambda step: batch, leaves, spec, wanted, seed)
     gradient.refuse_first_order = False
@@ -153,12 +153,12 @@ class _Watch:
 
 
 def _differentiate_twice(module: nn.Module, inputs: Any) -> None:
-    leaves, spec = _pytree.tree_flatten(inputs)
+    leaves, spec = pytree.flatten(inputs)
     leaves = [x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in leaves]
     sources = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
     sources += [p for p in module.parameters() if p.requires_grad]
     with torch.enable_grad():
-        outputs = _pytree.tree_leaves(module(*_pytree.tree_unflatten(leaves, spec)))
+        outputs = pytree.leaves(module(*pytree.unflatten(leaves, spec)))
         total = sum(y.square().sum() for y in outputs if isinstance(y, Tensor) and y.requires_grad)
         if not isinstance(total, Tensor):
             return
@@ -171,7 +171,7 @@ def _differentiate_twice(module: nn.Module, inputs: Any) -> None:
 
 
 def _detached(nest: Any) -> Any:
-    return _pytree.tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, nest)
+    return pytree.map_tensors(lambda x: x.detach().clone(), nest)
 
 
 def _described(name: str, module: nn.Module) -> str:

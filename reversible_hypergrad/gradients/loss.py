@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
+from reversible_hypergrad import pytree
 from reversible_hypergrad.problem.gradient import Evaluation, Gradient
 from reversible_hypergrad.replay.batches import BatchOf
 from reversible_hypergrad.replay.environment import seed_step
@@ -56,7 +56,7 @@ class LossGradient(Gradient):
         for i in wanted:
             leaves[i] = leaves[i].detach().requires_grad_()
         self.wanted: list[Tensor] = [leaves[i] for i in wanted]
-        self.hyperparameters = _pytree.tree_unflatten(leaves, spec)
+        self.hyperparameters = pytree.unflatten(leaves, spec)
         self.cuda_devices = tuple({w.device for w in weights if w.device.type == "cuda"})
         self._bound = _Bound(model, loss)
         self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -300,7 +300,7 @@ def _nodes(*tensors: Tensor) -> Iterator[Any]:
 
 def same_bits(a: Any, b: Any) -> bool:
     """Whether two nests hold the same tensors, NaNs included. What is not a tensor counts as the same."""
-    first, second = _pytree.tree_leaves(a), _pytree.tree_leaves(b)
+    first, second = pytree.leaves(a), pytree.leaves(b)
     if len(first) != len(second):
         return False
     for x, y in zip(first, second, strict=True):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.optim import saved
 from reversible_hypergrad.optim.edits import edited, refuse, replaced
@@ -92,8 +93,7 @@ class ReversibleSGD(Optimizer):
     ) -> None:
         if state_bits not in (32, 64):
             raise ValueError(f"Invalid state_bits value: {state_bits}. Expected 32 or 64")
-        if isinstance(verify_every, bool) or not isinstance(verify_every, int) or verify_every < 1:
-            raise ValueError(f"Invalid verify_every value: {verify_every}. Expected an integer >= 1")
+        check_integer("verify_every", verify_every, least=1)
         self.state_bits = state_bits
         self.verify_every = verify_every
         self._parts: list[Part] = []

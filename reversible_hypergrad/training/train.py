@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
+from reversible_hypergrad import pytree
 from reversible_hypergrad.adjoints import Adjoint, Reversible, Run
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.gradients.captured import captured
 from reversible_hypergrad.gradients.loss import Loss, LossGradient, private_copy
 from reversible_hypergrad.planning.memory import Budget
@@ -118,8 +119,7 @@ def train(
         raise TypeError(f"adjoint: expected an object such as rh.Reversible(), or 'auto', got {adjoint!r}")
     if budget is not None and adjoint != "auto":
         raise ValueError(f"budget: expected none unless adjoint='auto', got {budget!r} with adjoint={adjoint!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed: expected an integer, got {seed!r}")
+    check_integer("seed", seed)
     if not isinstance(cuda_graph, bool):
         raise TypeError(f"cuda_graph: expected True or False, got {cuda_graph!r}")
     batch_of, steps = batches_by_step(batches, steps)
@@ -135,7 +135,7 @@ def train(
             own[name].copy_(starts[name])
 
     resolved = optimizer.resolve(list(starts), weights, steps)
-    leaves, spec = _pytree.tree_flatten(hyperparameters)
+    leaves, spec = pytree.flatten(hyperparameters)
     wanted = _wanted(leaves)
     report = Report(
         steps=steps,

@@ -34,7 +34,8 @@ def test_batches_of_every_accepted_kind():
         ({0: 1}, None, TypeError, "expected a sequence"),
         ([1, 2], 3, ValueError, r"at most 2.*step % len\(batches\)"),
         (lambda step: step, None, ValueError, "has no length"),
-        ([1], True, ValueError, "steps: expected an integer"),
+        ([1], True, TypeError, "steps: expected an integer >= 0 or None, got True"),
+        ([1], -1, ValueError, "steps: expected an integer >= 0 or None, got -1"),
     ],
 )
 def test_other_batches_are_refused_with_the_reason(batches, steps, error, message):
@@ -76,7 +77,9 @@ def test_loader_without_shuffle_and_with_collate():
         (lambda: rh.ReplayableLoader(iter([1]), 1), TypeError, "dataset: expected one with len"),
         (lambda: rh.ReplayableLoader([1], 0), ValueError, "batch_size: expected an integer >= 1"),
         (lambda: rh.ReplayableLoader([1], 2, drop_last=True), ValueError, "Lower batch_size"),
+        (lambda: rh.ReplayableLoader([1], 1, prefetch=0.5), TypeError, "prefetch: expected an integer >= 0"),
         (lambda: rh.ReplayableLoader([1], 1)(-1), IndexError, "step: expected"),
+        (lambda: rh.ReplayableLoader([1], 1)("0"), TypeError, "step: expected an integer, got '0'"),
     ],
 )
 def test_loader_refuses(make, error, message):
