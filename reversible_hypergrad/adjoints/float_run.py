@@ -10,10 +10,9 @@ from reversible_hypergrad.adjoints.base import CAUSES, Run
 from reversible_hypergrad.adjoints.floats import FloatGroup, FloatState, float_groups, needs_velocity
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.problem.problem import Cotangents, Problem
+from reversible_hypergrad.reversible.lateness import LOOK_EVERY
 
 __all__ = ["FloatRun"]
-
-_CHECK_EVERY = 64  # steps between looks for non-finite losses: each waits for the device
 
 
 class FloatRun(Run):
@@ -57,7 +56,7 @@ class FloatRun(Run):
                     if record:
                         self.keep(step)
                     self.train(step)
-                    if step % _CHECK_EVERY == _CHECK_EVERY - 1 or step == problem.steps - 1:
+                    if step % LOOK_EVERY == LOOK_EVERY - 1 or step == problem.steps - 1:
                         self._refuse_non_finite(step)
                     bar.advance()
         except BaseException:
@@ -153,7 +152,7 @@ class FloatRun(Run):
         )
 
     def _refuse_non_finite(self, step: int) -> None:
-        since = max(0, step + 1 - _CHECK_EVERY)
+        since = max(0, step + 1 - LOOK_EVERY)
         bad = (~self._losses[since : step + 1].isfinite()).nonzero()
         if len(bad):
             at = since + int(bad[0])

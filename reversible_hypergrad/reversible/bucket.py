@@ -14,8 +14,8 @@ from reversible_hypergrad import _core
 from reversible_hypergrad._ops import ops, refuse_device
 from reversible_hypergrad.core.fixed_point import FORMATS, FixedPointFormat
 from reversible_hypergrad.reversible.initial import InitialWeights
+from reversible_hypergrad.reversible.lateness import Ticket
 from reversible_hypergrad.reversible.outcome import Outcome, read
-from reversible_hypergrad.reversible.ticket import Ticket
 
 __all__ = ["Bucket", "Coefficients", "Outcome", "Record", "combine", "flat"]
 
