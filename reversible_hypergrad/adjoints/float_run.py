@@ -67,7 +67,8 @@ class FloatRun(Run):
             self._free()
 
     def train(self, step: int) -> None:
-        loss, gradients = self.problem.gradient.values(step)
+        gradient = self.problem.gradient
+        loss, gradients = gradient.values(gradient.batch(step))
         self._losses[step] = loss
         for group in self.groups:
             group.step(step, gradients)
@@ -112,7 +113,7 @@ class FloatRun(Run):
             group.through_velocity(step, av, gradients, totals)
             group.through_gradient(step, aw, av, u, by_weights, totals)
         totals.add_hyperparameters(by_hyperparameters)
-        return evaluation.loss
+        return evaluation.value
 
     def finish(self, totals: Cotangents, aws: Sequence[Tensor]) -> None:
         """The gradients by the initial weights, from those by the weights before the first step."""

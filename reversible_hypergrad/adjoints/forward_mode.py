@@ -100,7 +100,7 @@ class ForwardModeRun(Run):
             for step in range(problem.steps):
                 # Not values(): their last bits may differ, and a run is the same one whether it is differentiated or not.
                 evaluation = problem.gradient(step)
-                loss, gradients = evaluation.loss, evaluation.gradients
+                loss, gradients = evaluation.value, evaluation.gradients
                 for first in range(0, self.count if record else 0, self.chunk):
                     self._advance(step, slice(first, min(first + self.chunk, self.count)), evaluation)
                 del evaluation

@@ -1,6 +1,6 @@
 """Whether a user's loss can be replayed and differentiated twice, and which module spoils it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from reversible_hypergrad import pytree
-from reversible_hypergrad.gradients.loss import Loss, LossGradient, is_first_order_only, private_copy, same_bits
+from reversible_hypergrad.gradients.autograd_graph import is_first_order_only
+from reversible_hypergrad.gradients.loss import Loss, LossGradient, private_copy
+from reversible_hypergrad.gradients.same_bits import same_bits
 from reversible_hypergrad.replay.environment import Environment, seed_step
 
 __all__ = ["Replayability", "check_replayable"]
@@ -71,20 +73,22 @@ def check_replayable(model: nn.Module, loss: Loss, batch: Any, hyperparameters: 
     """
     result = Replayability()
     private = private_copy(model)
-    trained = {name: p for name, p in private.named_parameters() if p.requires_grad}
+    trained: dict[str, Tensor] = {name: p for name, p in private.named_parameters() if p.requires_grad}
     if not trained:
         raise ValueError("model: expected parameters that require grad, got none")
-    leaves, spec = pytree.flatten(hyperparameters)
-    wanted = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    gradient = LossGradient(private, list(trained.values()), list(trained), loss, lambda step: batch, leaves, spec, wanted, seed)
-    gradient.refuse_first_order = False
+    first_order_only: list[bool] = []
+
+    def note(loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
+        first_order_only.append(is_first_order_only([loss, *gradients]))
+
+    gradient = LossGradient(private, trained, loss, lambda step: batch, hyperparameters, seed, check=note)
     with Environment.current({w.device for w in trained.values()}).pinned():
         watch = _Watch(private)
-        first, second = gradient(0), None
+        first = gradient(0)
         watch.compare = True
         second = gradient(0)
         watch.remove()
-        result.same_loss = same_bits(first.loss, second.loss)
+        result.same_loss = same_bits(first.value, second.value)
         different = [n for n, a, b in zip(trained, first.gradients, second.gradients, strict=True) if not same_bits(a, b)]
         result.same_gradients = not different
         if watch.first is not None:
@@ -99,7 +103,7 @@ def check_replayable(model: nn.Module, loss: Loss, batch: Any, hyperparameters: 
                 "draws unseeded random numbers or counts its calls, or a backward is not deterministic"
             )
         try:
-            if gradient.first_order_only:
+            if any(first_order_only):
                 raise RuntimeError("a torch.autograd.Function in it is marked once_differentiable")
             first.products([torch.ones_like(g) for g in first.gradients])
         except (RuntimeError, NotImplementedError) as error:

@@ -127,24 +127,24 @@ def train(
     starts = _starts(model, initial)
     private = private_copy(model)
     own = dict(private.named_parameters())
-    weights: list[Tensor] = [own[name] for name in starts]
-    for name, weight in zip(starts, weights, strict=True):
+    trained: dict[str, Tensor] = {name: own[name] for name in starts}
+    names, weights = list(trained), list(trained.values())
+    for name, weight in trained.items():
         check_parameter(weight, name)
     with torch.no_grad():
         for name in initial or ():
             own[name].copy_(starts[name])
 
-    resolved = optimizer.resolve(list(starts), weights, steps)
-    leaves, spec = pytree.flatten(hyperparameters)
+    resolved = optimizer.resolve(names, weights, steps)
+    leaves = pytree.leaves(hyperparameters)
     wanted = _wanted(leaves)
     report = Report(
         steps=steps,
         weights=sum(w.numel() for w in weights),
-        hyperparameters=sum(t.numel() for t in (*resolved.tensors, *(leaves[i] for i in wanted))),
+        hyperparameters=sum(t.numel() for t in (*resolved.tensors, *wanted)),
         trajectory_bytes=steps * sum(w.nbytes for w in weights),
     )
-    names = list(starts)
-    gradient = LossGradient(private, weights, names, loss, batch_of, leaves, spec, wanted, seed)
+    gradient = LossGradient(private, trained, loss, batch_of, hyperparameters, seed)
     problem = Problem(
         names=names,
         weights=weights,
@@ -152,7 +152,7 @@ def train(
         steps=steps,
         gradient=captured(gradient, hyperparameters) if cuda_graph else gradient,
         sources=[t.detach() for t in resolved.tensors],
-        hyperparameters=[leaves[i].detach() for i in wanted],
+        hyperparameters=[t.detach() for t in wanted],
         report=report,
         progress=bars(progress),
         nesterov=optimizer.nesterov,
@@ -166,7 +166,7 @@ def train(
             "rh.Reversible(), rh.Snapshots() or rh.Checkpoint(), or leave cuda_graph=True out"
         )
     report.adjoint, report.exact, report.approximation = repr(adjoint), adjoint.exact, adjoint.approximation
-    inputs = [*starts.values(), *resolved.tensors, *(leaves[i] for i in wanted)]
+    inputs = [*starts.values(), *resolved.tensors, *wanted]
     unchanged = [t for t in (*leaves, *_given_tensors(optimizer)) if isinstance(t, Tensor)]
     record = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     devices = {w.device for w in weights}
@@ -262,15 +262,15 @@ def _starts(model: nn.Module, initial: Mapping[str, Tensor] | None) -> dict[str,
     return starts
 
 
-def _wanted(leaves: Sequence[Any]) -> list[int]:
-    """Positions of the hyperparameters that require grad."""
+def _wanted(leaves: Sequence[Any]) -> list[Tensor]:
+    """The hyperparameters that require grad."""
     for leaf in leaves:
         if isinstance(leaf, nn.Module):
             raise TypeError(
                 f"hyperparameters: expected a nest of tensors, got the module {type(leaf).__name__}. Pass "
                 "dict(module.named_parameters()), and torch.func.functional_call(module, ...) in the loss"
             )
-    return [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
 
 
 def _given_tensors(optimizer: SGD) -> list[Any]:

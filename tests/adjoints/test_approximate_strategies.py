@@ -11,7 +11,7 @@ from kinds import error
 from torch import nn
 
 import reversible_hypergrad as rh
-from reversible_hypergrad.gradients.loss import LossEvaluation
+from reversible_hypergrad.gradients.evaluation import LossEvaluation
 
 D = 6
 APPROXIMATE = {
