@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from reversible_hypergrad import pytree
 from reversible_hypergrad.gradients.autograd_graph import is_first_order_only
-from reversible_hypergrad.gradients.loss import Loss, LossGradient, private_copy
+from reversible_hypergrad.gradients.loss import Loss, LossGradient
+from reversible_hypergrad.gradients.private_copy import private_copy
 from reversible_hypergrad.gradients.same_bits import same_bits
 from reversible_hypergrad.replay.environment import Environment, seed_step
 

@@ -1,6 +1,5 @@
 """The training loss's gradient as a function of the step: one code path for training and for its reversal."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,19 +15,9 @@ from reversible_hypergrad.problem.gradient import Gradient
 from reversible_hypergrad.replay.batches import BatchOf
 from reversible_hypergrad.replay.environment import seed_step
 
-__all__ = ["Loss", "LossGradient", "private_copy"]
+__all__ = ["Loss", "LossGradient"]
 
 Loss = Callable[[nn.Module, Any, Any], Tensor]
-
-
-def private_copy(model: nn.Module) -> nn.Module:
-    """A deep copy, ties and modes kept. Cached non-leaf tensors, which torch cannot deep-copy, are copied detached."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
 
 
 class LossGradient(Gradient):

@@ -12,7 +12,8 @@ from reversible_hypergrad import pytree
 from reversible_hypergrad.adjoints import Adjoint, Reversible, Run
 from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.gradients.captured import captured
-from reversible_hypergrad.gradients.loss import Loss, LossGradient, private_copy
+from reversible_hypergrad.gradients.loss import Loss, LossGradient
+from reversible_hypergrad.gradients.private_copy import private_copy
 from reversible_hypergrad.planning.memory import Budget
 from reversible_hypergrad.planning.plan import plan_for
 from reversible_hypergrad.problem.problem import Problem
@@ -77,7 +78,8 @@ def train(
         TypeError, ValueError: for arguments that cannot be honoured, by name. FloatingPointError, OverflowError: a gradient is
         not finite, or something leaves the fixed-point range, at the step that the message says. ReversalError: from
         ``backward``, if the trajectory was not restored bit for bit; no gradient is returned then. RuntimeError: double
-        backward. After any error the model, the hyperparameters and random states are as before.
+        backward, or another thread is inside of a run. After any error the model, the hyperparameters and random states are as
+        before.
         On a GPU the host does not wait for each step: it looks every 64 steps and where a segment begins or ends, so an error
         comes up to 63 steps late and still names its step, and a gradient that is out of range is a FloatingPointError, too,
         since it is gone by then. No gradient is returned before all is checked.
@@ -124,8 +126,8 @@ def train(
         raise TypeError(f"cuda_graph: expected True or False, got {cuda_graph!r}")
     batch_of, steps = batches_by_step(batches, steps)
 
-    starts = _starts(model, initial)
     private = private_copy(model)
+    starts = _starts(model, initial)
     own = dict(private.named_parameters())
     trained: dict[str, Tensor] = {name: own[name] for name in starts}
     names, weights = list(trained), list(trained.values())
@@ -237,8 +239,6 @@ class _Training(torch.autograd.Function):
 
 def _starts(model: nn.Module, initial: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Name -> initial weight, attached to its graph, for every trained parameter."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     starts: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
