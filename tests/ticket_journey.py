@@ -7,7 +7,7 @@ from fractions import Fraction
 import torch
 
 from reversible_hypergrad.reversible.bucket import Bucket, Coefficients
-from reversible_hypergrad.reversible.ticket import Ticket, none_refused
+from reversible_hypergrad.reversible.lateness import Ticket, none_refused
 
 REFUSED, STEPS = 3, 7
 SHAPES = [[((3, 700), torch.float32), ((70_001,), torch.bfloat16)], [((513,), torch.float64), ((1030,), torch.float16)]]

@@ -8,6 +8,7 @@ from reversible_hypergrad.adjoints.cost import Cost, RunSize
 from reversible_hypergrad.adjoints.floats import needs_velocity
 from reversible_hypergrad.adjoints.scheduled import Schedule, ScheduledRun, scheduled_cost
 from reversible_hypergrad.adjoints.segments import level
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.problem.problem import Problem
 from reversible_hypergrad.storage.places import check_place
 
@@ -41,10 +42,8 @@ class Checkpoint(Adjoint):
     """
 
     def __init__(self, every: int | None = None, store: str | Path = "device") -> None:
-        if every is not None and (isinstance(every, bool) or not isinstance(every, int)):
-            raise TypeError(f"every: expected a number of steps or None, got {every!r}")
-        if every is not None and every < 1:
-            raise ValueError(f"every: expected at least 1 step, got {every}")
+        if every is not None:
+            check_integer("every", every, least=1, otherwise="None")
         self.every = every
         self.store = check_place("store", store)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from reversible_hypergrad.adjoints.base import Adjoint, Run
 from reversible_hypergrad.adjoints.implicit import ImplicitRun
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.problem.problem import Problem
 
 __all__ = ["ConjugateGradient"]
@@ -42,10 +43,7 @@ class ConjugateGradient(Adjoint):
     approximation = "the trained weights count as a minimum of the last training loss"
 
     def __init__(self, iterations: int, tolerance: float = 1e-6) -> None:
-        if isinstance(iterations, bool) or not isinstance(iterations, int):
-            raise TypeError(f"iterations: expected an integer >= 1, got {iterations!r}")
-        if iterations < 1:
-            raise ValueError(f"iterations: expected an integer >= 1, got {iterations}")
+        check_integer("iterations", iterations, least=1)
         if not tolerance >= 0:
             raise ValueError(f"tolerance: expected a number >= 0, got {tolerance!r}")
         self.iterations, self.tolerance = iterations, tolerance

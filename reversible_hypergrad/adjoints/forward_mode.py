@@ -8,6 +8,7 @@ from torch import Tensor
 from reversible_hypergrad.adjoints.base import Adjoint, Run
 from reversible_hypergrad.adjoints.cost import Cost, RunSize
 from reversible_hypergrad.adjoints.floats import FloatGroup, float_groups
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.problem.gradient import Evaluation
 from reversible_hypergrad.problem.problem import Cotangents, Problem
 from reversible_hypergrad.problem.setting import Setting
@@ -45,11 +46,8 @@ class ForwardMode(Adjoint):
     graphable = False
 
     def __init__(self, chunk: int = 16, limit: int = 100, force: bool = False) -> None:
-        for name, number in (("chunk", chunk), ("limit", limit)):
-            if isinstance(number, bool) or not isinstance(number, int):
-                raise TypeError(f"{name}: expected an integer >= 1, got {number!r}")
-            if number < 1:
-                raise ValueError(f"{name}: expected an integer >= 1, got {number}")
+        check_integer("chunk", chunk, least=1)
+        check_integer("limit", limit, least=1)
         self.chunk, self.limit, self.force = chunk, limit, bool(force)
 
     def __repr__(self) -> str:
@@ -102,7 +100,7 @@ class ForwardModeRun(Run):
             for step in range(problem.steps):
                 # Not values(): their last bits may differ, and a run is the same one whether it is differentiated or not.
                 evaluation = problem.gradient(step)
-                loss, gradients = evaluation.loss, evaluation.gradients
+                loss, gradients = evaluation.value, evaluation.gradients
                 for first in range(0, self.count if record else 0, self.chunk):
                     self._advance(step, slice(first, min(first + self.chunk, self.count)), evaluation)
                 del evaluation

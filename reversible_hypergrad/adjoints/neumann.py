@@ -6,6 +6,7 @@ from torch import Tensor
 
 from reversible_hypergrad.adjoints.base import Adjoint, Run
 from reversible_hypergrad.adjoints.implicit import ImplicitRun
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.problem.problem import Problem
 
 __all__ = ["Neumann"]
@@ -41,10 +42,7 @@ class Neumann(Adjoint):
     approximation = "the trained weights count as a minimum of the last training loss"
 
     def __init__(self, terms: int, lr: float | None = None) -> None:
-        if isinstance(terms, bool) or not isinstance(terms, int):
-            raise TypeError(f"terms: expected an integer >= 1, got {terms!r}")
-        if terms < 1:
-            raise ValueError(f"terms: expected an integer >= 1, got {terms}")
+        check_integer("terms", terms, least=1)
         if lr is not None and not lr > 0:
             raise ValueError(f"lr: expected a number > 0 or None, got {lr!r}")
         self.terms, self.lr = terms, lr

@@ -7,6 +7,7 @@ from pathlib import Path
 from reversible_hypergrad.adjoints.base import Adjoint, Run
 from reversible_hypergrad.adjoints.cost import Cost, RunSize
 from reversible_hypergrad.adjoints.scheduled import Schedule, ScheduledRun, scheduled_cost
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.problem.problem import Problem
 from reversible_hypergrad.storage.places import check_place
 
@@ -44,13 +45,9 @@ class RecursiveCheckpoint(Adjoint):
     """
 
     def __init__(self, arity: int = 2, slots: int | None = None, store: str | Path = "device") -> None:
-        for name, number, least in (("arity", arity, 2), ("slots", slots, 1)):
-            if number is None and name == "slots":
-                continue
-            if isinstance(number, bool) or not isinstance(number, int):
-                raise TypeError(f"{name}: expected an integer >= {least}, got {number!r}")
-            if number < least:
-                raise ValueError(f"{name}: expected an integer >= {least}, got {number}")
+        check_integer("arity", arity, least=2)
+        if slots is not None:
+            check_integer("slots", slots, least=1, otherwise="None")
         if slots is not None and arity != 2:
             raise ValueError(f"arity: expected none beside slots={slots}, since that optimum has no arity; got {arity}")
         self.arity, self.slots = arity, slots

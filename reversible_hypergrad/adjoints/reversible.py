@@ -9,6 +9,7 @@ from reversible_hypergrad.adjoints.base import Adjoint
 from reversible_hypergrad.adjoints.cost import Cost, RunSize
 from reversible_hypergrad.adjoints.reversible_run import ReversibleRun
 from reversible_hypergrad.adjoints.segments import level
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.problem.problem import Problem
 from reversible_hypergrad.reversible.fixed import LOG_BYTES
 from reversible_hypergrad.storage.places import check_place
@@ -61,10 +62,9 @@ class Reversible(Adjoint):
     ) -> None:
         if state_bits not in (32, 64):
             raise ValueError(f"state_bits: expected 32 or 64, got {state_bits!r}")
-        if isinstance(verify_every, bool) or not isinstance(verify_every, int) or verify_every < 1:
-            raise ValueError(f"verify_every: expected an integer >= 1, got {verify_every!r}")
-        if segments != "auto" and (isinstance(segments, bool) or not isinstance(segments, int) or segments < 1):
-            raise ValueError(f"segments: expected an integer >= 1 or 'auto', got {segments!r}")
+        check_integer("verify_every", verify_every, least=1)
+        if segments != "auto":
+            check_integer("segments", segments, least=1, otherwise="'auto'")
         self.state_bits = state_bits
         self.verify_every = verify_every
         self.buffer = check_place("buffer", buffer)

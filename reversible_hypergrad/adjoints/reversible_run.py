@@ -15,7 +15,7 @@ from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.problem.problem import Cotangents, Problem
 from reversible_hypergrad.reversible.fixed import FixedGroup, fixed_groups
 from reversible_hypergrad.reversible.fixed_adjoint import FixedAdjoint, apart_from
-from reversible_hypergrad.reversible.lookout import Lookout
+from reversible_hypergrad.reversible.lateness import Lookout
 from reversible_hypergrad.reversible.outcome import Outcome, hash_of
 from reversible_hypergrad.reversible.refusal import complaint
 

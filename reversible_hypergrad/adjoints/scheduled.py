@@ -75,7 +75,8 @@ class ScheduledRun(FloatRun):
             self.train_again(between)
 
     def train_again(self, step: int) -> None:
-        _, gradients = self.problem.gradient.values(step)
+        gradient = self.problem.gradient
+        _, gradients = gradient.values(gradient.batch(step))
         for group in self.groups:
             group.step(step, gradients)
         self.problem.report.steps_again += 1

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from reversible_hypergrad.adjoints.base import Adjoint, Run
 from reversible_hypergrad.adjoints.scheduled import Schedule, ScheduledRun
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.problem.problem import Cotangents, Problem
 from reversible_hypergrad.storage.places import check_place
 
@@ -43,10 +44,7 @@ class Truncated(Adjoint):
     exact = False
 
     def __init__(self, steps: int, store: str | Path = "device") -> None:
-        if isinstance(steps, bool) or not isinstance(steps, int):
-            raise TypeError(f"steps: expected an integer >= 1, got {steps!r}")
-        if steps < 1:
-            raise ValueError(f"steps: expected an integer >= 1, got {steps}")
+        check_integer("steps", steps, least=1)
         self.steps = steps
         self.store = check_place("store", store)
 

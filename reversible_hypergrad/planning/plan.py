@@ -15,6 +15,7 @@ from reversible_hypergrad.adjoints import (
     Snapshots,
 )
 from reversible_hypergrad.adjoints.cost import Cost, RunSize
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.planning.memory import Budget, bytes_of, free_bytes, shown
 from reversible_hypergrad.problem.problem import Problem
 
@@ -125,8 +126,7 @@ def plan(
     >>> rh.plan(85_002, steps=2000, momentum=0.9, budget="20 MB").adjoint.segments
     1
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps: expected an integer >= 1, got {steps!r}")
+    check_integer("steps", steps, least=1)
     weight_bytes = 4
     if isinstance(model_or_weight_count, nn.Module):
         trained = [p for p in model_or_weight_count.parameters() if p.requires_grad]
@@ -134,9 +134,8 @@ def plan(
             raise ValueError("model_or_weight_count: expected a model with parameters that require grad, got none")
         weights, weight_bytes = sum(p.numel() for p in trained), max(p.element_size() for p in trained)
         device = trained[0].device if device is None else device
-    elif isinstance(model_or_weight_count, bool) or not isinstance(model_or_weight_count, int) or model_or_weight_count < 1:
-        raise TypeError(f"model_or_weight_count: expected a torch.nn.Module or an integer >= 1, got {model_or_weight_count!r}")
     else:
+        check_integer("model_or_weight_count", model_or_weight_count, least=1, otherwise="a torch.nn.Module")
         weights = model_or_weight_count
     numbers = [float(x) for x in torch.as_tensor(momentum, dtype=torch.float64).reshape(-1)]
     if len(numbers) not in (1, steps):

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree
 from torch.utils.data import default_collate
 
+from reversible_hypergrad import pytree
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.replay.environment import mix
 
 __all__ = ["ReplayableLoader"]
@@ -66,9 +67,8 @@ class ReplayableLoader:
                 f"dataset: expected one with len() and random access by index, got {type(dataset).__name__}. An iterable "
                 "dataset cannot give an example again: put its examples in a list"
             )
-        for name, value, least in (("batch_size", batch_size, 1), ("prefetch", prefetch, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
+        check_integer("batch_size", batch_size, least=1)
+        check_integer("prefetch", prefetch, least=0)
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.collate_fn = default_collate if collate_fn is None else collate_fn
         self.shuffle, self.drop_last, self.augment, self.pin_memory = shuffle, drop_last, augment, pin_memory
@@ -101,8 +101,9 @@ class ReplayableLoader:
         return chosen
 
     def __call__(self, step: int) -> Any:
-        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-            raise IndexError(f"step: expected an integer >= 0, got {step!r}")
+        check_integer("step", step)
+        if step < 0:  # as of a list
+            raise IndexError(f"step: expected an integer >= 0, got {step}")
         if not self.prefetch:
             return self._make(step)
         if self._worker is None:
@@ -125,5 +126,5 @@ class ReplayableLoader:
         if self.augment is not None:
             batch = self.augment(batch, torch.Generator().manual_seed(mix(mix(self.seed) ^ ~step)))
         if self.pin_memory and torch.cuda.is_available():
-            batch = _pytree.tree_map(lambda x: x.pin_memory() if isinstance(x, Tensor) else x, batch)
+            batch = pytree.map_tensors(Tensor.pin_memory, batch)
         return batch

@@ -10,7 +10,7 @@ from torch import Tensor
 from reversible_hypergrad._ops import ops
 from reversible_hypergrad.reversible.outcome import Outcome
 from reversible_hypergrad.reversible.record import Record
-from reversible_hypergrad.reversible.ticket import Ticket
+from reversible_hypergrad.reversible.lateness import Ticket
 
 if TYPE_CHECKING:
     from reversible_hypergrad.reversible.state import State

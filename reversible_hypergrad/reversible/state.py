@@ -20,7 +20,7 @@ from reversible_hypergrad.reversible.outcome import Outcome, is_late, read
 from reversible_hypergrad.reversible.record import Record, StepNumbers, combine, tables
 from reversible_hypergrad.reversible.refusal import refusal
 from reversible_hypergrad.reversible.scales import Scales, ScaleState
-from reversible_hypergrad.reversible.ticket import Ticket
+from reversible_hypergrad.reversible.lateness import Ticket
 from reversible_hypergrad.rules.base import Rule
 
 __all__ = ["State", "flat"]

@@ -8,11 +8,11 @@ from torch import Tensor
 from reversible_hypergrad.problem.problem import Cotangents
 from reversible_hypergrad.problem.setting import Setting, tree_sum
 from reversible_hypergrad.reversible.flat import FlatGroup
+from reversible_hypergrad.reversible.lateness import LOOK_EVERY
 from reversible_hypergrad.reversible.pull_back import Wanted
 
 __all__ = ["StepSums"]
 
-_ROWS = 64  # steps whose inner products wait until they are added to the totals, a few small operations for all
 _SIGNS = {"lr": -1.0, "weight_decay": 1.0, "momentum": 1.0, "dampening": -1.0}  # in the kernels' order
 
 
@@ -26,7 +26,8 @@ class Column(NamedTuple):
 class StepSums:
     """A table on the group's device with a row per step, in it one number per wanted inner product and member.
 
-    So a step neither adds single numbers nor waits for them. Steps come in descending order, without gaps.
+    So a step neither adds single numbers nor waits for them: a few small operations add LOOK_EVERY rows to the totals at a time.
+    Steps come in descending order, without gaps.
     """
 
     def __init__(self, group: FlatGroup, steps: int) -> None:
@@ -46,7 +47,7 @@ class StepSums:
                 kinds.append(name)
         self.wanted = Wanted(**dict.fromkeys(kinds, True))
         self._dampening = kinds.index("dampening") if self.wanted.dampening else None
-        shape = min(_ROWS, steps), len(kinds), len(group.settings)
+        shape = min(LOOK_EVERY, steps), len(kinds), len(group.settings)
         self._table = torch.zeros(shape, dtype=torch.float64, device=group.device)
         self._filled = 0
 

@@ -7,9 +7,9 @@ that autograd has saved to be written again.
 from __future__ import annotations
 
 import torch
-from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reversible_hypergrad import pytree
 from reversible_hypergrad.gradients.graphs import cannot_be_captured
 
 # The host would wait for a number, or a size.
@@ -72,7 +72,7 @@ class Tape(TorchDispatchMode):
         for tensor in written(function, args, kwargs):
             self._written.append((tensor.detach(), tensor.clone()))
         # As they are now: an operation in VIEWS may give them other sizes later.
-        places = _pytree.tree_map(place, (args, kwargs))
+        places = pytree.map_tensors(torch.Tensor.detach, (args, kwargs))
         results = function(*args, **kwargs)
         # Some operations make less where no gradient is wanted.
         self._operations.append((torch.is_grad_enabled(), function, *places, [place(t) for t in fresh(function, results)]))
@@ -109,7 +109,7 @@ def written(function, args, kwargs):
     for argument in function._schema.arguments:
         writes = argument.alias_info is not None and argument.alias_info.is_write
         if writes or argument.name in ("running_mean", "running_var"):
-            yield from (t for t in _pytree.tree_leaves(given.get(argument.name)) if isinstance(t, torch.Tensor))
+            yield from (t for t in pytree.leaves(given.get(argument.name)) if isinstance(t, torch.Tensor))
 
 
 def fresh(function, results):
@@ -117,5 +117,5 @@ def fresh(function, results):
     returns = function._schema.returns
     if any(r.alias_info is not None for r in returns):
         return []
-    leaves = _pytree.tree_leaves(results)
+    leaves = pytree.leaves(results)
     return [t if isinstance(t, torch.Tensor) and not t._is_zerotensor() else None for t in leaves]

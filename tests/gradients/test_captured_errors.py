@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from models import batch_indices, problem
 from small_task import STEPS, Task
-from test_cuda_graph import run, tapes  # noqa: F401
+from test_captured import run
 from torch import nn
-from torch.utils._pytree import tree_flatten
 
 import reversible_hypergrad as rh
-from reversible_hypergrad.gradients import captured, graphs
+from reversible_hypergrad.gradients import graphs
+from reversible_hypergrad.gradients.captured import captured
+from reversible_hypergrad.gradients.loss import LossGradient
 
 ELSEWHERE = torch.device("meta")
-NOTHING = tree_flatten(None)[1]
 
 
 def train(loss=None, batches=None, model=None, steps=STEPS, **settings):
@@ -41,35 +41,35 @@ def test_weights_on_the_cpu():
 
 def test_weights_on_two_devices():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device=ELSEWHERE))
-    gradient = captured.LossGradient(model, list(model.parameters()), ["a", "b", "c", "d"], None, None, [None], NOTHING, [], 0)
+    gradient = LossGradient(model, dict(zip("abcd", model.parameters(), strict=True)), None, None)
     with pytest.raises(ValueError, match=r"expected all of the model's weights on one CUDA device, got b on cpu, d on meta"):
-        captured.captured(gradient, None)
+        captured(gradient, None)
 
 
 @pytest.mark.parametrize("adjoint", [rh.Unroll(), rh.ForwardMode()], ids=repr)
-def test_strategies_that_cannot_be_captured(adjoint, tapes):  # noqa: F811
+def test_strategies_that_cannot_be_captured(adjoint, tapes):
     with pytest.raises(ValueError, match=r"cuda_graph: (Unroll|ForwardMode).*which is not captured. Use rh.Reversible\(\)"):
         train(adjoint=adjoint)
 
 
-def test_a_strategy_that_claims_too_much(tapes, monkeypatch):  # noqa: F811
+def test_a_strategy_that_claims_too_much(tapes, monkeypatch):
     for adjoint, asked in ((rh.Unroll, "attached"), (rh.ForwardMode, "tangents")):
         monkeypatch.setattr(adjoint, "graphable", True)
         with pytest.raises(ValueError, match=rf"cuda_graph: expected .* got one that asks for {asked}\(\)"):
             train(adjoint=adjoint())
 
 
-def test_the_planner_takes_one_that_can(tapes):  # noqa: F811
+def test_the_planner_takes_one_that_can(tapes):
     assert train(adjoint="auto", budget="1 GB").report.adjoint == repr(rh.Snapshots())
 
 
-def test_hyperparameters_elsewhere_are_named(tapes):  # noqa: F811
+def test_hyperparameters_elsewhere_are_named(tapes):
     away = torch.ones((), device=ELSEWHERE, requires_grad=True)
     with pytest.raises(ValueError, match=r"hyperparameters\['a'\]\[1\]: with cuda_graph=True expected .* on cpu.*got it on meta"):
         train(hyperparameters={"a": [torch.ones((), requires_grad=True), away]})
 
 
-def test_batches_elsewhere_are_named(tapes):  # noqa: F811
+def test_batches_elsewhere_are_named(tapes):
     def batches(step):
         return {"x": torch.ones(3, device=ELSEWHERE if step == 5 else None)}
 
@@ -95,7 +95,7 @@ class Opaque:
     ],
     ids=["number", "flag", "array", "nan", "object"],
 )
-def test_what_is_no_tensor_must_stay(item, shown, tapes):  # noqa: F811
+def test_what_is_no_tensor_must_stay(item, shown, tapes):
     task = Task()
 
     def batches(step):
@@ -106,7 +106,7 @@ def test_what_is_no_tensor_must_stay(item, shown, tapes):  # noqa: F811
     task.check_untouched()
 
 
-def test_too_many_shapes(tapes):  # noqa: F811
+def test_too_many_shapes(tapes):
     task = Task()
     with pytest.raises(ValueError, match=r"batches: step 8: .*expected at most 8 shapes of batches.*Pad the batches"):
         train(batches=lambda step: tuple(t[: 8 - step] if step < 8 else t[:, :0] for t in task.batch(step)))
@@ -121,7 +121,7 @@ WAITING = {
 
 @pytest.mark.parametrize("adjoint", [rh.Reversible(), rh.Checkpoint()], ids=repr)
 @pytest.mark.parametrize("name", WAITING)
-def test_a_loss_that_waits(name, adjoint, tapes):  # noqa: F811
+def test_a_loss_that_waits(name, adjoint, tapes):
     task = Task()
     states = torch.get_rng_state()
     with pytest.raises(RuntimeError, match="cuda_graph: the loss or the model does something") as caught:
@@ -132,7 +132,7 @@ def test_a_loss_that_waits(name, adjoint, tapes):  # noqa: F811
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_a_transformation_of_torch_func_in_the_loss(tapes):  # noqa: F811
+def test_a_transformation_of_torch_func_in_the_loss(tapes):
     """Torch does not let it save tensors for what comes many steps later. functional_call and vmap may be there."""
     task = Task()
 
@@ -192,18 +192,18 @@ def counted():
     ],
     ids=["Python's random numbers", "NumPy's", "a buffer that is replaced"],
 )
-def test_what_a_graph_would_freeze(loss, model, adjoint, tapes):  # noqa: F811
+def test_what_a_graph_would_freeze(loss, model, adjoint, tapes):
     with pytest.raises(RuntimeError, match=r"cuda_graph: at step 2 the captured graph gave another loss, gradient or buffer"):
         train(loss=loss, model=model and model(), adjoint=adjoint)
 
 
-def test_a_loss_that_is_not_the_same_twice_is_not_the_graphs_fault(tapes):  # noqa: F811
+def test_a_loss_that_is_not_the_same_twice_is_not_the_graphs_fault(tapes):
     """It differs from itself, as it may with a strategy that does not look back."""
     with torch.no_grad():
         train(loss=counted())
 
 
-def test_a_branch_that_comes_later_is_not_taken(tapes):  # noqa: F811
+def test_a_branch_that_comes_later_is_not_taken(tapes):
     """What no comparison sees. It is frozen both ways, so the run is exact for what it did."""
     results = []
     for last in (True, False):
@@ -224,7 +224,7 @@ def test_a_branch_that_comes_later_is_not_taken(tapes):  # noqa: F811
 
 
 @pytest.mark.parametrize("kind", ["nan", "KeyError"])
-def test_faults_of_a_run_come_through(kind, tapes):  # noqa: F811
+def test_faults_of_a_run_come_through(kind, tapes):
     task = Task()
 
     def batch(step):
@@ -239,7 +239,7 @@ def test_faults_of_a_run_come_through(kind, tapes):  # noqa: F811
 
 
 @pytest.mark.parametrize("adjoint", [rh.Reversible(), rh.Checkpoint()], ids=repr)
-def test_other_batches_on_the_way_back(adjoint, tapes):  # noqa: F811
+def test_other_batches_on_the_way_back(adjoint, tapes):
     task = Task()
     calls = []
 
@@ -253,7 +253,7 @@ def test_other_batches_on_the_way_back(adjoint, tapes):  # noqa: F811
     assert not tapes[0].is_open
 
 
-def test_the_loss_is_checked_as_without(tapes):  # noqa: F811
+def test_the_loss_is_checked_as_without(tapes):
     outside = torch.ones((), requires_grad=True)
     for loss, error, message in (
         (lambda m, b, h: m(b[0]), TypeError, "loss: expected it to return a scalar"),
@@ -268,15 +268,14 @@ def test_the_loss_is_checked_as_without(tapes):  # noqa: F811
         train(batches=lambda step: (task.x[step] * outside, task.y[step]))
 
 
-def test_an_evaluation_is_over_with_the_next_one(tapes):  # noqa: F811
+def test_an_evaluation_is_over_with_the_next_one(tapes):
     model, x, y = problem("mlp", torch.float32)
-    weights, names = list(model.parameters()), [n for n, _ in model.named_parameters()]
+    weights = list(model.parameters())
 
     def loss(model, i, _):
         return F.cross_entropy(model(x[i]), y[i])
 
-    inner = captured.LossGradient(model, weights, names, loss, batch_indices, [None], NOTHING, [], 0)
-    gradient = captured.captured(inner, None)
+    gradient = captured(LossGradient(model, dict(model.named_parameters()), loss, batch_indices), None)
     first = gradient(0)
     us = [torch.ones_like(w) for w in weights]
     first.products(us, keep=True)
@@ -285,6 +284,6 @@ def test_an_evaluation_is_over_with_the_next_one(tapes):  # noqa: F811
         first.products(us)
 
 
-def test_runs_without_do_not_change(tapes):  # noqa: F811
+def test_runs_without_do_not_change(tapes):
     run()
     assert tapes == []

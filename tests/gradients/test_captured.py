@@ -9,27 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from models import MODELS, batch_indices, problem
-from tape import TapeGraphs
 from torch import nn
-from torch.utils._pytree import tree_flatten
 
 import reversible_hypergrad as rh
-from reversible_hypergrad.gradients import captured
+from reversible_hypergrad.gradients.captured import captured
+from reversible_hypergrad.gradients.loss import LossGradient
 
 STEPS = 14
-
-
-@pytest.fixture
-def tapes(monkeypatch):
-    """Those that were made, in order."""
-    made = []
-
-    def make(device):
-        made.append(TapeGraphs(device))
-        return made[-1]
-
-    monkeypatch.setattr(captured, "CudaGraphs", make)
-    return made
 
 
 def run(name="mlp", dtype=torch.float32, adjoint=None, batches=batch_indices, backward=1, loss=None, steps=STEPS, **settings):
@@ -258,13 +244,13 @@ def test_a_loss_that_is_linear_in_the_weights(tapes):
 def test_weights_that_a_strategy_moves_elsewhere(tapes):
     """A graph reads them where they were."""
     model, x, y = problem("mlp", torch.float32)
-    weights, names = list(model.parameters()), [n for n, _ in model.named_parameters()]
+    weights = list(model.parameters())
 
     def loss(model, i, _):
         return F.cross_entropy(model(x[i]), y[i])
 
-    inner = captured.LossGradient(model, weights, names, loss, batch_indices, [None], tree_flatten(None)[1], [], 0)
-    gradient = captured.captured(inner, None)
+    inner = LossGradient(model, dict(model.named_parameters()), loss, batch_indices)
+    gradient = captured(inner, None)
     for step in range(9):
         if step % 4 == 3:
             for weight in weights:
