@@ -97,3 +97,22 @@ class Scales:
         a, count, shift, centre = decay_scales(now.a, now.count, factor, 0 if rescale is None else rescale)
         self.state = ScaleState(a, count, now.exponent if rescale is None else now.exponent + rescale)
         return shift, centre
+
+    def go_back(self, before: ScaleState, factors: ArrayLike, rescale: NDArray[np.integer[Any]]) -> tuple[Integers, Integers]:
+        """Undoes a :meth:`decay` of all tensors from what is left of the scales before it.
+
+        Args:
+            before: its ``count`` is not looked at.
+            factors: as :meth:`decay` had them.
+            rescale: likewise.
+
+        Returns:
+            ``shift`` and ``centre`` as :meth:`decay` gave them.
+        """
+        factor = np.asarray(factors, np.float64)
+        now = self.state
+        _, _, shift, _ = decay_scales(before.a, now.count, factor, rescale)
+        count = now.count - (shift > 0)
+        _, _, _, centre = decay_scales(before.a, count, factor, rescale)
+        self.state = ScaleState(before.a, count, before.exponent)
+        return shift, centre

@@ -198,8 +198,12 @@ class State:
         taking_part = None if all(active) else np.array(active)
         shift, centre = self.scales.decay(given.factors, taking_part, room if room is not None and room.any() else None)
         numbers, shifts = tables(given, before, self.scales.sigma(), shift, centre, active)
-        planes = torch.empty(int((shift * self._plane_bytes).sum()), dtype=torch.uint8, device=self.x.device)
+        planes = torch.empty(self.plane_count(shift), dtype=torch.uint8, device=self.x.device)
         return Record(given, scales, self.scales.state, numbers, shifts, planes)
+
+    def plane_count(self, shift: NDArray[np.int64]) -> int:
+        """Bytes of a step's planes."""
+        return int((shift * self._plane_bytes).sum())
 
     def retract(self, record: Record, gradients: Gradients, ticket: Ticket | None = None) -> None:
         """Takes back the step just taken, with its own gradients. With its ticket only if it was refused: the host need not know,
