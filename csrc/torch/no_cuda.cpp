@@ -1,13 +1,12 @@
-// In place of move.cpp in a build without CUDA.
+// In place of the ops on CUDA in a build without it.
 #include <torch/headeronly/util/Exception.h>
 
-#include "../arguments.h"
+#include "arguments.h"
 
 namespace rh {
+namespace {
 
-const bool cuda_in_build = false;
-
-void move_on_cuda(Phase, const Arguments&, const Call&) {
+RuleShape shape_on_cuda(const std::string&) {
   STD_TORCH_CHECK(
       false,
       "weights: got CUDA tensors, but this build of reversible_hypergrad has no CUDA kernels, since no nvcc was found, or "
@@ -15,5 +14,11 @@ void move_on_cuda(Phase, const Arguments&, const Call&) {
       "build again: "
       "pip install --force-reinstall --no-deps --no-build-isolation reversible_hypergrad");
 }
+
+}  // namespace
+
+const bool cuda_in_build = false;
+extern const Device cuda_device;
+const Device cuda_device = {shape_on_cuda, nullptr};
 
 }  // namespace rh

@@ -5,26 +5,31 @@
 
 #include <Python.h>
 
+#include <algorithm>
 #include <string>
 
-#include "cpu/move.h"
-#include "ops_adjoint.h"
+#include "../cpu/kernels.h"
 
 namespace {
 
 std::string instruction_sets() {
   std::string names;
-  for (const rh::Kernels* kernels : rh::available_kernels()) names += (names.empty() ? "" : " ") + std::string(kernels->name);
+  for (const std::string& name : rh::instruction_sets()) names += (names.empty() ? "" : " ") + name;
   return names;
 }
 
 void use_instruction_set(std::string name) {
-  for (const rh::Kernels* kernels : rh::available_kernels())
-    if (name == kernels->name) {
-      rh::active_kernels() = kernels;
-      return;
-    }
-  STD_TORCH_CHECK(false, "instruction set '", name, "' is not one that this machine runs: ", instruction_sets());
+  const std::vector<std::string> known = rh::instruction_sets();
+  STD_TORCH_CHECK(std::find(known.begin(), known.end(), name) != known.end(), "instruction set '", name,
+                  "' is not one that this machine runs: ", instruction_sets());
+  rh::active_instruction_set() = name;
+}
+
+std::string rules() {
+  std::string names;
+  for (const rh::Kernels* kernels : rh::all_kernels())
+    if (kernels->instruction_set == std::string("portable")) names += (names.empty() ? "" : " ") + std::string(kernels->rule);
+  return names;
 }
 
 bool cuda_in_build() { return rh::cuda_in_build; }
@@ -33,24 +38,19 @@ bool cuda_in_build() { return rh::cuda_in_build; }
 
 STABLE_TORCH_LIBRARY(reversible_hypergrad, m) {
   rh::define_moves(m);
-  rh::define_adjoint_moves(m);
   m.def("instruction_sets() -> str");
   m.def("use_instruction_set(str name) -> ()");
+  m.def("rules() -> str");
   m.def("cuda_in_build() -> bool");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(reversible_hypergrad, CPU, m) {
-  rh::implement_moves<rh::move_on_cpu>(m);
-  rh::implement_adjoint_moves<rh::move_on_cpu>(m);
-}
-STABLE_TORCH_LIBRARY_IMPL(reversible_hypergrad, CUDA, m) {
-  rh::implement_moves<rh::move_on_cuda>(m);
-  rh::implement_adjoint_moves<rh::move_on_cuda>(m);
-}
+STABLE_TORCH_LIBRARY_IMPL(reversible_hypergrad, CPU, m) { rh::implement_moves<rh::cpu_device>(m); }
+STABLE_TORCH_LIBRARY_IMPL(reversible_hypergrad, CUDA, m) { rh::implement_moves<rh::cuda_device>(m); }
 
 STABLE_TORCH_LIBRARY_IMPL(reversible_hypergrad, CompositeExplicitAutograd, m) {
   m.impl("instruction_sets", TORCH_BOX(&instruction_sets));
   m.impl("use_instruction_set", TORCH_BOX(&use_instruction_set));
+  m.impl("rules", TORCH_BOX(&rules));
   m.impl("cuda_in_build", TORCH_BOX(&cuda_in_build));
 }
 
