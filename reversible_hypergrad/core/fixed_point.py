@@ -49,14 +49,13 @@ FORMATS = {numbers["state_bits"]: FixedPointFormat(**numbers) for numbers in _co
 """The formats by ``state_bits``."""
 
 
-def quantize(values: ArrayLike, sigma: float, state_bits: int = 64, *, limit_bits: int | None = None) -> Integers:
+def quantize(values: ArrayLike, sigma: float, state_bits: int = 64) -> Integers:
     """Floats to counts of quanta, rounded to nearest even.
 
     Args:
         values: finite floats, any shape, below ``2 ** limit_bits * sigma`` in magnitude.
         sigma: the quantum, above 0.
         state_bits: 32 or 64.
-        limit_bits: of the format by default.
 
     Returns:
         int64 (int32) array of the same shape: ``rint(values * (1 / sigma))``, the product taken in float64 (float32).
@@ -71,18 +70,23 @@ def quantize(values: ArrayLike, sigma: float, state_bits: int = 64, *, limit_bit
     layout = format_of(state_bits)
     if not (sigma > 0 and np.isfinite(sigma)):
         raise ValueError(f"sigma: expected a finite number above 0, got {sigma}")
-    limit = 2.0 ** (layout.limit_bits if limit_bits is None else limit_bits)
-    real = layout.real.type
+    return rounded("values", values, sigma, layout, layout.limit_bits)
+
+
+def rounded(name: str, values: ArrayLike, sigma: float, layout: FixedPointFormat, limit_bits: int) -> Integers:
+    """Counts of quanta in [-2 ** limit_bits, 2 ** limit_bits), or an error that calls the values ``name``."""
+    limit, real = 2.0**limit_bits, layout.real.type
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
         scaled = np.rint(np.asarray(values, layout.real) * real(1 / sigma))
     outside = ~((scaled >= -limit) & (scaled < limit))
     if outside.any():
         index = tuple(map(int, np.argwhere(outside)[0]))
         raise OverflowError(
-            f"values: expected finite numbers below {limit * sigma:g} in magnitude, got {np.asarray(values)[index]} at {index}. "
+            f"{name}: expected finite numbers below {limit * sigma:g} in magnitude, got {np.asarray(values)[index]} at {index}. "
             "Use a larger sigma"
         )
-    return scaled.astype(layout.dtype)
+    integers: Integers = scaled.astype(layout.dtype)
+    return integers
 
 
 def dequantize(integers: ArrayLike, sigma: float) -> Reals:
@@ -101,7 +105,7 @@ def dequantize(integers: ArrayLike, sigma: float) -> Reals:
 
 def as_integers(values: ArrayLike) -> Integers:
     """As a contiguous int32 or int64 array, not copied where it is one."""
-    array = np.asarray(values)
+    array: NDArray[Any] = np.asarray(values)
     if array.dtype not in (np.int32, np.int64):
         raise TypeError(f"values: expected an array of int32 or int64, got {array.dtype}. quantize() makes one of floats")
     integers: Integers = np.ascontiguousarray(array).reshape(array.shape)

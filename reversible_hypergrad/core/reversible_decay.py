@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reversible_hypergrad.core.fixed_point import Integers, Reals, dequantize, format_of, quantize
+from reversible_hypergrad.core.fixed_point import Integers, Reals, dequantize, format_of, quantize, rounded
 from reversible_hypergrad.core.lazy_scale import LazyScale
 from reversible_hypergrad.core.planes import contract, expand
 from reversible_hypergrad.core.rate import information_limit
@@ -138,8 +138,7 @@ class ReversibleDecay:
         self._history.append(_Decay(factor, shift, centre, planes))
 
     def _quanta(self, x: ArrayLike) -> Integers:
-        layout = self.format
-        return quantize(x, self.scale.sigma, layout.state_bits, limit_bits=layout.increment_bits)
+        return rounded("x", x, self.scale.sigma, self.format, self.format.increment_bits)
 
     def _sum(self, quanta: Integers) -> Integers:
         total = self.integers + quanta  # cannot wrap: an increment has fewer bits than are left above the limits

@@ -76,7 +76,7 @@ def test_kept_bits_are_below_the_limit_by_less_than_one():
 
 def test_rescaling_makes_room_and_keeps_the_values():
     state = core.ReversibleDecay([3.0, -3.0], fraction_bits=60)
-    with pytest.raises(OverflowError, match=r"expected finite numbers below"):
+    with pytest.raises(OverflowError, match=r"x: expected finite numbers below"):
         state.add(3.0)
     state.rescale(20)
     np.testing.assert_array_equal(state.values, [3.0, -3.0])
