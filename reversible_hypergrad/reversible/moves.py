@@ -1,8 +1,8 @@
-"""How the integers of a state move: by the kernels of a rule's program."""
+"""How the integers of a state move; here by the kernels of a rule's program."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,8 +23,15 @@ Gradients = Sequence[Tensor | None]
 class Moves(ABC):
     """The moves of one state. They never raise for bad numbers: they report flags and stay exactly invertible."""
 
+    queues: ClassVar[bool] = True  # whether steps can be queued on a GPU with a ticket
+
     def __init__(self, state: "State") -> None:
         self.state = state
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers of the rule a step is given."""
+        return int(ops.program_numbers(self.state.rule.program)) if self.state.rule.program else 0
 
     @abstractmethod
     def step(self, record: Record, gradients: Gradients, with_hash: bool, again: bool, ticket: Ticket | None) -> Outcome:

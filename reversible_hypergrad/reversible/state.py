@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reversible_hypergrad import _core
-from reversible_hypergrad._ops import ops, refuse_device
+from reversible_hypergrad._ops import refuse_device
 from reversible_hypergrad.core.fixed_point import FORMATS
 from reversible_hypergrad.reversible.exponents import EXPONENTS, exponent_of_states, exponent_of_weights, growth
 from reversible_hypergrad.reversible.initial import InitialWeights
-from reversible_hypergrad.reversible.moves import Gradients, ProgramMoves
+from reversible_hypergrad.reversible.moves import Gradients, Moves, ProgramMoves
+from reversible_hypergrad.reversible.operations import OperationMoves
 from reversible_hypergrad.reversible.outcome import Outcome, is_late, read
 from reversible_hypergrad.reversible.record import Record, StepNumbers, combine, tables
 from reversible_hypergrad.reversible.refusal import refusal
@@ -46,7 +47,7 @@ class State:
     Args:
         weights: dense, on one device.
         names: of them, for messages.
-        rule: has a compiled program.
+        rule: its compiled program moves the state, or, if it has none, its functions do.
         state_bits: 64 or 32.
 
     Raises:
@@ -75,8 +76,8 @@ class State:
         self.scales = Scales(np.zeros((len(sizes), self.slots), np.int64))
         self.unset = np.ones((len(sizes), len(self.z)), bool)  # states that have been zero so far: their quanta may be chosen
         self.more_room = np.zeros((len(sizes), self.slots), np.int64)  # bits by which the next step shifts, to make room
-        self._plane_bytes = np.array([[_core.plane_bytes(n)] for n in sizes], np.int64)
-        self.moves = ProgramMoves(self)
+        self.plane_bytes = torch.tensor([_core.plane_bytes(n) for n in sizes], dtype=torch.int64)  # of one bit of each weight
+        self.moves: Moves = ProgramMoves(self) if rule.program else OperationMoves(self)
 
     @property
     def slots(self) -> int:
@@ -203,7 +204,7 @@ class State:
 
     def plane_count(self, shift: NDArray[np.int64]) -> int:
         """Bytes of a step's planes."""
-        return int((shift * self._plane_bytes).sum())
+        return int((shift.sum(1) * self.plane_bytes.numpy()).sum())
 
     def retract(self, record: Record, gradients: Gradients, ticket: Ticket | None = None) -> None:
         """Takes back the step just taken, with its own gradients. With its ticket only if it was refused: the host need not know,
@@ -275,7 +276,7 @@ class State:
 
     def hash(self) -> int:
         """Of the whole state at rest."""
-        nothing = StepNumbers(np.ones(self.slots), np.zeros(ops.program_numbers(self.rule.program)))
+        nothing = StepNumbers(np.ones(self.slots), np.zeros(self.moves.numbers))
         still = self.record(nothing, [False] * len(self.weights))
         x = self.move_weights(still, back=True, with_hash=True)
         z = self.undo_states(still, [None] * len(self.weights), with_hash=True)
