@@ -22,9 +22,9 @@ class Checkpoint(Adjoint):
     kept when they are first seen.
 
     Args:
-        every: steps between two kept states. None takes the least memory: segments that get shorter towards the end, since
-            fewer states are left when the first ones are walked back.
-        store: where states wait, as for :class:`Snapshots`.
+        every: steps between two kept states, at least 1. None takes the least memory: segments that get shorter towards the
+            end, since fewer states are left when the first ones are walked back.
+        store: where states wait: "device", "host", or a directory, as for :class:`Snapshots`.
 
     Cost: for float32, about 8 sqrt(T) bytes per weight (11 with velocities); almost one more forward run.
 
@@ -32,7 +32,9 @@ class Checkpoint(Adjoint):
     momentum 0.9 :class:`Reversible` takes less memory up to some 100,000 steps, and no time again.
 
     Raises:
-        TypeError, ValueError: for ``every``. NotADirectoryError: for ``store``.
+        TypeError: if ``every`` is neither an integer nor None.
+        ValueError: if ``every`` is below 1.
+        NotADirectoryError: if ``store`` names no place and no directory.
 
     >>> import reversible_hypergrad as rh
     >>> rh.Checkpoint(every=100)

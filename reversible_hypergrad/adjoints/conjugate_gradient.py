@@ -20,8 +20,8 @@ class ConjugateGradient(Adjoint):
     since a minimum does not depend on them. Momentum 0 and Nesterov are allowed.
 
     Args:
-        iterations: the most Hessian-vector products.
-        tolerance: stop when the residual is below this times the right side.
+        iterations: the most Hessian-vector products, at least 1.
+        tolerance: stop when the norm of the residual is below this times that of the right side; at least 0.
 
     Cost: one graph of the loss and up to ``iterations`` products, whatever the number of steps.
 
@@ -29,7 +29,9 @@ class ConjugateGradient(Adjoint):
     *Not recommended* with early stopping, minibatches or networks, whose Hessians have negative eigenvalues: an error then.
 
     Raises:
-        TypeError, ValueError: for the arguments. ArithmeticError: from ``backward``, where the Hessian is not positive definite.
+        TypeError: if ``iterations`` is no integer.
+        ValueError: if ``iterations`` is below 1, or ``tolerance`` below 0.
+        ArithmeticError: from ``backward``, where the Hessian is not positive definite.
 
     >>> import reversible_hypergrad as rh
     >>> rh.ConjugateGradient(iterations=20)

@@ -32,13 +32,17 @@ class Cost:
 
 @dataclass(frozen=True)
 class RunSize:
-    """Attributes:
-    weights, steps: how many.
-    weight_bytes: of one weight. adjoint_bytes: of an element of the adjoint's vectors.
-    momenta: (how many weights share it, one for all steps or one per step) for each momentum.
-    with_velocity: whether learning rates or momenta get gradients, so that the adjoint looks at velocities.
-    nesterov: as in SGD.
-    hyperparameters: how many elements get a gradient, initial weights not counted; None: not known.
+    """How large a training run is.
+
+    Attributes:
+        weights: how many.
+        steps: how many.
+        momenta: a pair for each momentum: how many weights share it, and its numbers, one for all steps or one per step.
+        weight_bytes: bytes of one weight.
+        adjoint_bytes: bytes of an element of the adjoint's vectors.
+        with_velocity: whether learning rates or momenta get gradients, so that the adjoint looks at velocities.
+        nesterov: whether momentum is Nesterov's.
+        hyperparameters: how many elements get a gradient, initial weights not counted; None: not known.
     """
 
     weights: int
@@ -95,5 +99,10 @@ class RunSize:
         return total
 
     def time(self, trained_again: float, more: float = 0.0) -> float:
-        """Once forward and back, some steps once more, and whatever else, in units of training."""
+        """Once forward and back, in units of the same training without a hypergradient.
+
+        Args:
+            trained_again: how many steps are trained once more.
+            more: whatever else, in the same units.
+        """
         return 1.0 + _STEP_BACK + trained_again / max(self.steps, 1) + more

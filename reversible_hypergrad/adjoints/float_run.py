@@ -19,6 +19,9 @@ class FloatRun(Run):
     """What the strategies with plain float states share. One of them says what to keep, and how to get a step's weights back.
 
     The loss of every step is kept (8 bytes) and compared, bit for bit, when the step is evaluated again on the way back.
+
+    Args:
+        problem: what is trained.
     """
 
     replays = True  # whether the walk back sees the very weights of training

@@ -23,8 +23,9 @@ class ForwardMode(Adjoint):
     they were given to :func:`train` as ``initial=``; there is no gradient by the model's own.
 
     Args:
-        chunk: how many tangents go through a Hessian-vector product at a time.
-        limit: refuse more hyperparameters than this; ``force=True`` takes any number.
+        chunk: how many tangents go through a Hessian-vector product at a time, at least 1.
+        limit: refuse more hyperparameters (elements of tensors) than this; at least 1.
+        force: take any number of them.
 
     Cost: two vectors as large as the weights, and a Hessian-vector product per step, for every hyperparameter (an element of a
     tensor that wants a gradient; a learning rate per step counts T times). The loss may not be evaluated again.
@@ -33,7 +34,8 @@ class ForwardMode(Adjoint):
     more than about ten: :class:`Reversible` takes the same time for any number.
 
     Raises:
-        TypeError, ValueError: for the arguments; ValueError from :func:`train` for too many hyperparameters.
+        TypeError: if ``chunk`` or ``limit`` is no integer.
+        ValueError: if one of them is below 1; from :func:`train` for too many hyperparameters.
 
     >>> import reversible_hypergrad as rh
     >>> rh.ForwardMode(chunk=8)

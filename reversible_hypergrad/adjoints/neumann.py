@@ -20,8 +20,8 @@ class Neumann(Adjoint):
     dampening and initial weights are zero, since a minimum does not depend on them. Momentum 0 and Nesterov are allowed.
 
     Args:
-        terms: of the series, each a Hessian-vector product.
-        lr: step size of the series; None takes the learning rates of the last step. Must be below 2 / the largest curvature.
+        terms: how many of the series, at least 1; each but the first takes a Hessian-vector product.
+        lr: step size of the series, above 0 and below 2 / the largest curvature; None takes the learning rates of the last step.
 
     Cost: one graph of the loss and ``terms`` products, whatever the number of steps.
 
@@ -29,7 +29,8 @@ class Neumann(Adjoint):
     with early stopping or minibatches: on the task of bench.tradeoff its relative error is 0.96 to 1.0.
 
     Raises:
-        TypeError, ValueError: for the arguments; ValueError from ``backward`` if every learning rate of the last step is 0.
+        TypeError: if ``terms`` is no integer.
+        ValueError: if ``terms`` is below 1 or ``lr`` not above 0; from ``backward`` if every learning rate of the last step is 0.
 
     >>> import reversible_hypergrad as rh
     >>> rh.Neumann(terms=50).approximation

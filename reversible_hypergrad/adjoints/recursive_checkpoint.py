@@ -22,9 +22,9 @@ class RecursiveCheckpoint(Adjoint):
     fewest steps are trained again (the binomial optimum). Momentum 0 and Nesterov are allowed.
 
     Args:
-        arity: parts of a node of the tree, at least 2. Not used with ``slots``.
-        slots: the most states kept at a time beside the initial weights; at least 1.
-        store: where states wait, as for :class:`Snapshots`.
+        arity: parts of a node of the tree, at least 2. Not to be given with ``slots``.
+        slots: the most states kept at a time beside the initial weights, at least 1; None for the tree.
+        store: where states wait: "device", "host", or a directory, as for :class:`Snapshots`.
 
     Cost: for float32, 8 bytes per weight and state: (arity - 1) log_arity(T) or ``slots`` states. The tree trains a step
     up to log_arity(T) times again, 4.4 times on average for arity 2 and T = 2000; with ``slots`` it is at most r times, the
@@ -34,7 +34,9 @@ class RecursiveCheckpoint(Adjoint):
     :class:`Reversible` with segments fits, which trains once more only.
 
     Raises:
-        TypeError, ValueError: for ``arity`` and ``slots``. NotADirectoryError: for ``store``.
+        TypeError: if ``arity`` or ``slots`` is no integer.
+        ValueError: if one of them is too small, or both are given.
+        NotADirectoryError: if ``store`` names no place and no directory.
 
     >>> import reversible_hypergrad as rh
     >>> rh.RecursiveCheckpoint(slots=10)

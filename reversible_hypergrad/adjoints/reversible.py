@@ -32,7 +32,6 @@ class Reversible(Adjoint):
             compared every 64 steps, so that the host need not wait; the step that is named is the same.
         buffer: where spilled planes wait: "device", "host", or a directory (a file there, written and read behind the
             computation, checked when read, removed at the end).
-
         segments: 1, or how many, of equal length; or "auto": as many as take the least memory for the number of steps. Those
             get shorter towards the end, so that each part of the way back takes as much memory as any other. A segment begins
             with an empty buffer, so weights differ by some quanta of the state from those with another number of segments.
@@ -46,8 +45,10 @@ class Reversible(Adjoint):
     log2(1/momentum) bits.
 
     Raises:
-        ValueError: for another ``state_bits``, ``verify_every`` or ``segments``; from :func:`train` for momentum 0 and Nesterov,
-        which cannot be undone. NotADirectoryError: for ``buffer``.
+        TypeError: if ``verify_every`` or ``segments`` is no integer (or "auto").
+        ValueError: for other ``state_bits``, or too small a number; from :func:`train` for momentum 0 and Nesterov, which cannot
+            be undone.
+        NotADirectoryError: if ``buffer`` names no place and no directory.
 
     >>> import reversible_hypergrad as rh
     >>> rh.Reversible(state_bits=32, verify_every=10)
@@ -90,7 +91,12 @@ class Reversible(Adjoint):
         return ReversibleRun(self, problem)
 
     def starts(self, bits_per_step: np.ndarray, weights: int) -> list[int]:
-        """First steps of the segments, 0 first, from the bits that each step destroys in all weights together."""
+        """First steps of the segments, 0 first.
+
+        Args:
+            bits_per_step: what each step destroys in all weights together, in bits.
+            weights: how many.
+        """
         steps = len(bits_per_step)
         if not isinstance(self.segments, str):
             count = max(1, min(self.segments, steps))

@@ -27,6 +27,8 @@ class Schedule(ABC):
         other. The state before ``start`` is at hand for as long as any step in between is needed.
 
         Args:
+            start: a step whose state is there.
+            stop: a later step.
             held: how many states are kept now, the initial one not counted.
         """
 
@@ -35,6 +37,11 @@ class ScheduledRun(FloatRun):
     """Keeps states on a stack, one per step that the schedule names; the walk back takes the top one or trains on from it.
 
     A state is the weights. The velocity joins where training goes on from it, or where the adjoint looks at it.
+
+    Args:
+        problem: what is trained.
+        schedule: which states to keep.
+        place: where they wait: "device", "host", or a directory.
     """
 
     def __init__(self, problem: Problem, schedule: Schedule, place: str | Path) -> None:

@@ -22,8 +22,8 @@ class Truncated(Adjoint):
     Momentum 0 and Nesterov are allowed.
 
     Args:
-        steps: how many of the last steps to walk back through; the whole run if it is no longer.
-        store: where their weights wait, as for :class:`Snapshots`.
+        steps: how many of the last steps to walk back through, at least 1; the whole run if it is no longer.
+        store: where their weights wait: "device", "host", or a directory, as for :class:`Snapshots`.
 
     Cost: as :class:`Snapshots` for a run of ``steps``.
 
@@ -32,7 +32,9 @@ class Truncated(Adjoint):
     early, where what it leaves out decides ("short-horizon bias": Wu, Ren, Liao, Grosse, ICLR 2018).
 
     Raises:
-        TypeError, ValueError: for ``steps``. NotADirectoryError: for ``store``.
+        TypeError: if ``steps`` is no integer.
+        ValueError: if ``steps`` is below 1.
+        NotADirectoryError: if ``store`` names no place and no directory.
 
     >>> import reversible_hypergrad as rh
     >>> rh.Truncated(steps=20).approximation

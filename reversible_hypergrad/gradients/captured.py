@@ -21,6 +21,10 @@ _SHAPES = 8  # each keeps the activations of a step
 def captured(gradient: Gradient, hyperparameters: Any) -> "CapturedGradient":
     """``gradient``, by CUDA graphs on the weights' device.
 
+    Args:
+        gradient: what is captured.
+        hyperparameters: as train() was given them.
+
     Raises:
         ValueError: if the weights, or a tensor among ``hyperparameters`` that wants a gradient, are not all on one CUDA device.
     """

@@ -22,7 +22,8 @@ class Replayability:
     """What :func:`check_replayable` found. True if nothing is wrong; ``str()`` of it is a report.
 
     Attributes:
-        same_loss, same_gradients: whether two evaluations gave the same bits.
+        same_loss: whether two evaluations gave the same bits of the loss.
+        same_gradients: whether they gave the same bits of its gradient.
         second_derivatives: whether the gradient could be differentiated again.
         problems: one sentence each, with the module's name where one was found.
     """
@@ -48,13 +49,20 @@ def check_replayable(model: nn.Module, loss: Loss, batch: Any, hyperparameters: 
     differentiates the gradient, and looks for the first module whose output differed or that has no second derivative.
 
     Args:
-        model, loss, hyperparameters, seed: as for :func:`train`. batch: one batch.
+        model: any module with trainable parameters. It is not modified.
+        loss: ``loss(model, batch, hyperparameters)`` -> scalar tensor, as for :func:`train`.
+        batch: one batch.
+        hyperparameters: any nest of tensors, passed to ``loss``.
+        seed: of the random numbers.
 
     Returns:
         A :class:`Replayability`, true if all is well.
 
     Raises:
-        What the loss itself raises, and TypeError or ValueError for a loss that is no scalar or does not reach the weights.
+        TypeError: for a model that is no module, or spread over processes, and for a loss that is no scalar.
+        ValueError: for a model without trainable parameters, and a loss that does not reach them.
+        RuntimeError: if another thread is inside of a run.
+        Exception: whatever the loss itself raises.
 
     Cost: two gradients and one Hessian-vector product, and up to one more of each per module if something is wrong.
 

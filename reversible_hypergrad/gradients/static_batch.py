@@ -15,7 +15,8 @@ class StaticBatch:
     """A copy of one step's batch, and of every later one that has the same structure, sizes, strides and dtypes.
 
     Args:
-        step, batch: the first.
+        step: the first one.
+        batch: of that step.
         device: where its tensors must be.
 
     Raises:

@@ -13,8 +13,13 @@ BatchOf = Callable[[int], Any]
 def batches_by_step(batches: Any, steps: int | None) -> tuple[BatchOf, int]:
     """A function from step to batch, and the number of steps.
 
+    Args:
+        batches: a sequence, or a function of the step.
+        steps: how many; None: as many as there are batches.
+
     Raises:
-        TypeError: for an iterator, or anything else that cannot give a batch again. ValueError: for too many steps.
+        TypeError: for an iterator, or anything else that cannot give a batch again.
+        ValueError: for too many steps.
     """
     if steps is not None:
         check_integer("steps", steps, least=0, otherwise="None")

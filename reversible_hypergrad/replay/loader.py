@@ -32,16 +32,16 @@ class ReplayableLoader:
         drop_last: whether an epoch's last, smaller batch is left out.
         augment: ``augment(batch, generator)`` -> batch, with a ``torch.Generator`` seeded by (seed, step).
         pin_memory: puts tensors into page-locked memory, for copies to a GPU behind the computation.
-        prefetch: how many batches to make ahead, in a thread, in the direction of the last two calls, forwards and backwards.
-            That thread does not see the generators seeded by :func:`train`: use ``augment`` for randomness then.
+        prefetch: how many batches to make ahead, at least 0, in a thread, in the direction of the last two calls, forwards and
+            backwards. That thread does not see the generators seeded by :func:`train`: use ``augment`` for randomness then.
 
-    Attributes:
-        len(loader) is the number of batches of an epoch, and so the default of ``train(steps=...)``.
+    ``len(loader)`` is the number of batches of an epoch, and so the default of ``train(steps=...)``.
 
     Cost: one permutation of the dataset per epoch, and one held.
 
     Raises:
-        TypeError, ValueError: for a dataset without length or random access, and sizes that make no sense.
+        TypeError: for a dataset without length or random access, and sizes that are no integers.
+        ValueError: for sizes that are too small, and a dataset that makes no batch.
 
     >>> import reversible_hypergrad as rh
     >>> loader = rh.ReplayableLoader(range(10), batch_size=4, seed=1)
@@ -89,7 +89,11 @@ class ReplayableLoader:
         return (self(step) for step in range(len(self)))
 
     def indices(self, step: int) -> list[int]:
-        """Which examples are in the batch of ``step``."""
+        """Which examples of the dataset are in a batch.
+
+        Args:
+            step: whose batch, at least 0.
+        """
         epoch, position = divmod(step, len(self))
         order = self._order
         if order is None or order[0] != epoch:

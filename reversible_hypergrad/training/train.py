@@ -55,7 +55,7 @@ def train(
         loss: ``loss(model, batch, hyperparameters)`` -> scalar tensor. ``model`` is the copy at the present weights, whether
             called or asked for ``named_parameters()``. A weight that the loss does not use has gradient zero.
         batches: a sequence, a function from step to batch, or :class:`ReplayableLoader`. It is asked for each step twice.
-        steps: how many; ``len(batches)`` if None.
+        steps: how many, at least 0; ``len(batches)`` if None.
         optimizer: an :class:`SGD`.
         hyperparameters: any nest (dict, list, tuple) of tensors, passed to ``loss``. They may be of any shape, and be results
             of other computations. Do not modify them in place before ``backward``.
@@ -74,14 +74,17 @@ def train(
         A dict of name -> trained tensor, with ``.buffers`` and ``.report``; works with ``torch.func.functional_call``.
 
     Raises:
-        TypeError, ValueError: for arguments that cannot be honoured, by name. FloatingPointError, OverflowError: a gradient is
-        not finite, or something leaves the fixed-point range, at the step that the message says. ReversalError: from
-        ``backward``, if the trajectory was not restored bit for bit; no gradient is returned then. RuntimeError: double
-        backward, or another thread is inside of a run. After any error the model, the hyperparameters and random states are as
-        before.
-        On a GPU the host does not wait for each step: it looks every 64 steps and where a segment begins or ends, so an error
-        comes up to 63 steps late and still names its step, and a gradient that is out of range is a FloatingPointError, too,
-        since it is gone by then. No gradient is returned before all is checked.
+        TypeError: for an argument of another type, by name, and a model that is spread over processes.
+        ValueError: for an argument that cannot be honoured, by name.
+        FloatingPointError: if a gradient is not finite, at the step that the message says.
+        OverflowError: if something leaves the fixed-point range, at the step that the message says.
+        ReversalError: from ``backward``, if the trajectory was not restored bit for bit; no gradient is returned then.
+        RuntimeError: for double backward, a loss without second derivatives, or another thread that is inside of a run.
+
+    After any error the model, the hyperparameters and random states are as before. On a GPU the host does not wait for each
+    step: it looks every 64 steps and where a segment begins or ends, so an error comes up to 63 steps late and still names its
+    step, and a gradient that is out of range is a FloatingPointError, too, since it is gone by then. No gradient is returned
+    before all is checked.
 
     Cost: forward as ordinary training, plus one copy of the model; backward about three times that, whatever the number of
     hyperparameters. Inside a run deterministic algorithms, the math attention kernel and the number of threads are pinned. On
