@@ -77,16 +77,11 @@ class Reversible(Adjoint):
         )
 
     def start(self, problem: Problem) -> "ReversibleRun":
-        if problem.nesterov:
-            raise ValueError(
-                "nesterov: rh.Reversible() cannot undo a Nesterov step, since its gradient is taken where the weights are only "
-                "known after the step is undone. Use adjoint=rh.Checkpoint(), or nesterov=False"
-            )
-        if any(number == 0 for settings in problem.settings for number in settings.momentum.numbers):
-            raise ValueError(
-                "momentum: rh.Reversible() expected numbers in (0, 1], got 0. A step with momentum 0 destroys the whole velocity "
-                "and cannot be undone from a few bits: use a small momentum, or adjoint=rh.Checkpoint()"
-            )
+        reason = problem.rule.irreversible(problem.settings)
+        if reason is None and problem.rule.program != "sgd":
+            reason = f"optimizer: rh.Reversible() expected rh.SGD, got {problem.rule!r}. Use adjoint=rh.Checkpoint()"
+        if reason is not None:
+            raise ValueError(reason)
         return ReversibleRun(self, problem)
 
     def starts(self, bits_per_step: np.ndarray, weights: int) -> list[int]:
@@ -100,9 +95,9 @@ class Reversible(Adjoint):
         return level(costs, weights * self.state_bits / 4, lambda j: max(j - 1, 0))[0]
 
     def cost(self, size: RunSize) -> Cost:
-        obstacle = "Nesterov" if size.nesterov else "momentum 0" if any(0 in numbers for _, numbers in size.momenta) else ""
+        obstacle = "momentum 0 cannot be undone" if any(0 in numbers for _, numbers in size.momenta) else size.irreversible
         if obstacle:
-            return Cost(0.0, 0.0, f"{obstacle} cannot be undone")
+            return Cost(0.0, 0.0, obstacle)
         bits = size.information_bits(self.state_bits)
         starts = self.starts(bits, size.weights)
         recorded = bits / 8 + LOG_BYTES * len(size.momenta)

@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from reversible_hypergrad.core.rational import approximate_momentum
 from reversible_hypergrad.problem.problem import Problem
+from reversible_hypergrad.problem.setting import Setting
 from reversible_hypergrad.reversible.bucket import Bucket, Coefficients, Outcome, Record, combine
 from reversible_hypergrad.reversible.flat import FlatGroup
 from reversible_hypergrad.reversible.hash_log import HashLog
@@ -20,6 +22,14 @@ __all__ = ["LOG_BYTES", "FixedGroup", "fixed_groups"]
 
 _SPILLS = (0, 8, 16)
 LOG_BYTES = 18  # per recorded step: a hash, a bound, what was spilled
+
+
+class Span(NamedTuple):
+    """Neighbouring parameters with one setting."""
+
+    part: slice  # of a vector
+    setting: Setting
+    first: int  # the first parameter in it
 
 
 class FixedGroup(FlatGroup):
@@ -32,10 +42,14 @@ class FixedGroup(FlatGroup):
         weights = [problem.weights[i] for i in members]
         self.bucket = Bucket(weights, [problem.names[i] for i in members], state_bits)
         super().__init__(problem, members, self.bucket.offsets)
+        self.lr_spans = self._spans("lr")
+        self.dampening_spans = self._spans("dampening")
+        self.decay_spans = self._spans("weight_decay")
+        self.momentum = self.settings[0]["momentum"]
         self.verify_every = verify_every
         self._fractions: dict[float, Fraction] = {}
-        self._shared = all(s == self.settings[0] and s.lr.elementwise is None for s in self.settings)
-        self._constant = all(len(x.numbers) < 2 for s in self.settings for x in (s.lr, s.dampening, s.weight_decay))
+        self._shared = all(s == self.settings[0] and s["lr"].elementwise is None for s in self.settings)
+        self._constant = all(len(s[x].numbers) < 2 for s in self.settings for x in ("lr", "dampening", "weight_decay"))
         self._later: tuple[tuple[Coefficients, ...], list[float]] | None = None  # of all steps but the first, if constant
         self._active = (True,) * len(weights)
         self.store = open_store(place, weights[0].device)
@@ -118,6 +132,16 @@ class FixedGroup(FlatGroup):
         fraction = self.fraction(step)
         return fraction.numerator / fraction.denominator
 
+    def directions(self, step: int, av: Tensor) -> Tensor:
+        """u = (1 - dampening) * av."""
+        shares = [(part, self.share(setting, step)) for part, setting, _ in self.dampening_spans]
+        if all(share == 1.0 for _, share in shares):
+            return av
+        u = av.clone()
+        for part, share in shares:
+            u[part] *= share
+        return u
+
     def information_bytes(self) -> int:
         return self.store.nbytes + self.bucket.accumulators.nbytes
 
@@ -125,6 +149,14 @@ class FixedGroup(FlatGroup):
         return self._hashes.nbytes + sum(log.itemsize * len(log) for log in (self._bounds, self._spilled))
 
     # Settings
+
+    def dampens(self, step: int) -> bool:
+        """As torch does, the first velocity is the gradient, undampened."""
+        return step > 0
+
+    def share(self, dampening: Setting, step: int) -> float:
+        """1 - dampening, as the step used it."""
+        return 1.0 - dampening.at(step) if self.dampens(step) else 1.0
 
     def fraction(self, step: int) -> Fraction:
         number = self.momentum.at(step)
@@ -158,20 +190,20 @@ class FixedGroup(FlatGroup):
         decay = self._decay(i, step)
         # As the kernels compute: 32-bit state in float32.
         used = decay if self.bucket.format.state_bits == 64 else float(np.float32(decay))
-        return self.share(self.settings[i].dampening, step), used
+        return self.share(self.settings[i]["dampening"], step), used
 
     def _decay(self, i: int, step: int) -> float:
-        decay = self.settings[i].weight_decay
+        decay = self.settings[i]["weight_decay"]
         return 0.0 if decay.elementwise is not None else decay.at(step)
 
     def _coefficients_of(self, i: int, step: int) -> Coefficients:
         settings = self.settings[i]
-        rates = settings.lr.elementwise
+        rates = settings["lr"].elementwise
         return Coefficients.of(
             self.bucket.format,
-            lr=settings.lr.at(step) if rates is None else self.view_of_flat(rates, i),
+            lr=settings["lr"].at(step) if rates is None else self.view_of_flat(rates, i),
             weight_decay=self._decay(i, step),
-            dampening=1.0 - self.share(settings.dampening, step),
+            dampening=1.0 - self.share(settings["dampening"], step),
         )
 
     def totals(self, gradients: Sequence[Tensor]) -> list[Tensor]:
@@ -180,11 +212,24 @@ class FixedGroup(FlatGroup):
 
     def _with_decay(self, i: int, gradient: Tensor) -> Tensor:
         """A decay per weight joins the gradient here; a single number is the kernel's business."""
-        decay = self.settings[i].weight_decay.elementwise
+        decay = self.settings[i]["weight_decay"].elementwise
         if decay is None:
             return gradient
         weight = self.bucket.weights[i].detach()
-        return torch.addcmul(gradient, self.view_of_flat(decay, i), weight)
+        return torch.addcmul(gradient, self.view_of_flat(decay, i).to(weight.dtype), weight)
+
+    def _spans(self, name: str) -> list[Span]:
+        """Those with a value per weight stand alone, without padding."""
+        spans: list[Span] = []
+        for i, settings in enumerate(self.settings):
+            setting = settings[name]
+            if setting.elementwise is not None:
+                spans.append(Span(slice(self.offsets[i], self.offsets[i] + self.weights[i].numel()), setting, i))
+            elif spans and spans[-1].setting is setting:
+                spans[-1] = Span(slice(spans[-1].part.start, self.offsets[i + 1]), setting, spans[-1].first)
+            else:
+                spans.append(Span(slice(self.offsets[i], self.offsets[i + 1]), setting, i))
+        return spans
 
     def _is_checked(self, step: int) -> bool:
         return (step - self.first) % self.verify_every == 0
@@ -194,5 +239,5 @@ def fixed_groups(problem: Problem, state_bits: int, verify_every: int, place: st
     """The fewest buckets: one per momentum setting and device, and float64 weights apart, whose adjoint is float64, too."""
     members: dict[tuple[int, torch.device, bool], list[int]] = {}
     for i, (settings, weight) in enumerate(zip(problem.settings, problem.weights, strict=True)):
-        members.setdefault((id(settings.momentum), weight.device, weight.dtype == torch.float64), []).append(i)
+        members.setdefault((id(settings["momentum"]), weight.device, weight.dtype == torch.float64), []).append(i)
     return [FixedGroup(problem, m, state_bits, verify_every, place) for m in members.values()]

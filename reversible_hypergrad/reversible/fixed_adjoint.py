@@ -62,7 +62,7 @@ class FixedAdjoint:
             if setting.elementwise is not None:
                 if setting.source is not None:
                     group.add_elements(setting, i, self.totals, self._u[part] * group.weights_of(i))
-                self.aw[part].addcmul_(self._u[part], setting.elementwise)
+                self.aw[part].addcmul_(self._u[part], setting.elementwise.to(self.aw.dtype))
         outcome = self._vectors.undo_velocity(
             record,
             group.totals(gradients),

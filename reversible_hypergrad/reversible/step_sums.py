@@ -7,7 +7,7 @@ from torch import Tensor
 
 from reversible_hypergrad.problem.problem import Cotangents
 from reversible_hypergrad.problem.setting import Setting, tree_sum
-from reversible_hypergrad.reversible.flat import FlatGroup
+from reversible_hypergrad.reversible.fixed import FixedGroup
 from reversible_hypergrad.reversible.pull_back import Wanted
 
 __all__ = ["StepSums"]
@@ -29,14 +29,14 @@ class StepSums:
     So a step neither adds single numbers nor waits for them. Steps come in descending order, without gaps.
     """
 
-    def __init__(self, group: FlatGroup, steps: int) -> None:
+    def __init__(self, group: FixedGroup, steps: int) -> None:
         self._group = group
         self._columns: list[Column] = []
         kinds: list[str] = []
         for name, sign in _SIGNS.items():
             members: dict[Setting, list[int]] = {}
             for i, settings in enumerate(group.settings):
-                setting: Setting = getattr(settings, name)
+                setting: Setting = settings[name]
                 if setting.source is not None and setting.elementwise is None:
                     members.setdefault(setting, []).append(i)
             for setting, those in members.items():
