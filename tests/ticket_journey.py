@@ -5,8 +5,8 @@ from __future__ import annotations
 from fractions import Fraction
 
 import torch
-
 from reversible_hypergrad.reversible.bucket import Bucket, Coefficients
+
 from reversible_hypergrad.reversible.lateness import Ticket, none_refused
 
 REFUSED, STEPS = 3, 7

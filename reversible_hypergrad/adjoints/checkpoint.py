@@ -5,7 +5,7 @@ from pathlib import Path
 
 from reversible_hypergrad.adjoints.base import Adjoint, Run
 from reversible_hypergrad.adjoints.cost import Cost, RunSize
-from reversible_hypergrad.adjoints.floats import needs_velocity
+from reversible_hypergrad.adjoints.floats import needs_states
 from reversible_hypergrad.adjoints.scheduled import Schedule, ScheduledRun, scheduled_cost
 from reversible_hypergrad.adjoints.segments import level
 from reversible_hypergrad.checks import check_integer
@@ -16,7 +16,7 @@ __all__ = ["Checkpoint"]
 
 
 class Checkpoint(Adjoint):
-    """Keeps weights and velocity at about sqrt(T) of T steps, and trains again between two of them. Exact.
+    """Keeps weights and states at about sqrt(T) of T steps, and trains again between two of them. Exact.
 
     Momentum 0 and Nesterov are allowed. While a segment is walked back, the weights of its steps are kept; the last one's are
     kept when they are first seen.
@@ -53,16 +53,17 @@ class Checkpoint(Adjoint):
         return f"Checkpoint(every={self.every}, store={str(self.store)!r})"
 
     def start(self, problem: Problem) -> Run:
-        return ScheduledRun(problem, Segments(self.starts(problem.steps, needs_velocity(problem))), self.store)
+        starts = self.starts(problem.steps, needs_states(problem), len(problem.rule.states))
+        return ScheduledRun(problem, Segments(starts), self.store)
 
     def cost(self, size: RunSize) -> Cost:
-        return scheduled_cost(Segments(self.starts(size.steps, size.with_velocity)), size)
+        return scheduled_cost(Segments(self.starts(size.steps, size.with_states, size.states)), size)
 
-    def starts(self, steps: int, with_velocity: bool) -> list[int]:
-        """The first steps of the segments, 0 first. With velocities a snapshot takes as much as a state, else half."""
+    def starts(self, steps: int, with_states: bool, states: int = 1) -> list[int]:
+        """The first steps of the segments, 0 first. A snapshot is the weights, or ``with_states`` as much as what is between."""
         if self.every is not None:
             return list(range(0, max(steps, 1), self.every))
-        return level([1.0] * steps, 1.0 if with_velocity else 2.0, lambda j: j)[0]
+        return level([1.0] * steps, 1.0 if with_states else 1.0 + states, lambda j: j)[0]
 
 
 class Segments(Schedule):

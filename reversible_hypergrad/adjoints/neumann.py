@@ -61,11 +61,16 @@ class NeumannRun(ImplicitRun):
         self.adjoint = adjoint
 
     def _rates(self) -> list[Tensor]:
+        own, step = self.adjoint.lr, self.problem.steps - 1
+        if own is None and "lr" not in self.problem.rule.settings:
+            raise ValueError(
+                "adjoint: Neumann takes the learning rates as its step size, and "
+                f"{type(self.problem.rule).__name__} has none. Pass Neumann(terms, lr=...)"
+            )
         rates = [group.vector() for group in self.groups]
         for group, vector in zip(self.groups, rates, strict=True):
-            for part, setting, _ in group.lr_spans:
-                own = setting.elementwise if setting.elementwise is not None else setting.at(self.problem.steps - 1)
-                vector[part] = own if self.adjoint.lr is None else self.adjoint.lr
+            for span in group.spans:
+                span.of(vector)[:] = span.h(step).lr if own is None else own
         if not any(bool(vector.any()) for vector in rates):
             raise ValueError(
                 "adjoint: Neumann takes the last step's learning rates as its step size, and they are all 0. Pass "

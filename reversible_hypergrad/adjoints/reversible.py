@@ -11,7 +11,7 @@ from reversible_hypergrad.adjoints.reversible_run import ReversibleRun
 from reversible_hypergrad.adjoints.segments import level
 from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.problem.problem import Problem
-from reversible_hypergrad.reversible.fixed import LOG_BYTES
+from reversible_hypergrad.reversible.run_log import LOG_BYTES
 from reversible_hypergrad.storage.places import check_place
 
 __all__ = ["Reversible"]
@@ -78,24 +78,19 @@ class Reversible(Adjoint):
         )
 
     def start(self, problem: Problem) -> "ReversibleRun":
-        if problem.nesterov:
-            raise ValueError(
-                "nesterov: rh.Reversible() cannot undo a Nesterov step, since its gradient is taken where the weights are only "
-                "known after the step is undone. Use adjoint=rh.Checkpoint(), or nesterov=False"
-            )
-        if any(number == 0 for settings in problem.settings for number in settings.momentum.numbers):
-            raise ValueError(
-                "momentum: rh.Reversible() expected numbers in (0, 1], got 0. A step with momentum 0 destroys the whole velocity "
-                "and cannot be undone from a few bits: use a small momentum, or adjoint=rh.Checkpoint()"
-            )
+        reason = problem.rule.irreversible(problem.settings)
+        if reason is None and problem.rule.program != "sgd":
+            reason = f"optimizer: rh.Reversible() expected rh.SGD, got {problem.rule!r}. Use adjoint=rh.Checkpoint()"
+        if reason is not None:
+            raise ValueError(reason)
         return ReversibleRun(self, problem)
 
-    def starts(self, bits_per_step: np.ndarray, weights: int) -> list[int]:
+    def starts(self, bits_per_step: np.ndarray, state_bytes: float) -> list[int]:
         """First steps of the segments, 0 first.
 
         Args:
-            bits_per_step: what each step destroys in all weights together, in bits.
-            weights: how many.
+            bits_per_step: what each step destroys in all weights together.
+            state_bytes: of one state between segments.
         """
         steps = len(bits_per_step)
         if not isinstance(self.segments, str):
@@ -103,21 +98,21 @@ class Reversible(Adjoint):
             return [i * steps // count for i in range(count)]
         costs = bits_per_step / 8 + LOG_BYTES
         # The initial state is the initial weights, and the last segment is walked back before any state is needed.
-        return level(costs, weights * self.state_bits / 4, lambda j: max(j - 1, 0))[0]
+        return level(costs, state_bytes, lambda j: max(j - 1, 0))[0]
 
     def cost(self, size: RunSize) -> Cost:
-        obstacle = "Nesterov" if size.nesterov else "momentum 0" if any(0 in numbers for _, numbers in size.momenta) else ""
+        obstacle = "momentum 0 cannot be undone" if any(0 in numbers for _, numbers in size.factors) else size.irreversible
         if obstacle:
-            return Cost(0.0, 0.0, f"{obstacle} cannot be undone")
-        bits = size.information_bits(self.state_bits)
-        starts = self.starts(bits, size.weights)
-        recorded = bits / 8 + LOG_BYTES * len(size.momenta)
-        state = size.weights * self.state_bits / 4
+            return Cost(0.0, 0.0, obstacle)
+        bits = size.information_bits()
+        state = size.weights * (1 + size.states) * self.state_bits / 8
+        starts = self.starts(bits, state)
+        recorded = bits / 8 + LOG_BYTES * max(len(size.factors), 1)
         most = max(
             state * max(j - 1, 0) + float(recorded[first:end].sum())
             for j, (first, end) in enumerate(pairwise([*starts, size.steps]))
         )
-        held = size.common_bytes + state + size.weights * self.state_bits / 64
+        held = size.common_bytes + state
         if self.state_bits < 8 * size.weight_bytes + 32:
             held += size.vector_bytes  # initial weights that the fixed point rounds
         if len(starts) > 1:

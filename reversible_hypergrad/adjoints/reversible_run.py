@@ -29,7 +29,7 @@ class Options(Protocol):
     verify_every: int
     buffer: str | Path
 
-    def starts(self, bits_per_step: np.ndarray, weights: int) -> list[int]: ...
+    def starts(self, bits_per_step: np.ndarray, state_bytes: float) -> list[int]: ...
 
 
 class ReversibleRun(Run):
@@ -49,10 +49,10 @@ class ReversibleRun(Run):
         self.groups = reversible_groups(problem, adjoint.state_bits, adjoint.verify_every, adjoint.buffer)
         bits = RunSize.of(problem).information_bits()
         problem.report.limit_bits = float(bits.sum()) / max(problem.report.weights * problem.steps, 1)
-        self.starts = adjoint.starts(bits, problem.report.weights)
+        problem.report.state_bytes = sum(group.state.nbytes for group in self.groups)
+        self.starts = adjoint.starts(bits, problem.report.state_bytes)
         if record and len(self.starts) > 1:
             self.begin = [weight.detach().clone() for weight in problem.weights]
-        problem.report.state_bytes = sum(group.state.nbytes for group in self.groups)
         try:
             with problem.progress("training", problem.steps) as bar:
                 for first, end in pairwise([*self.starts, problem.steps]):
@@ -195,7 +195,8 @@ class ReversibleRun(Run):
         gradients = evaluation.gradients
         directions: list[Tensor] = [torch.empty(0)] * len(gradients)
         states = [
-            adjoint.undo_states(step, record, gradients, directions) for adjoint, (record, _) in zip(adjoints, undoing, strict=True)
+            adjoint.undo_states(step, record, gradients, directions)
+            for adjoint, (record, _) in zip(adjoints, undoing, strict=True)
         ]
         by_weights, by_hyperparameters = evaluation.products(directions)
         totals.add_hyperparameters(by_hyperparameters)

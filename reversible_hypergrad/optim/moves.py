@@ -9,8 +9,8 @@ from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.optim.gradients import gather, refuse_missing
 from reversible_hypergrad.optim.parts import CAUSES, Entry, Part
 from reversible_hypergrad.reversible.bucket import Coefficients, Record, combine
-from reversible_hypergrad.reversible.outcome import Outcome, read
 from reversible_hypergrad.reversible.lateness import Ticket
+from reversible_hypergrad.reversible.outcome import Outcome, read
 
 __all__ = ["Numbers", "Undoing", "step_parts", "take_back"]
 

@@ -158,11 +158,12 @@ def plan(
     size = RunSize(
         weights=weights,
         steps=steps,
-        momenta=[(weights, numbers)],
+        factors=[(weights, numbers)],
         weight_bytes=weight_bytes,
         adjoint_bytes=max(4, weight_bytes),
-        with_velocity=learn_rates,
-        nesterov=nesterov,
+        states=2 if nesterov else 1,
+        with_states=learn_rates,
+        irreversible="Nesterov cannot be undone" if nesterov else "",
         hyperparameters=hyperparameters,
     )
     return _plan(size, budget, torch.device("cpu" if device is None else device), [ForwardMode()])
@@ -176,7 +177,7 @@ def plan_for(problem: Problem, budget: Budget | None) -> Plan:
 def _plan(size: RunSize, budget: Budget | None, device: torch.device, more: Sequence[Adjoint]) -> Plan:
     limit = free_bytes(device) if budget is None else bytes_of(budget)
     candidates: list[Adjoint] = [Snapshots(), Reversible(), Checkpoint(), Reversible(segments="auto"), RecursiveCheckpoint()]
-    slots = min(int((limit / _MARGIN - size.float_bytes) / (2 * size.vector_bytes)), _MOST_SLOTS, size.steps)
+    slots = min(int((limit / _MARGIN - size.float_bytes) / ((1 + size.states) * size.vector_bytes)), _MOST_SLOTS, size.steps)
     if slots >= 1:
         candidates.append(RecursiveCheckpoint(slots=slots))
     rows = []

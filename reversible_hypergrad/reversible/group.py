@@ -117,7 +117,9 @@ class ReversibleGroup(FlatGroup):
         """
         with_hash = record and self._is_checked(step + 1)
         own = [gradients[m] for m in self.members]
-        entry, outcome = self.state.step(own, self.step_settings.at(step), None, with_hash, look=step == 0 or not self.state.is_late)
+        entry, outcome = self.state.step(
+            own, self.step_settings.at(step), None, with_hash, look=step == 0 or not self.state.is_late
+        )
         if record:
             if self._is_checked(step):
                 assert self._hash is not None

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from reversible_hypergrad._ops import ops
+from reversible_hypergrad.reversible.lateness import Ticket
 from reversible_hypergrad.reversible.outcome import Outcome
 from reversible_hypergrad.reversible.record import Record
-from reversible_hypergrad.reversible.lateness import Ticket
 
 if TYPE_CHECKING:
     from reversible_hypergrad.reversible.state import State
@@ -77,9 +77,7 @@ class ProgramMoves(Moves):
 
     def undo_states(self, record: Record, gradients: Gradients, with_hash: bool, ticket: Ticket | None) -> Outcome:
         words = self.words()
-        ops.undo_states(
-            *self.with_gradients(record, gradients), self.state.skipped, with_hash, words, *_presented(ticket)
-        )
+        ops.undo_states(*self.with_gradients(record, gradients), self.state.skipped, with_hash, words, *_presented(ticket))
         return self._outcome(words)
 
     def without_gradients(self, record: Record) -> tuple[object, ...]:

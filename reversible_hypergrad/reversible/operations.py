@@ -63,7 +63,9 @@ class OperationMoves(Moves):
 
     def _outcome(self, words: Tensor, with_hash: bool, weights: bool, states: bool) -> Outcome:
         if with_hash:
-            words[0] = (int(weights and self._hash(self.state.x)) + (self._hash_of_states() if states else 0) + 2**63) % 2**64 - 2**63
+            words[0] = (
+                int(weights and self._hash(self.state.x)) + (self._hash_of_states() if states else 0) + 2**63
+            ) % 2**64 - 2**63
         return Outcome(words, len(self.state.sizes))
 
     def _hash_of_states(self) -> int:
@@ -249,4 +251,3 @@ def _blocks(flags: Tensor) -> Tensor:
     """A row per block, the last one filled up."""
     rows = math.ceil(flags.numel() / _core.BLOCK_SIZE)
     return torch.nn.functional.pad(flags, (0, rows * _core.BLOCK_SIZE - flags.numel())).view(rows, _core.BLOCK_SIZE)
-

@@ -30,9 +30,7 @@ class PullBack:
         totals: get the derivatives by settings.
     """
 
-    def __init__(
-        self, problem: Problem, group: ReversibleGroup, cotangents: Sequence[Tensor | None], totals: Cotangents
-    ) -> None:
+    def __init__(self, problem: Problem, group: ReversibleGroup, cotangents: Sequence[Tensor | None], totals: Cotangents) -> None:
         self.group, self.totals, self.rule = group, totals, problem.rule
         self.sums = StepSums(group, problem.rule, problem.steps)
         self.aw = group.gather(cotangents)
@@ -44,7 +42,9 @@ class PullBack:
         most = max(sum(self.sums.wanted_before), sum(self.sums.wanted_after))
         self._partials = torch.empty(most * group.state.skipped.numel(), dtype=torch.float64, device=group.device)
         learned = [
-            i for i, own in enumerate(group.settings) if any(s.elementwise is not None and s.source is not None for s in own.values())
+            i
+            for i, own in enumerate(group.settings)
+            if any(s.elementwise is not None and s.source is not None for s in own.values())
         ]
         self._learned_per_weight = learned
 

@@ -10,7 +10,9 @@ from reversible_hypergrad.reversible.hash_log import HashLog
 from reversible_hypergrad.reversible.outcome import Outcome
 from reversible_hypergrad.reversible.scales import ScaleState
 
-__all__ = ["RunLog"]
+__all__ = ["LOG_BYTES", "RunLog", "kinds_of"]
+
+LOG_BYTES = 16  # per recorded step, where all tensors decay alike: a hash, a fraction
 
 Integers = NDArray[np.int64]
 

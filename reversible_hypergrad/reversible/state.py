@@ -15,13 +15,13 @@ from reversible_hypergrad._ops import refuse_device
 from reversible_hypergrad.core.fixed_point import FORMATS
 from reversible_hypergrad.reversible.exponents import EXPONENTS, exponent_of_states, exponent_of_weights, growth
 from reversible_hypergrad.reversible.initial import InitialWeights
+from reversible_hypergrad.reversible.lateness import Ticket
 from reversible_hypergrad.reversible.moves import Gradients, Moves, ProgramMoves
 from reversible_hypergrad.reversible.operations import OperationMoves
 from reversible_hypergrad.reversible.outcome import Outcome, is_late, read
 from reversible_hypergrad.reversible.record import Record, StepNumbers, combine, tables
 from reversible_hypergrad.reversible.refusal import refusal
 from reversible_hypergrad.reversible.scales import Scales, ScaleState
-from reversible_hypergrad.reversible.lateness import Ticket
 from reversible_hypergrad.rules.base import Rule
 
 __all__ = ["State", "flat"]

@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 from reversible_hypergrad.adjoints import Adjoint
 from reversible_hypergrad.checks import check_integer
-from reversible_hypergrad.rules.sgd import SGD
+from reversible_hypergrad.rules.base import Rule
 
 __all__ = ["check_options", "initial_weights", "those_wanted"]
 
 
 def check_options(optimizer: Any, adjoint: Any, budget: Any, seed: Any, cuda_graph: Any) -> None:
     """Raises TypeError or ValueError for the first that cannot be honoured, by name."""
-    if not isinstance(optimizer, SGD):
-        raise TypeError(f"optimizer: expected rh.SGD(...), got {type(optimizer).__name__}")
+    if not isinstance(optimizer, Rule):
+        raise TypeError(f"optimizer: expected rh.SGD(...) or another rh.Rule, got {type(optimizer).__name__}")
     if adjoint is not None and not isinstance(adjoint, Adjoint) and adjoint != "auto":
         raise TypeError(f"adjoint: expected an object such as rh.Reversible(), or 'auto', got {adjoint!r}")
     if budget is not None and adjoint != "auto":

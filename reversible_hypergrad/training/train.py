@@ -18,7 +18,7 @@ from reversible_hypergrad.problem.report import Report
 from reversible_hypergrad.replay.batches import batches_by_step
 from reversible_hypergrad.replay.environment import Environment
 from reversible_hypergrad.reversible.parameters import check_parameter
-from reversible_hypergrad.rules.sgd import SGD
+from reversible_hypergrad.rules.base import Rule
 from reversible_hypergrad.training.arguments import check_options, initial_weights, those_wanted
 from reversible_hypergrad.training.node import Call, Training
 from reversible_hypergrad.training.progress import bars
@@ -33,7 +33,7 @@ def train(
     batches: Any,
     *,
     steps: int | None = None,
-    optimizer: SGD,
+    optimizer: Rule,
     hyperparameters: Any = None,
     initial: Mapping[str, Tensor] | None = None,
     adjoint: Adjoint | str | None = None,
@@ -45,7 +45,7 @@ def train(
     """Trains a copy of ``model`` and returns the trained weights as a differentiable function of everything that went in.
 
     ``backward`` through any number of losses of the result gives exact gradients with respect to the tensors in
-    ``hyperparameters``, those given to :class:`SGD`, and the initial weights: the model's own parameters, or those in
+    ``hyperparameters``, those given to ``optimizer``, and the initial weights: the model's own parameters, or those in
     ``initial``. The run is one autograd node; what its backward keeps and computes is ``adjoint``'s business.
 
     Args:
@@ -56,7 +56,7 @@ def train(
             called or asked for ``named_parameters()``. A weight that the loss does not use has gradient zero.
         batches: a sequence, a function from step to batch, or :class:`ReplayableLoader`. It is asked for each step twice.
         steps: how many, at least 0; ``len(batches)`` if None.
-        optimizer: an :class:`SGD`.
+        optimizer: an :class:`SGD`, or another :class:`Rule`.
         hyperparameters: any nest (dict, list, tuple) of tensors, passed to ``loss``. They may be of any shape, and be results
             of other computations. Do not modify them in place before ``backward``.
         initial: name -> initial weight of the parameter's shape, dtype and device, for some or all trained parameters.
@@ -92,7 +92,7 @@ def train(
     CUBLAS_WORKSPACE_CONFIG with which products vary (importing the library sets it if it is unset).
 
     With ``cuda_graph=True`` the weights, every tensor of a batch, and the hyperparameters that want gradients must be on one
-    CUDA device, and a run has at most 8 shapes of batches; the tensors given to :class:`SGD` may be anywhere. The Python code of
+    CUDA device, and a run has at most 8 shapes of batches; the tensors given to ``optimizer`` may be anywhere. The Python code of
     the loss and the model runs a few times per shape: as it is, to be captured, and to be compared with a replay. Then all that
     it does stays as it was captured: numbers, branches, prints, and the places of the tensors that it reads from outside, which
     must stay. Torch's random numbers (dropout) and the model's buffers are those of each step. Nothing in it may wait for the
@@ -129,6 +129,7 @@ def train(
     problem = Problem(
         names=names,
         weights=list(weights.values()),
+        rule=optimizer,
         settings=resolved.settings,
         steps=steps,
         gradient=captured(gradient, hyperparameters) if cuda_graph else gradient,
@@ -141,7 +142,6 @@ def train(
             trajectory_bytes=steps * sum(w.nbytes for w in weights.values()),
         ),
         progress=bars(progress),
-        nesterov=optimizer.nesterov,
         given=[i for i, name in enumerate(names) if initial and name in initial and initial[name].requires_grad],
     )
     chosen = _choose(adjoint, problem, budget, cuda_graph)
@@ -182,5 +182,5 @@ def _choose(adjoint: Adjoint | str | None, problem: Problem, budget: Budget | No
     return chosen
 
 
-def _given_tensors(optimizer: SGD) -> list[Any]:
+def _given_tensors(optimizer: Rule) -> list[Any]:
     return [v for given in optimizer.given.values() for v in (given.values() if isinstance(given, Mapping) else [given])]

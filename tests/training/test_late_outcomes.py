@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from reversible_hypergrad.reversible.fixed_adjoint import FixedAdjoint
 from small_task import STEPS, Task
 from test_faults import runs  # noqa: F401
 
 import reversible_hypergrad as rh
 from reversible_hypergrad.reversible import lateness, outcome
-from reversible_hypergrad.reversible.fixed_adjoint import FixedAdjoint
 from reversible_hypergrad.reversible.hash_log import HashLog
 from reversible_hypergrad.reversible.outcome import Outcome
 
