@@ -14,9 +14,10 @@ from reversible_hypergrad.rules.base import Rule
 
 __all__ = ["EXPONENTS", "exponent_of_states", "exponent_of_weights", "growth"]
 
-# Bits left above the largest number that was seen, so that it may grow before the integers must be shifted. Increments of 64 bits
-# have 51 bits, states 62: the difference holds what a decay of 0.9995 lets a state grow to. In 32 bits that comes on top.
-_WEIGHT_ROOM = {64: 6, 32: 3}
+# Bits left above the largest number that was seen, so that it may grow before the integers must be shifted. What a step adds has
+# 51 of 64 bits: it holds changes as large as the weights, and states have 11 more for what a decay of 0.9995 lets them grow to.
+# In 32 bits that comes on top.
+_WEIGHT_ROOM = {64: 13, 32: 3}
 _INCREMENT_ROOM = {64: 5, 32: 2}
 # A tensor of zeros: its weights are taken for this large.
 _UNSEEN_WEIGHT = 0.125

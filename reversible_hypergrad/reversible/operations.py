@@ -220,8 +220,8 @@ class _Tensor:
             if name == wanted:
                 return increment
         raise ValueError(
-            f"optimizer: {type(self.rule).__name__}.increments expected to yield every state in the order of `states`, got none for "
-            f"{wanted!r}. Yield zeros for a state that gets nothing"
+            f"optimizer: expected {type(self.rule).__name__}.increments to yield every state in the order of `states`, got none "
+            f"for {wanted!r}. Yield zeros for a state that gets nothing"
         )
 
     def _shifts(self) -> bool:

@@ -41,12 +41,8 @@ class PullBack:
         self._direction: Tensor | None = None  # where directions are not a state's vector as it is
         most = max(sum(self.sums.wanted_before), sum(self.sums.wanted_after))
         self._partials = torch.empty(most * group.state.skipped.numel(), dtype=torch.float64, device=group.device)
-        learned = [
-            i
-            for i, own in enumerate(group.settings)
-            if any(s.elementwise is not None and s.source is not None for s in own.values())
-        ]
-        self._learned_per_weight = learned
+        learned = [any(s.elementwise is not None and s.source is not None for s in own.values()) for own in group.settings]
+        self._learned_per_weight = [i for i, any_of_it in enumerate(learned) if any_of_it]
 
     @property
     def vectors(self) -> list[Tensor]:
