@@ -97,6 +97,7 @@ class PullBack:
             self.aw,
             self.az,
             directions,
+            torch.from_numpy(np.ldexp(record.scales.a, record.scales.exponent)[:, :-1].copy()),
             self.sums.wanted_after,
             self._partials,
             self.sums.after_gradient,
