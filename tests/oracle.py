@@ -212,17 +212,19 @@ class Kernel:
         x, low = contract(x, *self.step.shifts[-1], self.layout)
         return self.layout.wrap(x - self.change(states, numbers)), low
 
-    def without_increments(self, z: list[int], gradient, numbers) -> tuple[list[int], bool]:
-        """The states as they were contracted, and whether they can have come from there; X is the old one."""
+    def without_increments(self, z: list[int], gradient, numbers) -> tuple[list[int], int]:
+        """The states as they were contracted, and flags, among them whether they can have come from there; X is the old one."""
         layout, (*states, x) = self.layout, z
-        w, foreign = layout.real(x) * self.sigma_before, False
+        w, flags = layout.real(x) * self.sigma_before, 0
         values = [self.value(s, one) for s, one in enumerate(states)]
         for s in reversed(range(len(states))):
             increment = self.rule.increment(s, layout.real(gradient), w, values, numbers)
-            states[s] = layout.wrap(states[s] - layout.rint(increment * self.inverse[s]))
+            quanta = layout.rint(increment * self.inverse[s])
+            states[s] = layout.wrap(states[s] - quanta)
             values[s] = self.value(s, states[s])
-            foreign |= abs(states[s]) > 2 ** (layout.limit_bits - self.step.shifts[s][0])
-        return states, foreign
+            foreign = abs(states[s]) > 2 ** (layout.limit_bits - self.step.shifts[s][0])
+            flags |= BAD_INCREMENT * outside(quanta, layout.change_limit) | FOREIGN_GRADIENT * foreign
+        return states, flags
 
 
 def outside(z: int, limit: int) -> bool:
@@ -347,9 +349,9 @@ class Bucket:
             for block, first in enumerate(range(0, size, BLOCK)):
                 here = range(first, min(first + BLOCK, size))
                 undone = [kernel.without_increments(self._weight(i, n), gradients[i][n], kernel.numbers_of(n)) for n in here]
-                foreign = any(outcome for _, outcome in undone)
-                self.flags[i] |= FOREIGN_GRADIENT * foreign
-                self.skipped[i][block] = foreign and loses
+                for _, flags in undone:
+                    self.flags[i] |= flags
+                self.skipped[i][block] = loses and any(flags & FOREIGN_GRADIENT for _, flags in undone)
                 for n, (states, _) in zip(here, undone, strict=True):
                     for s, z in enumerate([] if self.skipped[i][block] else states):
                         self.slots[i][s][n] = expand(z, *step.shifts[s], step.low[s][n], self.layout)
