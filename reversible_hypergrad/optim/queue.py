@@ -6,12 +6,10 @@ import torch
 from torch import Tensor
 
 from reversible_hypergrad.optim.parts import Entry, Part
+from reversible_hypergrad.reversible.lateness import LOOK_EVERY, Ticket, none_refused
 from reversible_hypergrad.reversible.outcome import Outcome, hash_of, is_late, read
-from reversible_hypergrad.reversible.ticket import Ticket, none_refused
 
 __all__ = ["Queue"]
-
-_LONGEST = 64  # steps; then the host waits once for all of them
 
 
 class Queue:
@@ -29,7 +27,7 @@ class Queue:
 
     @property
     def is_full(self) -> bool:
-        return len(self._waiting) >= _LONGEST
+        return len(self._waiting) >= LOOK_EVERY
 
     def ticket(self, device: torch.device, number: int) -> Ticket:
         if self._first_refused is None or self._first_refused.device != device:
