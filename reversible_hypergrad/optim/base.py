@@ -11,13 +11,14 @@ from reversible_hypergrad.optim.edits import edited, refuse, replaced
 from reversible_hypergrad.optim.gradients import gather
 from reversible_hypergrad.optim.history import name_of
 from reversible_hypergrad.optim.memory import measure
-from reversible_hypergrad.optim.moves import Numbers, Undoing, step_parts, take_back
+from reversible_hypergrad.optim.moves import Undoing, step_parts, take_back
 from reversible_hypergrad.optim.parts import Entry, Part
 from reversible_hypergrad.optim.settings import Settings, write
 from reversible_hypergrad.optim.stateful import StatefulOptimizer
-from reversible_hypergrad.reversible.outcome import hash_of, read
+from reversible_hypergrad.reversible.outcome import hash_of
 from reversible_hypergrad.reversible.parameters import check_parameter
-from reversible_hypergrad.reversible.refusal import complaint
+from reversible_hypergrad.reversible.record import StepNumbers
+from reversible_hypergrad.reversible.refusal import refusal
 
 __all__ = ["ReversibleOptimizer"]
 
@@ -40,7 +41,7 @@ class ReversibleOptimizer(StatefulOptimizer):
     """
 
     @abstractmethod
-    def numbers_of(self, settings: Settings, first: bool) -> Numbers:
+    def numbers_of(self, settings: Settings, first: bool) -> StepNumbers:
         """What a step with ``settings`` gives to the kernels; ``first``: of tensors that take their first step."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -94,20 +95,14 @@ class ReversibleOptimizer(StatefulOptimizer):
     def _step(self, settings: list[Settings], newcomers: list[Part]) -> None:
         """All parts move, or, if one's step is refused, none."""
         parts = self._history.parts + newcomers
-        gradients = [gather(part.bucket.weights, part.bucket.names) for part in parts]
+        gradients = [gather(part.state.weights, part.state.names) for part in parts]
         numbers = [self.numbers_of(settings[part.group], first=part.at_fresh_start) for part in parts]
         queued = not newcomers and self._queue.takes(parts)
-        ticket = self._queue.ticket(parts[0].bucket.x.device, self._history.steps_taken) if queued else None
+        ticket = self._queue.ticket(parts[0].state.x.device, self._history.steps_taken) if queued else None
         with_hash = (self._history.steps_taken + 1) % self.verify_every == 0
         records, outcomes = step_parts(parts, gradients, numbers, with_hash, ticket)
-        if not queued:
-            read(outcomes)
-        refused = not queued and any(any(outcome.flags) for outcome in outcomes)
-        if queued or refused:
+        if queued:
             take_back(parts, gradients, records, ticket)
-        if refused:
-            raise complaint([part.bucket for part in parts], gradients, outcomes)
-
         for part, outcome in zip(parts, outcomes, strict=True):
             part.hash = None if not with_hash else outcome if queued else outcome.hash
         entry = self._history.append(settings, newcomers, records)
@@ -129,7 +124,7 @@ class ReversibleOptimizer(StatefulOptimizer):
         Raises:
             FloatingPointError: a gradient was not finite, or out of range. OverflowError: a velocity or weight was.
         """
-        refused = self._queue.look()
+        refused = self._queue.look(self._history.parts)
         for part in self._history.parts:
             part.hash = hash_of(part.hash)
         if refused is None:
@@ -139,7 +134,8 @@ class ReversibleOptimizer(StatefulOptimizer):
         for part in self._history.parts:
             part.wrote()
         self._write_settings(entry)
-        error = complaint([part.bucket for part in self._history.parts], None, outcomes)
+        error = refusal([part.state for part in self._history.parts], None, outcomes)
+        assert error is not None
         later = f". {count - 1} later steps were queued and did not take place" if count > 1 else ""
         raise type(error)(f"step {self._history.steps_taken + 1}: {error}{later}")
 

@@ -13,7 +13,7 @@ def replaced(parts: Sequence[Part], groups: Sequence[dict[str, Any]]) -> list[st
     names = []
     for part in parts:
         params = groups[part.group]["params"] if part.group < len(groups) else []
-        for i, weight, name in zip(part.members, part.bucket.weights, part.bucket.names, strict=True):
+        for i, weight, name in zip(part.members, part.state.weights, part.state.names, strict=True):
             if i >= len(params) or params[i] is not weight:
                 names.append(name)
     return names
@@ -32,9 +32,9 @@ def edited(parts: Sequence[Part], all_weights: bool) -> list[str]:
     touched = []
     for part in parts:
         reshaped = part.reshaped()
-        suspects = range(len(part.bucket.weights)) if all_weights else part.watch.touched()
-        names += [part.bucket.names[i] for i in reshaped]
-        names += part.bucket.edited([i for i in suspects if i not in reshaped], at_start=part.steps == 0)
+        suspects = range(len(part.state.weights)) if all_weights else part.watch.touched()
+        names += [part.state.names[i] for i in reshaped]
+        names += part.state.edited([i for i in suspects if i not in reshaped], at_start=part.steps == 0)
         touched += [part] if suspects else []
     if not names:
         for part in touched:

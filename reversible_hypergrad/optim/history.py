@@ -8,8 +8,10 @@ import torch
 
 from reversible_hypergrad.optim.parts import Entry, Part
 from reversible_hypergrad.optim.settings import Settings
-from reversible_hypergrad.reversible.bucket import Bucket, Record
 from reversible_hypergrad.reversible.parameters import check_parameter
+from reversible_hypergrad.reversible.record import Record
+from reversible_hypergrad.reversible.state import State
+from reversible_hypergrad.rules.base import Rule
 
 __all__ = ["History", "name_of"]
 
@@ -20,6 +22,7 @@ Groups = Sequence[dict[str, Any]]
 class History:
     """``parts`` in the order in which they joined: an entry has a record for each that was there then, the first ones."""
 
+    rule: Rule
     state_bits: int
     parts: list[Part] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
@@ -38,7 +41,7 @@ class History:
                     by_device.setdefault(params[i].device, []).append(i)
             for members in by_device.values():
                 names = [name_of(groups, g, i) for i in members]
-                parts.append(Part(g, tuple(members), Bucket([params[i] for i in members], names, self.state_bits)))
+                parts.append(Part(g, tuple(members), State([params[i] for i in members], names, self.rule, self.state_bits)))
         return parts
 
     def append(self, settings: list[Settings], newcomers: Sequence[Part], records: list[Record]) -> Entry:
@@ -81,17 +84,15 @@ class History:
             params = groups[part.group]["params"] if part.group < len(groups) else []
             if part.members[-1] >= len(params):
                 raise RuntimeError(
-                    f"{part.bucket.names[-1]}: was removed from param_groups, which mark_boundary() cannot accept. Put it back, "
+                    f"{part.state.names[-1]}: was removed from param_groups, which mark_boundary() cannot accept. Put it back, "
                     f"or construct a new {optimizer}"
                 )
             weights = [params[i] for i in part.members]
-            for weight, name in zip(weights, part.bucket.names, strict=True):
+            for weight, name in zip(weights, part.state.names, strict=True):
                 check_parameter(weight, name)
-            bucket = Bucket(weights, part.bucket.names, self.state_bits)
-            for i, (old, new) in enumerate(zip(part.bucket.sizes, bucket.sizes, strict=True)):
-                if old == new:
-                    bucket.state_of(i, bucket.v).copy_(part.bucket.state_of(i, part.bucket.v))
-            renewed.append(Part(part.group, part.members, bucket, fresh=False))
+            state = State(weights, part.state.names, self.rule, self.state_bits)
+            state.take_states(part.state)
+            renewed.append(Part(part.group, part.members, state, fresh=False))
         self.parts, self.entries = renewed, []
 
 

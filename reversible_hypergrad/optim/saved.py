@@ -8,32 +8,29 @@ import torch
 from torch import Tensor
 
 from reversible_hypergrad.optim.history import History, name_of
-from reversible_hypergrad.optim.packing import pack_part, unpack_part
+from reversible_hypergrad.optim.packing import TENSORS, pack_part, unpack_part
 from reversible_hypergrad.optim.parts import Entry
 from reversible_hypergrad.optim.settings import Settings
+from reversible_hypergrad.rules.base import Rule
 
-__all__ = ["NAMES", "pack", "unpack"]
+__all__ = ["names", "pack", "unpack"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 Packed = dict[str, Any]  # of one parameter: tensors and integers by name
 
-# Of every parameter, with and without state: torch's distributed checkpoints load by the names that the optimizer has.
 _NUMBERS = ("format_version", "state_bits", "steps_taken", "entries", "size", "part", "place", "fresh", "steps")
-_TENSORS = {
-    "x": torch.int64,
-    "v": torch.int64,
-    "accumulators": torch.int64,
-    "initial_index": torch.int64,
-    "initial_value": torch.float32,
-    "planes": torch.uint8,
-    "plane_bytes": torch.int64,
-    "numbers": torch.float64,
-    "words": torch.int64,
-    "active": torch.uint8,
-    "settings": torch.float64,
-}
-NAMES = (*_NUMBERS, *_TENSORS, "digest")
+
+
+def _tensors(rule: Rule) -> dict[str, torch.dtype]:
+    integers = {name: torch.int64 for name in ("x", *(f"state_{name}" for name in rule.states))}
+    of_start = {"initial_index": torch.int64, "initial_value": torch.float32}
+    return {**integers, **of_start, **TENSORS, "settings": torch.float64}
+
+
+def names(rule: Rule) -> tuple[str, ...]:
+    """Of every parameter, with and without state: torch's distributed checkpoints load by the names that the optimizer has."""
+    return (*_NUMBERS, *_tensors(rule), "digest")
 
 
 def pack(history: History, groups: Sequence[dict[str, Any]]) -> dict[Tensor, Packed]:
@@ -52,7 +49,7 @@ def pack(history: History, groups: Sequence[dict[str, Any]]) -> dict[Tensor, Pac
                 "place": 0,
                 "fresh": 1,
                 "steps": 0,
-                **{name: torch.empty(0, dtype=dtype, device=parameter.device) for name, dtype in _TENSORS.items()},
+                **{name: torch.empty(0, dtype=dtype, device=parameter.device) for name, dtype in _tensors(history.rule).items()},
             }
             if i == 0:
                 rows = [list(entry.settings[g].values()) for entry in history.entries if g < len(entry.settings)]
@@ -84,6 +81,7 @@ def _digest(packed: Packed) -> Tensor:
 
 def unpack(
     state_dict: dict[str, Any],
+    rule: Rule,
     state_bits: int,
     groups: Sequence[dict[str, Any]],
     settings_of: Callable[[dict[str, Any]], Settings],
@@ -94,32 +92,32 @@ def unpack(
         ValueError: if the state is not one of such an optimizer, or damaged.
     """
     found = _by_position(state_dict, groups)
-    names = [list(settings_of({**ours, **theirs})) for ours, theirs in zip(groups, state_dict["param_groups"], strict=True)]
+    keys = [list(settings_of({**ours, **theirs})) for ours, theirs in zip(groups, state_dict["param_groups"], strict=True)]
     packed: dict[tuple[int, int], Packed] = {}
     for (g, i), entry in found.items():
         # A distributed checkpoint leaves out parameters that are not trained.
         if entry or groups[g]["params"][i].requires_grad:
-            packed[g, i] = _checked(entry, groups[g]["params"][i], name_of(groups, g, i), state_bits)
+            packed[g, i] = _checked(entry, groups[g]["params"][i], name_of(groups, g, i), rule, state_bits)
     if not packed:
-        return History(state_bits, waiting=[list(range(len(group["params"]))) for group in groups])
+        return History(rule, state_bits, waiting=[list(range(len(group["params"]))) for group in groups])
     first = next(iter(packed.values()))
     if any(entry[name] != first[name] for entry in packed.values() for name in ("steps_taken", "entries")):
         raise ValueError("state_dict: its parameters were saved after different steps. Load a state that was saved as a whole")
     entries = [Entry([], []) for _ in range(first["entries"])]
-    for g, keys in enumerate(names):
+    for g, of_group in enumerate(keys):
         rows = packed[g, 0]["settings"].tolist() if (g, 0) in packed else []
         for e, row in zip(entries[len(entries) - len(rows) :], rows, strict=True):
-            e.settings.append(dict(zip(keys, row, strict=True)))
+            e.settings.append(dict(zip(of_group, row, strict=True)))
     parts = []
     for g, positions in _members(packed):
         weights, labels = [groups[g]["params"][i] for i in positions], [name_of(groups, g, i) for i in positions]
-        part, records = unpack_part([packed[g, i] for i in positions], g, positions, weights, labels, state_bits)
+        part, records = unpack_part([packed[g, i] for i in positions], g, positions, weights, labels, rule, state_bits)
         for e, record in zip(entries[len(entries) - part.steps :], records, strict=True):
             e.records.append(record)
         parts.append(part)
     begun = {(part.group, i) for part in parts for i in part.members}
     waiting = [[i for i in range(len(group["params"])) if (g, i) not in begun] for g, group in enumerate(groups)]
-    return History(state_bits, parts, entries, first["steps_taken"], waiting)
+    return History(rule, state_bits, parts, entries, first["steps_taken"], waiting)
 
 
 def _by_position(state_dict: Any, groups: Sequence[dict[str, Any]]) -> dict[tuple[int, int], Any]:
@@ -149,7 +147,7 @@ def _of_version(version: Any) -> ValueError:
     )
 
 
-def _checked(entry: Any, parameter: Tensor, name: str, state_bits: int) -> Packed:
+def _checked(entry: Any, parameter: Tensor, name: str, rule: Rule, state_bits: int) -> Packed:
     if not isinstance(entry, dict) or "format_version" not in entry:
         raise ValueError(
             f"state_dict: {name} has no reversible state in it, but {list(entry) if isinstance(entry, dict) else 'nothing'}. The "
@@ -158,7 +156,7 @@ def _checked(entry: Any, parameter: Tensor, name: str, state_bits: int) -> Packe
     if entry["format_version"] != FORMAT_VERSION:
         raise _of_version(entry["format_version"])
     digest = entry.get("digest")
-    if set(entry) != set(NAMES) or not isinstance(digest, Tensor) or not torch.equal(digest.cpu(), _digest(entry)):
+    if set(entry) != set(names(rule)) or not isinstance(digest, Tensor) or not torch.equal(digest.cpu(), _digest(entry)):
         raise ValueError(f"state_dict: damaged, the content of {name} does not match its digest. Load an intact copy")
     if entry["state_bits"] != state_bits:
         raise ValueError(

@@ -1,15 +1,17 @@
 """ReversibleSGD: torch.optim.SGD whose every step can be undone bit for bit."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from reversible_hypergrad.core.rational import approximate_momentum
 from reversible_hypergrad.optim.base import ReversibleOptimizer
-from reversible_hypergrad.optim.moves import Numbers
 from reversible_hypergrad.optim.settings import Setting, Settings, read, refuse_options
-from reversible_hypergrad.reversible.bucket import Coefficients
+from reversible_hypergrad.reversible.record import StepNumbers
+from reversible_hypergrad.rules.base import LEAST_FACTOR
+from reversible_hypergrad.rules.sgd import SGD
 
 __all__ = ["ReversibleSGD"]
 
@@ -17,9 +19,9 @@ SETTINGS = (
     Setting("lr", lambda x: x >= 0 and math.isfinite(x), "a finite number >= 0", label="learning rate"),
     Setting(
         "momentum",
-        lambda x: 0 < x <= 1,
-        "a number in (0, 1]: a step with momentum 0 destroys the whole velocity and cannot be undone from a few bits; use "
-        "torch.optim.SGD there",
+        lambda x: LEAST_FACTOR <= x <= 1,
+        "a number in [2^-16, 1]: a step that forgets the velocity cannot be undone from a few bits; use "
+        "rh.ReversibleTracedSGD, or torch.optim.SGD, there",
     ),
     Setting("dampening", math.isfinite, "a finite number"),
     Setting("weight_decay", lambda x: x >= 0 and math.isfinite(x), "a finite number >= 0"),
@@ -81,6 +83,8 @@ class ReversibleSGD(ReversibleOptimizer):
     ICML 2015, algorithms 2 and 3, in torch's convention and with the information buffer in lockstep lanes.
     """
 
+    rule = SGD(lr=1.0)
+
     def __init__(
         self,
         params: Any,
@@ -117,17 +121,12 @@ class ReversibleSGD(ReversibleOptimizer):
                 "at are known. Use nesterov=False, or torch.optim.SGD"
             )
         refuse_options(group)
-        settings = read(SETTINGS, group)
-        approximate_momentum(settings["momentum"], self.state_bits)
-        return settings
+        return read(SETTINGS, group)
 
-    def numbers_of(self, settings: Settings, first: bool) -> Numbers:
-        """As torch does, the first velocity is the gradient, undampened."""
-        coefficients = Coefficients.of(
-            self.format,
-            lr=settings["lr"],
-            weight_decay=settings["weight_decay"],
-            dampening=0.0 if first else settings["dampening"],
-            maximize=bool(settings["maximize"]),
-        )
-        return approximate_momentum(settings["momentum"], self.state_bits), (coefficients,)
+    def numbers_of(self, settings: Settings, first: bool) -> StepNumbers:
+        """As torch does, the first velocity is the gradient, undampened. Maximizing turns the gradient, not the decay."""
+        sign = -1.0 if settings["maximize"] else 1.0
+        share = sign * (1.0 if first else 1.0 - settings["dampening"])
+        decay, lr = sign * settings["weight_decay"], settings["lr"]
+        h = SimpleNamespace(lr=lr, momentum=settings["momentum"], dampening=1.0 - share, weight_decay=decay)
+        return StepNumbers(np.array([settings["momentum"], 1.0]), np.array([share, decay, lr]), settings=(h,))

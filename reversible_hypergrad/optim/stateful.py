@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections import defaultdict
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.optim import Optimizer
@@ -13,12 +13,15 @@ from reversible_hypergrad.optim.edits import refuse, replaced
 from reversible_hypergrad.optim.history import History
 from reversible_hypergrad.optim.queue import Queue
 from reversible_hypergrad.optim.settings import Settings
+from reversible_hypergrad.rules.base import Rule
 
 __all__ = ["StatefulOptimizer"]
 
 
 class StatefulOptimizer(Optimizer):
     """The half of :class:`ReversibleOptimizer` that takes no steps."""
+
+    rule: ClassVar[Rule]  # its functions count, not its settings: these are the groups'
 
     def __init__(self, params: Any, defaults: dict[str, Any], *, state_bits: int, verify_every: int) -> None:
         if state_bits not in FORMATS:
@@ -28,7 +31,7 @@ class StatefulOptimizer(Optimizer):
         self.state_bits = state_bits
         self.format = FORMATS[state_bits]
         self.verify_every = verify_every
-        self._history = History(state_bits)
+        self._history = History(self.rule, state_bits)
         self._check_weights = False  # after loading: the weights must be compared with the state once
         self._undoing = False  # the closure of step_back() runs
         self._queue = Queue()
@@ -65,7 +68,7 @@ class StatefulOptimizer(Optimizer):
             RuntimeError: if a parameter was resized or replaced since the last step, see :meth:`mark_boundary`.
         """
         self.synchronize()
-        resized = [part.bucket.names[i] for part in self._history.parts for i in part.reshaped()]
+        resized = [part.state.names[i] for part in self._history.parts for i in part.reshaped()]
         refuse(resized + replaced(self._history.parts, self.param_groups))
         names = self.state
         packed = saved.pack(self._history, self.param_groups)
@@ -110,7 +113,7 @@ class StatefulOptimizer(Optimizer):
 
     def _list_names(self) -> None:
         """``state`` is never empty: torch's distributed checkpoints would take a step to fill it, and they load by its names."""
-        self.state = defaultdict(dict, {p: dict.fromkeys(saved.NAMES) for group in self.param_groups for p in group["params"]})
+        self.state = defaultdict(dict, {p: dict.fromkeys(saved.names(self.rule)) for group in self.param_groups for p in group["params"]})
 
     def _refuse_inside_closure(self, method: str) -> None:
         if self._undoing:
@@ -120,7 +123,7 @@ class StatefulOptimizer(Optimizer):
             )
 
     def _refuse_capture(self, method: str) -> None:
-        if any(part.bucket.x.is_cuda for part in self._history.parts) and torch.cuda.is_current_stream_capturing():
+        if any(part.state.x.is_cuda for part in self._history.parts) and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 f"{method}() was called while a CUDA graph is captured, but each step has its own numbers. Capture the loss "
                 f"and its backward, and call {method}() after each replay"
@@ -129,5 +132,5 @@ class StatefulOptimizer(Optimizer):
 
 def _take_over(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     assert isinstance(optimizer, StatefulOptimizer)
-    optimizer._history = saved.unpack(state_dict, optimizer.state_bits, optimizer.param_groups, optimizer.settings_of)
+    optimizer._history = saved.unpack(state_dict, optimizer.rule, optimizer.state_bits, optimizer.param_groups, optimizer.settings_of)
     return {"state": {}, "param_groups": state_dict["param_groups"]}

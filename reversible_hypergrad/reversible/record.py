@@ -1,6 +1,6 @@
 """What a step is given beside its gradient, and what undoing it needs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,9 @@ class Record:
         planes: the bits that the step shifted out, uint8.
         hash_before: of the state before the step, or who will know it; None: not checked.
         logged: what a rule logged, per tensor; None for most rules.
+        unset: which states were zero before the step, their scales still to be chosen.
+        owed: bits by which the slots were to be shifted in this step, whatever it brought.
+        after: once undone, what the state kept on the host after the step: scales, and the two above.
     """
 
     given: StepNumbers
@@ -58,6 +61,9 @@ class Record:
     planes: Tensor
     hash_before: int | Outcome | None = None
     logged: Any = None
+    unset: NDArray[np.bool_] | None = None
+    owed: Integers | None = None
+    after: tuple[ScaleState, NDArray[np.bool_], Integers] = field(init=False, repr=False)
 
     @property
     def active(self) -> list[bool]:

@@ -21,7 +21,7 @@ def refusal(
     states: Sequence["State"],
     gradients: Sequence[Sequence[Tensor | None]] | None,
     outcomes: Sequence[Outcome],
-    beyond: bool = False,
+    beyond: int | None = None,
 ) -> ArithmeticError | None:
     """The error for a refused step, by the first offending parameter; None if more room would help.
 
@@ -29,27 +29,26 @@ def refusal(
         states: those that moved.
         gradients: of each state's tensors; None if they are gone, since the outcomes were read later.
         outcomes: of each state's step.
-        beyond: whether the room that it needs is more than floating-point numbers have.
+        beyond: the tensor, of the first state, whose numbers have left the range of floating-point ones, if any has.
     """
     for i, (state, outcome) in enumerate(zip(states, outcomes, strict=True)):
         own = [None] * len(state.names) if gradients is None else gradients[i]
         for name, gradient, flags in zip(state.names, own, outcome.flags, strict=True):
-            if not flags:
-                continue
-            if gradients is None:
+            if flags and gradients is None:
                 return _late(name, flags)
-            if gradient is not None and not bool(torch.isfinite(gradient).all()):
+            if flags and gradient is not None and not bool(torch.isfinite(gradient).all()):
                 return FloatingPointError(
                     f"{name}: its gradient is not finite, so the step was refused and nothing has changed. Lower the learning "
                     "rate, clip, or skip such steps (as torch.amp.GradScaler does for an optimizer)"
                 )
-            if beyond:
-                what = "a state of its optimizer" if flags & _INCREMENTS else "a weight"
-                return OverflowError(
-                    f"{name}: {what} would leave the range of floating-point numbers, so the step was refused and nothing has "
-                    "changed. Lower the learning rate, or clip the gradient"
-                )
-    return None
+    if beyond is None:
+        return None
+    name, dtype = states[0].names[beyond], states[0].weights[beyond].dtype
+    what = "a state of its optimizer" if outcomes[0].flags[beyond] & _INCREMENTS else f"a weight ({dtype})"
+    return OverflowError(
+        f"{name}: {what} would leave the range of floating-point numbers, so the step was refused and nothing has changed. Lower "
+        "the learning rate, or clip the gradient"
+    )
 
 
 def _late(name: str, flags: int) -> ArithmeticError:

@@ -13,7 +13,14 @@ from torch import Tensor
 from reversible_hypergrad import _core
 from reversible_hypergrad._ops import refuse_device
 from reversible_hypergrad.core.fixed_point import FORMATS
-from reversible_hypergrad.reversible.exponents import EXPONENTS, exponent_of_states, exponent_of_weights, growth
+from reversible_hypergrad.reversible.exponents import (
+    EXPONENTS,
+    exponent_of_increments,
+    exponent_of_weights,
+    exponent_unseen,
+    growth,
+    magnitudes,
+)
 from reversible_hypergrad.reversible.initial import InitialWeights
 from reversible_hypergrad.reversible.lateness import Ticket
 from reversible_hypergrad.reversible.moves import Gradients, Moves, ProgramMoves
@@ -26,7 +33,6 @@ from reversible_hypergrad.rules.base import Rule
 
 __all__ = ["State", "flat"]
 
-_KINDS = (_core.BAD_INCREMENT, _core.STATE_OVERFLOW, _core.BAD_CHANGE, _core.WEIGHT_OVERFLOW)
 # Bits that integers on a GPU must leave free at a look, or the next step makes room: until the next look they may grow so far.
 _HEADROOM = 4
 _ROOM_MADE = 6
@@ -73,9 +79,11 @@ class State:
         self.z = [torch.zeros_like(self.x) for _ in rule.states]
         self.skipped = torch.zeros(sum(_core.block_count(n) for n in sizes), dtype=torch.uint8, device=device)
         self.initial: list[InitialWeights | None] = [None] * len(sizes)
-        self.scales = Scales(np.zeros((len(sizes), self.slots), np.int64))
+        self.scales = Scales(np.zeros((len(sizes), self.slots), np.int64), most_shift=state_bits - 3)
         self.unset = np.ones((len(sizes), len(self.z)), bool)  # states that have been zero so far: their quanta may be chosen
-        self.more_room = np.zeros((len(sizes), self.slots), np.int64)  # bits by which the next step shifts, to make room
+        self._no_room = np.zeros((len(sizes), self.slots), np.int64)
+        self._largest_shown = np.array([torch.finfo(weight.dtype).max for weight in self.weights])
+        self.more_room = self._no_room  # bits by which the next step shifts, to make room
         self.plane_bytes = torch.tensor([_core.plane_bytes(n) for n in sizes], dtype=torch.int64)  # of one bit of each weight
         self.moves: Moves = ProgramMoves(self) if rule.program else OperationMoves(self)
 
@@ -102,6 +110,19 @@ class State:
             part = self.part(i, self.x)
             part.copy_((flat(weight).double() * 2.0 ** -float(exponents[i])).round_())
             self.initial[i] = InitialWeights.differences(flat(weight), self.visible(i))
+
+    def take_states(self, other: "State") -> None:
+        """Goes on with the states of ``other``, of the same tensors, where these have as many elements as before."""
+        same = np.array(self.sizes) == np.array(other.sizes)
+        now, old = self.scales.state, other.scales.state
+        taken = ScaleState(now.a.copy(), now.count.copy(), now.exponent.copy())
+        self.unset = np.where(same[:, None], other.unset, self.unset)
+        for i in np.flatnonzero(same).tolist():
+            for mine, theirs in zip(self.z, other.z, strict=True):
+                self.part(i, mine).copy_(other.part(i, theirs))
+            for to, of in ((taken.a, old.a), (taken.count, old.count), (taken.exponent, old.exponent)):
+                to[i, :-1] = of[i, :-1]
+        self.scales.state = taken
 
     # Values
 
@@ -171,24 +192,40 @@ class State:
         What outgrew the integers is shifted to make room, and the step taken again.
 
         Args:
+            gradients: one per tensor, of its weight's dtype and memory order, or None.
+            given: the settings.
+            hash_before: of the present state, or who will know it; None: undoing the step is not checked.
+            with_hash: whether the outcome gets the hash of the state after the step.
             look: whether to look at the outcome. If not, the caller does, later, and calls :meth:`make_room` then; what has
                 outgrown the integers by then is an error.
+            ticket: with ``look=False``, the step's place in its queue.
 
         Raises:
-            FloatingPointError: a gradient, or what the rule makes of it, is not finite. Everything is as before then.
+            FloatingPointError: a gradient, or what the rule makes of it, is not finite. Everything is as before then, but that
+                the visible weights are the rounded ones.
             OverflowError: something is beyond the range of floating-point numbers. Likewise.
         """
-        self._choose_exponents(gradients, given)
-        room = self.more_room
+        before, unset, owed = self.scales.state, self.unset, self.more_room
+        if look:
+            self._choose_exponents(gradients, given)
+        chosen, room = self.scales.state, owed
         while True:
             record = self.record(given, [g is not None for g in gradients], room)
-            record.hash_before = hash_before
+            record.hash_before, record.unset, record.owed = hash_before, unset, owed
             outcome = self.moves.step(record, gradients, with_hash, False, ticket)
-            if not look or not any(outcome.flags):
+            if not look:
+                break
+            beyond = self._beyond_dtype(outcome)
+            if not any(outcome.flags) and beyond is None:
                 break
             self.retract(record, gradients)
-            room = room + self._growth(outcome, gradients)
-        self.more_room = np.zeros_like(room)
+            self.scales.state = chosen
+            try:
+                room = room + self._growth(record, outcome, gradients, beyond)
+            except ArithmeticError:
+                self.scales.state, self.unset, self.more_room = before, unset, owed
+                raise
+        self.more_room = self._no_room
         if look:
             self._look(outcome)
         return record, outcome
@@ -209,48 +246,96 @@ class State:
     def retract(self, record: Record, gradients: Gradients, ticket: Ticket | None = None) -> None:
         """Takes back the step just taken, with its own gradients. With its ticket only if it was refused: the host need not know,
         and goes on counting it as taken."""
-        after = self.scales.state
+        after = self.scales.state, self.unset, self.more_room
         self.move_weights(record, back=True, ticket=ticket)
         self.undo_states(record, gradients, False, ticket)
         if ticket is not None:
-            self.scales.state = after
+            self.scales.state, self.unset, self.more_room = after
+
+    def count_as_not_taken(self, record: Record) -> None:
+        """What the host keeps is that of before the step; the integers are there already."""
+        scales = record.scales
+        if record.unset is not None and record.unset.any():
+            exponent = scales.exponent.copy()
+            exponent[:, :-1][record.unset] = 0
+            scales = replace(scales, exponent=exponent)
+        self.scales.state = scales
+        if record.unset is not None and record.owed is not None:
+            self.unset, self.more_room = record.unset, record.owed
 
     def make_room(self, outcome: Outcome) -> None:
         """Of the last step's outcome, read late: what has grown close to its limits gets room in the next step."""
-        used = np.array(outcome.used)
-        self.more_room = np.where(used > self.format.limit_bits - _HEADROOM, _ROOM_MADE, 0)
         self._look(outcome)
 
     def _look(self, outcome: Outcome) -> None:
-        if self.is_late:
-            self.unset[:] = False  # or every step would wait for the device to know whether a state is zero still
-        elif self.unset.any():
-            self.unset &= np.array(outcome.used)[:, :-1] == 0
+        if not self.is_late:
+            if self.unset.any():
+                self.unset = self.unset & (np.array(outcome.used)[:, :-1] == 0)
+            return
+        used = np.array(outcome.used).reshape(-1, self.slots)
+        self.more_room = np.where(used > self.format.limit_bits - _HEADROOM, _ROOM_MADE, 0)
+        if self.unset.any():
+            self._settle_exponents(self.unset & (used[:, :-1] == 0))
+
+    def _settle_exponents(self, still_zero: NDArray[np.bool_]) -> None:
+        """Of states whose first gradients were zeros, where later steps are not looked at: as the largest of the others."""
+        now = self.scales.state
+        exponent = now.exponent.copy()
+        for slot in range(len(self.z)):
+            rows, others = still_zero[:, slot], ~still_zero[:, slot]
+            exponent[rows, slot] = exponent[others, slot].max() if others.any() else exponent_unseen(self.format)
+        self.scales.state = replace(now, exponent=exponent)
+        self.unset = np.zeros_like(self.unset)
 
     def _choose_exponents(self, gradients: Gradients, given: StepNumbers) -> None:
         """Of states that have been zero so far. This costs a pass over their first gradients."""
         if not self.unset.any():
             return
-        factors = np.broadcast_to(given.factors, (len(self.sizes), self.slots))
         now = self.scales.state
         exponent = now.exponent.copy()
         for i, gradient in enumerate(gradients):
-            if gradient is None or not self.unset[i].any() or not bool(torch.isfinite(gradient).all()):
+            if gradient is None or not self.unset[i].any():
                 continue
-            seen = (gradient, self.weights[i]) if not self.rule.elementwise else (flat(gradient), flat(self.weights[i]))
-            h = given.settings[i if len(given.settings) > 1 else 0]
-            chosen = exponent_of_states(self.rule, h, given.step, *seen, list(factors[i, :-1]), self.format)
-            for slot, new in enumerate(chosen):
-                if self.unset[i, slot] and new is not None:
-                    exponent[i, slot] = new
+            seen = self._magnitudes(i, gradient, given)
+            for slot, factor in enumerate(np.broadcast_to(given.factors, exponent.shape)[i, :-1]):
+                if self.unset[i, slot] and 0 < seen[slot] < math.inf:
+                    exponent[i, slot] = exponent_of_increments(seen[slot], float(factor), self.format)
         self.scales.state = replace(now, exponent=exponent)
 
-    def _growth(self, outcome: Outcome, gradients: Gradients) -> NDArray[np.int64]:
-        """How much more room a refused step needs. Raises if none would help."""
-        flagged = zip(outcome.flags, outcome.used, strict=True)
-        more = np.array([growth(flags, used, _KINDS, self.format) for flags, used in flagged])
-        beyond = self.scales.state.exponent + more > EXPONENTS[self.format.state_bits][1]
-        error = refusal([self], [gradients], [outcome], beyond=bool(beyond.any()))
+    def _magnitudes(self, i: int, gradient: Tensor, given: StepNumbers) -> list[float]:
+        """The largest magnitudes of what a step would add to the states of the tensor ``i``, and of its update."""
+        factors = np.broadcast_to(given.factors, (len(self.sizes), self.slots))[i]
+        g, w = flat(gradient).double(), self.value(i, -1, torch.float64)
+        z = {name: self.value(i, slot, torch.float64).mul_(factors[slot]) for slot, name in enumerate(self.rule.states)}
+        if not self.rule.elementwise:
+            form = self.weights[i].shape, self.weights[i].stride()
+            g, w, z = g.as_strided(*form), w.as_strided(*form), {name: state.as_strided(*form) for name, state in z.items()}
+        h = given.settings[i if len(given.settings) > 1 else 0]
+        return magnitudes(self.rule, h, given.step, g, w, z)
+
+    def _beyond_dtype(self, outcome: Outcome) -> int | None:
+        """The first tensor with a weight that was too large to be shown in its dtype, as float16 ends at 65504."""
+        # The bits in use bound the weights from above; only where that is not enough are they read.
+        bounds = np.ldexp(self.scales.sigma()[:, -1], [used[-1] for used in outcome.used])
+        for i in np.flatnonzero(bounds > self._largest_shown).tolist():
+            if not bool(torch.isfinite(flat(self.weights[i])).all()):
+                return int(i)
+        return None
+
+    def _growth(self, record: Record, outcome: Outcome, gradients: Gradients, beyond: int | None) -> NDArray[np.int64]:
+        """How much more room a refused step needs, which has been taken back. Raises if none would help."""
+        more = np.zeros((len(self.sizes), self.slots), np.int64)
+        exponent = record.scales_after.exponent
+        for i, (flags, gradient) in enumerate(zip(outcome.flags, gradients, strict=True)):
+            if not flags or gradient is None:
+                continue
+            seen = self._magnitudes(i, gradient, record.given)
+            more[i] = growth(flags, outcome.used[i], seen, exponent[i], self.format)
+            if beyond is None and (
+                not all(map(math.isfinite, seen)) or (exponent[i] + more[i]).max() > EXPONENTS[self.format.state_bits][1]
+            ):
+                beyond = i
+        error = refusal([self], [gradients], [outcome], beyond)
         if error is not None:
             raise error
         return more
@@ -264,13 +349,14 @@ class State:
     def undo_states(self, record: Record, gradients: Gradients, with_hash: bool, ticket: Ticket | None = None) -> Outcome:
         """The states back to before the step (the second phase), given the step's gradient. The hash is theirs alone."""
         outcome = self.moves.undo_states(record, gradients, with_hash, ticket)
-        self.scales.state = record.scales
+        record.after = self.scales.state, self.unset, self.more_room
+        self.count_as_not_taken(record)
         return outcome
 
     def redo(self, record: Record, gradients: Gradients) -> None:
         """Takes both phases of undoing back, whatever gradient was used, as long as it is the same one."""
         self.moves.step(record, gradients, False, True, None)
-        self.scales.state = record.scales_after
+        self.scales.state, self.unset, self.more_room = record.after
 
     # At rest
 
