@@ -38,13 +38,23 @@ EXACT = [
 ]
 STRICT = [*EXACT, "-Wall", "-Wextra"]
 
-# kernels.cpp is compiled once per instruction set. GCC 12 warns inside its own AVX-512 headers (bug 105593).
+# An optimizer is a header in csrc/rules, and its struct is the name in capitals: sgd.h has SGD.
+RULES = {path.name: path.stem.upper() for path in sorted((CSRC / "rules").glob("*.h")) if path.name != "rule.h"}
+
+# kernels.cpp is compiled once per rule and instruction set. -Wno-psabi: registers are only passed to functions that are inlined.
+# GCC 12 warns inside its own AVX-512 headers (bugs 105593, 106671).
 INSTRUCTION_SETS = {"portable": []}
 if platform.machine() == "x86_64":
     INSTRUCTION_SETS |= {
         "portable": ["-march=x86-64"],
         "avx2": ["-march=x86-64-v3", "-Wno-uninitialized"],
-        "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-Wno-uninitialized", "-Wno-maybe-uninitialized"],
+        "avx512": [
+            "-march=x86-64-v4",
+            "-mprefer-vector-width=512",
+            "-Wno-uninitialized",
+            "-Wno-maybe-uninitialized",
+            "-Wno-array-bounds",
+        ],
     }
 
 
@@ -93,6 +103,10 @@ STATE_BITS = (64, 32)
 NVCC = find_nvcc()
 
 
+def rule_flags(file):
+    return [f"-DRH_RULE_FILE={file}", f"-DRH_RULE={RULES[file]}"]
+
+
 class BuildWithKernels(BuildExtension):
     """Compiles the kernels with flags of their own, then lets torch build the extensions and links them in."""
 
@@ -103,10 +117,10 @@ class BuildWithKernels(BuildExtension):
 
     def build_extensions(self):
         ops = next(ext for ext in self.extensions if ext.name.endswith("._C"))
-        tasks = [(self.compile_kernels, name) for name in INSTRUCTION_SETS]
+        tasks = [(self.compile_kernels, part) for part in product(RULES, INSTRUCTION_SETS)]
         if NVCC:
             # The longest first.
-            tasks = [(self.compile_cuda, part) for part in product(("kernels", "adjoint"), STATE_BITS)] + tasks
+            tasks = [(self.compile_cuda, part) for part in product(RULES, ("kernels", "adjoint"), STATE_BITS)] + tasks
             ops.extra_objects += [str(self.cuda_runtime())]
             ops.extra_link_args += ["-ldl", "-lrt", "-lpthread"]
         print(f"CUDA kernels: {f'by {NVCC}' if NVCC else 'left out (no nvcc, or RH_CUDA=0)'}")
@@ -114,21 +128,24 @@ class BuildWithKernels(BuildExtension):
             ops.extra_objects[:0] = pool.map(lambda task: task[0](task[1]), tasks)
         super().build_extensions()
 
-    def compile_kernels(self, name):
-        flags = [*STRICT, *INSTRUCTION_SETS[name], f"-DRH_KERNELS={name}"]
-        return self.compile_if_new(CSRC / "cpu" / "kernels.cpp", f"kernels_{name}", [self.compiler.compiler_cxx[0], *flags])
+    def compile_kernels(self, part):
+        rule, instruction_set = part
+        flags = [*STRICT, "-Wno-psabi", *INSTRUCTION_SETS[instruction_set], f"-DRH_KERNELS={instruction_set}", *rule_flags(rule)]
+        name = f"kernels_{Path(rule).stem}_{instruction_set}"
+        return self.compile_if_new(CSRC / "cpu" / "kernels.cpp", name, [self.compiler.compiler_cxx[0], *flags])
 
     def compile_cuda(self, part):
-        name, bits = part
-        flags = [*EXACT_CUDA, *architectures(NVCC), f"-DRH_STATE_BITS={bits}"]
-        return self.compile_if_new(CSRC / "cuda" / f"{name}.cu", f"cuda_{name}_{bits}", [str(NVCC), *flags])
+        rule, name, bits = part
+        flags = [*EXACT_CUDA, *architectures(NVCC), f"-DRH_STATE_BITS={bits}", *rule_flags(rule)]
+        source = CSRC / "cuda" / f"{name}.cu"
+        return self.compile_if_new(source, f"cuda_{name}_{Path(rule).stem}_{bits}", [str(NVCC), *flags])
 
     def compile_if_new(self, source, name, command):
         """Compiles if the object is older than any source, or was made by another command."""
         # self.force says nothing here: torch sets it whenever ninja does the checking.
         target = Path(self.build_temp) / f"{name}.o"
         made_by = target.with_suffix(".command")
-        headers = [*(CSRC / "core").glob("*.h"), *source.parent.glob("*.h")]
+        headers = [*(CSRC / "core").glob("*.h"), *(CSRC / "rules").glob("*.h"), *source.parent.glob("*.h")]
         newest = max(os.path.getmtime(path) for path in [source, *headers])
         same = made_by.exists() and made_by.read_text() == " ".join(command)
         if not same or not target.exists() or target.stat().st_mtime < newest:
@@ -154,12 +171,12 @@ setup(
         CppExtension(
             "reversible_hypergrad._C",
             [
-                "csrc/ops.cpp",
-                "csrc/arguments.cpp",
-                "csrc/arguments_adjoint.cpp",
-                "csrc/cpu/move.cpp",
+                "csrc/torch/ops.cpp",
+                "csrc/torch/arguments.cpp",
+                "csrc/torch/arguments_adjoint.cpp",
+                "csrc/torch/cpu.cpp",
                 "csrc/cpu/available.cpp",
-                *(["csrc/cuda/move.cpp", "csrc/cuda/start.cpp"] if NVCC else ["csrc/cuda/absent.cpp"]),
+                *(["csrc/torch/cuda.cpp", "csrc/cuda/available.cpp"] if NVCC else ["csrc/torch/no_cuda.cpp"]),
             ],
             depends=HEADERS,
             # The oldest torch whose stable ABI has all that ops.cpp uses: 2.10.
@@ -171,7 +188,7 @@ setup(
         ),
         Extension(
             "reversible_hypergrad._core",
-            ["csrc/numpy_module.cpp"],
+            ["csrc/numpy/module.cpp"],
             depends=HEADERS,
             include_dirs=[pybind11.get_include()],
             extra_compile_args=STRICT,

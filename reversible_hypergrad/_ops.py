@@ -13,7 +13,7 @@ def _no_result(*arguments: object) -> None:
     """Every op writes into its arguments only."""
 
 
-_MOVES = ("sgd_step", "sgd_move_weights", "sgd_undo_velocity", "sgd_undo_weights_adjoint", "sgd_undo_velocity_adjoint")
+_MOVES = ("step", "move_weights", "undo_states", "undo_weights_adjoint", "undo_states_adjoint")
 for _name in _MOVES:
     torch.library.register_fake(f"reversible_hypergrad::{_name}", _no_result)
 

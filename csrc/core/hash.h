@@ -6,7 +6,7 @@
 // It guards against accidents (a closure that is not replayed, a flipped bit), not against an adversary.
 #pragma once
 
-#include "layout.h"
+#include "blocks.h"
 
 namespace rh {
 
@@ -17,15 +17,17 @@ RH_INLINE uint64_t mix(uint64_t x) {
   return x ^ (x >> 31);
 }
 
+constexpr uint64_t kKeyStride = 2 * 0x9e3779b97f4a7c15ull;
+
 // The key of word i of a block. Any odd stride of large weight will do; equal words then hash differently.
-RH_INLINE uint64_t hash_key(int i) { return 0x9e3779b97f4a7c15ull * static_cast<uint64_t>(2 * i + 1); }
+RH_INLINE uint64_t hash_key(int i) { return 0x9e3779b97f4a7c15ull + kKeyStride * static_cast<uint64_t>(i); }
 
 RH_INLINE uint64_t hash_word(uint64_t word, int i) {
   uint64_t keyed = word + hash_key(i);
   return (keyed & 0xffffffffull) * (keyed >> 32);
 }
 
-// `position` is the block's first element in the bucket's state, `stream` tells weights (0) from velocities (1).
+// `position` is the block's first element in the slot's memory. `stream` tells the slots: weights 0, states from 1 on.
 RH_INLINE uint64_t hash_finish(uint64_t sum, int64_t position, int stream) {
   return mix(sum + mix(2 * static_cast<uint64_t>(position) + static_cast<uint64_t>(stream) + 1));
 }

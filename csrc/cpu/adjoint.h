@@ -1,145 +1,178 @@
 // The adjoint of one step on the CPU: the same blocks as the state's kernels, right behind them, while they are in cache.
-// Included by kernels.cpp alone, and so compiled once per instruction set; see lanes.h.
+// Included by kernels.cpp alone, and so compiled once per rule and instruction set; see lanes.h.
 #pragma once
 
-#include "../core/adjoint.h"
-#include "lanes.h"
+#include "../core/sums.h"
+#include "../rules/rule.h"
+#include "kernels.h"
 
 namespace rh {
 namespace {
 
-// One slice.
-template <class State, class T>
-struct Through {
+template <class Layout, class T>
+struct AdjointWorker {
   using R = AdjointReal<T>;
-  using Integer = typename State::Integer;
-  static constexpr int J = kLanesPerBlock;
+  using Integer = typename Layout::Integer;
+  using Real = typename Layout::Real;
+  static constexpr int K = Rule::kStates, N = Rule::kNumbers;
 
-  const Bucket& bucket;
   const Slice& slice;
-  const Adjoint& adjoint;
-  const AdjointSlice& own;
+  const AdjointSlice& adjoint;
+  R carries[K], constants[N];
+  double wide[N];
 
-  struct Block {
-    int lanes, rows;
-    int64_t begin, size;  // first weight in the tensor, and how many
-    int count(int k) const { return static_cast<int>(size - k * lanes < lanes ? size - k * lanes : lanes); }
+  AdjointWorker(const Slice& of, const AdjointSlice& beside) : slice(of), adjoint(beside) {
+    for (int k = 0; k < K; ++k) carries[k] = static_cast<R>(beside.carries[k]);
+    for (int j = 0; j < N; ++j) {
+      constants[j] = static_cast<R>(of.numbers[j]);
+      wide[j] = of.numbers[j];
+    }
+  }
+
+  // A row of a slot as doubles.
+  RH_INLINE static void read(const void* integers, int64_t at, int count, double sigma, double* to) {
+    const Integer* from = static_cast<const Integer*>(integers) + at;
+    for (int j = 0; j < count; ++j) to[j] = static_cast<double>(from[j]) * sigma;
+  }
+
+  struct Row {
+    alignas(64) double states[K][kRow] = {}, weight[kRow] = {}, gradient[kRow] = {};
   };
 
-  Block block(int64_t index) const {
-    const int64_t begin = index * kBlockSize, rest = slice.size - begin, size = rest < kBlockSize ? rest : kBlockSize;
-    const int lanes = lanes_in_block(slice.size, begin);
-    return {lanes, static_cast<int>((size + lanes - 1) / lanes), begin, size};
-  }
+  bool wanted(int sum) const { return adjoint.partials[sum] != nullptr; }
+  R* aw(int64_t at) const { return static_cast<R*>(adjoint.weight) + at; }
+  R* az(int k, int64_t at) const { return static_cast<R*>(adjoint.states[k]) + at; }
 
-  const Integer* x(int64_t i) const { return static_cast<const Integer*>(bucket.weights) + slice.state_offset + i; }
-  const Integer* v(int64_t i) const { return static_cast<const Integer*>(bucket.velocities) + slice.state_offset + i; }
-  R* aw(int64_t i) const { return static_cast<R*>(adjoint.weights) + slice.state_offset + i; }
-  R* av(int64_t i) const { return static_cast<R*>(adjoint.velocities) + slice.state_offset + i; }
-
-  // A row of the state as doubles: `fraction_bits` are of weights or of velocities.
-  static RH_INLINE void read(const Integer* row, int count, int fraction_bits, double* to) {
-    const double quantum = 1.0 / static_cast<double>(int64_t{1} << fraction_bits);
-    int j = 0;
-    for (; j + Wide<State>::width <= count; j += Wide<State>::width)
-      Wide<State>::write(to + j, Wide<State>::load(row + j), quantum);
-    for (; j < count; ++j) Single<State>::write(to + j, row[j], quantum);
-  }
-
-  template <bool kFull>
-  double weights(const Block& b, bool summed) const {
-    using Rate = typename State::Real;
-    alignas(64) double sum[J] = {}, number[J];
-    const R lr = rate_number<State, R>(static_cast<Rate>(slice.lr));
-    for (int k = 0; k < (kFull ? kWeightsPerLane : b.rows); ++k) {
-      const int count = kFull ? J : b.count(k);
-      const int64_t at = b.begin + k * (kFull ? J : b.lanes);
-      const R* by_weight = aw(at);
-      R* by_velocity = av(at);
-      if (summed) {
-        read(v(at), count, State::velocity_fraction_bits, number);
-        for (int j = 0; j < count; ++j) sum[j] += static_cast<double>(by_weight[j]) * number[j];
-      }
-      if (slice.lr_elements) {
-        const Rate* rates = static_cast<const Rate*>(slice.lr_elements) + at;
-#pragma GCC ivdep
-        for (int j = 0; j < count; ++j)
-          by_velocity[j] = through_weight(by_velocity[j], by_weight[j], rate_number<State, R>(rates[j]));
-      } else {
-#pragma GCC ivdep
-        for (int j = 0; j < count; ++j) by_velocity[j] = through_weight(by_velocity[j], by_weight[j], lr);
-      }
+  RH_INLINE void numbers_at(int64_t at, R (&n)[N], double (&w)[N]) const {
+    for (int j = 0; j < N; ++j) {
+      const auto* own = static_cast<const Real*>(slice.elements[j]);
+      n[j] = own ? static_cast<R>(own[at]) : constants[j];
+      w[j] = own ? static_cast<double>(own[at]) : wide[j];
     }
-    return summed ? sum_of_lanes(sum) : 0.0;
   }
 
-  template <bool kFull>
-  void velocity(const Block& b, double (&found)[kInnerProducts]) const {
-    alignas(64) double sum[kInnerProducts][J] = {}, w[J], number[J];
-    const ThroughVelocity<R> through(adjoint, own);
-    const bool by_decay = adjoint.sums[kByDecay], by_momentum = adjoint.sums[kByMomentum], by_share = adjoint.sums[kByShare];
-    for (int k = 0; k < (kFull ? kWeightsPerLane : b.rows); ++k) {
-      const int count = kFull ? J : b.count(k);
-      const int64_t at = b.begin + k * (kFull ? J : b.lanes);
-      R* by_weight = aw(at);
-      R* by_velocity = av(at);
-      if (by_decay || by_share) read(x(at), count, State::weight_fraction_bits, w);
-      if (by_decay)
-        for (int j = 0; j < count; ++j) sum[kByDecay][j] += static_cast<double>(through.direction(by_velocity[j])) * w[j];
-      if (by_momentum) {
-        read(v(at), count, State::velocity_fraction_bits, number);
-        for (int j = 0; j < count; ++j) sum[kByMomentum][j] += static_cast<double>(by_velocity[j]) * number[j];
-      }
-      if (by_share) {
-        const T* gradient = static_cast<const T*>(slice.gradient) + at;
-        for (int j = 0; j < count; ++j)
-          sum[kByShare][j] += static_cast<double>(by_velocity[j]) * through.total(static_cast<double>(widen(gradient[j])), w[j]);
-      }
-      if (own.product) {
-        const T* product = static_cast<const T*>(own.product) + at;
+  template <bool kElements>
+  RH_INLINE void before_row(int64_t at, int count, const Row& row, double (&sums)[kMaxSums][kRow]) const {
+    R* by_weight = aw(at);
+    if (adjoint.product) {
+      const T* product = static_cast<const T*>(adjoint.product) + at;
 #pragma GCC ivdep
-        for (int j = 0; j < count; ++j)
-          by_weight[j] = through.decayed(by_weight[j] + static_cast<R>(widen(product[j])), by_velocity[j]);
-      } else if (through.decay != 0) {
-#pragma GCC ivdep
-        for (int j = 0; j < count; ++j) by_weight[j] = through.decayed(by_weight[j], by_velocity[j]);
-      }
-      for (int j = 0; j < count; ++j) by_velocity[j] = through.velocity(by_velocity[j]);
+      for (int j = 0; j < count; ++j) by_weight[j] = by_weight[j] + static_cast<R>(widen(product[j]));
     }
-    for (int i = 0; i < kInnerProducts; ++i) found[i] = adjoint.sums[i] ? sum_of_lanes(sum[i]) : 0.0;
+#pragma GCC ivdep
+    for (int j = 0; j < count; ++j) {
+      R z[K], n[N];
+      double values[K], unused[N], terms[kMaxSums] = {};
+      for (int i = 0; i < N; ++i) n[i] = constants[i];
+      if (kElements) numbers_at(at + j, n, unused);
+      for (int k = 0; k < K; ++k) {
+        z[k] = carries[k] * az(k, at)[j];
+        values[k] = row.states[k][j];
+      }
+      Rule::before(by_weight[j], z, values, n, terms);
+      for (int k = 0; k < K; ++k) az(k, at)[j] = z[k];
+      for (int s = 0; s < Rule::kSumsBefore; ++s) sums[s][j] += terms[s];
+    }
   }
 
-  void run(Phase phase, int64_t block_offset, int64_t first, int64_t last) const {
+  template <bool kElements>
+  RH_INLINE void after_row(int64_t at, int count, const Row& row, double (&sums)[kMaxSums][kRow]) const {
+    R* by_weight = aw(at);
+    R* direction = adjoint.direction ? static_cast<R*>(adjoint.direction) + at : nullptr;
+    alignas(64) R directions[kRow];
+#pragma GCC ivdep
+    for (int j = 0; j < count; ++j) {
+      R z[K], n[N];
+      double values[K], numbers[N], terms[kMaxSums] = {};
+      for (int i = 0; i < N; ++i) {
+        n[i] = constants[i];
+        numbers[i] = wide[i];
+      }
+      if (kElements) numbers_at(at + j, n, numbers);
+      for (int k = 0; k < K; ++k) {
+        z[k] = az(k, at)[j];
+        values[k] = row.states[k][j];
+      }
+      R by_own = by_weight[j];
+      directions[j] = Rule::after(by_own, z, row.gradient[j], row.weight[j], values, n, numbers, terms);
+      by_weight[j] = by_own;
+      for (int s = 0; s < Rule::kSumsAfter; ++s) sums[s][j] += terms[s];
+    }
+    if (direction) memcpy(direction, directions, sizeof(R) * static_cast<size_t>(count));
+  }
+
+  bool reads(bool before, int k) const {
+    const int sums = before ? int{Rule::kSumsBefore} : int{Rule::kSumsAfter};
+    for (int s = 0; s < sums; ++s)
+      if (wanted(s) && (before ? Rule::sum_before_reads_state(s, k) : Rule::sum_after_reads_state(s, k))) return true;
+    return false;
+  }
+
+  void fill(bool before, int64_t at, int count, Row& row) const {
+    for (int k = 0; k < K; ++k)
+      if (reads(before, k))
+        read(slice.states[k].integers, at, count, before ? slice.states[k].sigma : adjoint.sigma_before[k], row.states[k]);
+    bool weight = false, gradient = false;
+    for (int s = 0; !before && s < Rule::kSumsAfter; ++s) {
+      weight |= wanted(s) && Rule::sum_after_reads_weight(s);
+      gradient |= wanted(s) && Rule::sum_after_reads_gradient(s);
+    }
+    if (weight) read(slice.own.integers, at, count, slice.sigma_before, row.weight);
+    if (!gradient) return;
+    const T* g = static_cast<const T*>(slice.gradient) + at;
+    for (int j = 0; j < count; ++j) row.gradient[j] = static_cast<double>(widen(g[j]));
+  }
+
+  void block(bool before, int64_t index) const {
+    alignas(64) double sums[kMaxSums][kRow] = {};
+    Row row;
+    bool elementwise = false;
+    for (const void* own : slice.elements) elementwise |= own != nullptr;
+    const int64_t begin = index * kBlockSize, end = begin + kBlockSize < slice.size ? begin + kBlockSize : slice.size;
+    for (int64_t at = begin; at < end; at += kRow) {
+      const int count = static_cast<int>(end - at < kRow ? end - at : kRow);
+      fill(before, at, count, row);
+      if (before)
+        elementwise ? before_row<true>(at, count, row, sums) : before_row<false>(at, count, row, sums);
+      else
+        elementwise ? after_row<true>(at, count, row, sums) : after_row<false>(at, count, row, sums);
+    }
+    for (int s = 0; s < kMaxSums; ++s)
+      if (adjoint.partials[s]) adjoint.partials[s][index] = sum_of_lanes(sums[s]);
+  }
+
+  bool has_work_after() const {
+    bool work = adjoint.direction || Rule::decays(slice);
+    for (int s = 0; s < kMaxSums; ++s) work |= adjoint.partials[s] != nullptr;
+    return work;
+  }
+
+  void run(Phase phase, int64_t first, int64_t last) const {
+    const bool before = phase == Phase::undo_weights;
+    if (!before && !has_work_after()) return;
     for (int64_t index = first; index < last; ++index) {
-      const Block b = block(index);
-      const bool full = b.size == kBlockSize;
-      double found[kInnerProducts] = {};
-      if (!slice.gradient) {
-        // The step left this tensor as it was: its adjoint, too.
-      } else if (phase == Phase::undo_weights) {
-        const bool summed = adjoint.sums[0];
-        found[0] = full ? weights<true>(b, summed) : weights<false>(b, summed);
-      } else if (!bucket.skipped[block_offset + index]) {
-        full ? velocity<true>(b, found) : velocity<false>(b, found);
+      // A tensor that took no part, or a block that was refused, stays as it is, and so does its adjoint.
+      if (slice.active && (before || !slice.skipped || !slice.skipped[index])) {
+        block(before, index);
+      } else {
+        for (double* partials : adjoint.partials)
+          if (partials) partials[index] = 0.0;
       }
-      for (int i = 0; i < kInnerProducts; ++i)
-        if (adjoint.sums[i]) adjoint.partials[i][block_offset + index] = found[i];
     }
   }
 };
 
-template <class State>
-void through(Phase phase, const Bucket& bucket, const Slice& slice, const Adjoint& adjoint, const AdjointSlice& own,
-             int64_t block_offset, int64_t first, int64_t last) {
+template <class Layout>
+void move_adjoint(Phase phase, const Slice& slice, const AdjointSlice& adjoint, int64_t first, int64_t last) {
   switch (slice.type) {
     case ScalarType::float32:
-      return Through<State, float>{bucket, slice, adjoint, own}.run(phase, block_offset, first, last);
+      return AdjointWorker<Layout, float>(slice, adjoint).run(phase, first, last);
     case ScalarType::float64:
-      return Through<State, double>{bucket, slice, adjoint, own}.run(phase, block_offset, first, last);
+      return AdjointWorker<Layout, double>(slice, adjoint).run(phase, first, last);
     case ScalarType::bfloat16:
-      return Through<State, BFloat16>{bucket, slice, adjoint, own}.run(phase, block_offset, first, last);
+      return AdjointWorker<Layout, BFloat16>(slice, adjoint).run(phase, first, last);
     default:
-      return Through<State, Float16>{bucket, slice, adjoint, own}.run(phase, block_offset, first, last);
+      return AdjointWorker<Layout, Float16>(slice, adjoint).run(phase, first, last);
   }
 }
 

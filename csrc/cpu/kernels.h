@@ -1,38 +1,48 @@
-// Loops over blocks on the CPU. Torch-free: pointers, sizes, plain structs. The same source is compiled once
-// per instruction set (kernels.cpp) and the caller picks a table at run time.
+// Loops over blocks on the CPU. Torch-free: pointers, sizes, plain structs. The same source is compiled once per rule and
+// instruction set (kernels.cpp); each build enters itself into one list, from which the caller picks at run time.
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
-#include "../core/adjoint.h"
-#include "../core/bucket.h"
+#include "../core/slices.h"
 
 namespace rh {
 
 struct Outcome {
-  uint64_t hash = 0;   // of X and V after the call, as far as the call saw them
-  uint32_t flags = 0;  // rh::Flag
+  uint64_t hash = 0;                   // of what the call wrote, and of the same parts of tensors at rest
+  uint32_t flags = 0;                  // rh::Flag
+  uint64_t used[kMaxStates + 1] = {};  // used_bits of every state, and last of the weight; of steps
 };
 
-// Blocks [first, last) of one slice; `block_offset` is the slice's first block in `skipped`.
-using Run = Outcome (*)(Phase phase, const Bucket& bucket, const Slice& slice, int64_t block_offset, int64_t first, int64_t last,
-                        bool hash, bool stream);
+// Blocks [first, last) of one tensor.
+using Move = Outcome (*)(Phase phase, const Slice& slice, int64_t first, int64_t last, bool hash, bool stream);
 
-// The adjoint beside it, right after it: Phase::undo_weights or Phase::undo_velocity, on the same blocks. A block that was
-// refused is left as it is and adds nothing.
-using RunAdjoint = void (*)(Phase phase, const Bucket& bucket, const Slice& slice, const Adjoint& adjoint,
-                            const AdjointSlice& own, int64_t block_offset, int64_t first, int64_t last);
+// The adjoint beside it, right after it: Phase::undo_weights or Phase::undo_states, on the same blocks. A block that was refused
+// is left as it is and adds nothing.
+using MoveAdjoint = void (*)(Phase phase, const Slice& slice, const AdjointSlice& adjoint, int64_t first, int64_t last);
 
 struct Kernels {
-  const char* name;
-  Run run64;
-  Run run32;
-  RunAdjoint adjoint64;
-  RunAdjoint adjoint32;
+  const char* rule;
+  const char* instruction_set;
+  int states, numbers, sums_before, sums_after;
+  Move move64, move32;
+  MoveAdjoint adjoint64, adjoint32;
 };
 
-// The tables that this machine can run, widest instruction set first.
-std::vector<const Kernels*> available_kernels();
+// Every build that was linked in.
+std::vector<const Kernels*>& all_kernels();
+
+struct Registration {
+  explicit Registration(const Kernels* kernels) { all_kernels().push_back(kernels); }
+};
+
+// Names of the builds that this machine can run, widest first; and the one in use.
+std::vector<std::string> instruction_sets();
+std::string& active_instruction_set();
+
+// Of the instruction set in use; null if there is no such rule.
+const Kernels* find_kernels(const std::string& rule);
 
 }  // namespace rh

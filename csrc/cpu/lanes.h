@@ -1,60 +1,259 @@
-// How many lanes a loop moves at once: a register of the instruction set that this is compiled for, or one.
+// Registers of the instruction set that this is compiled for, as the compiler's vector types: their operators are the integer
+// and IEEE operations of each lane. What those lack stands here; each is the same operation as the one-lane version in core/.
 //
 // In an unnamed namespace, as everything that the instruction sets' builds share: the linker would else keep one build's
 // functions for all.
 #pragma once
 
-#include "../core/sgd.h"
-#if defined(__AVX512DQ__)
-#include "avx512.h"
-#elif defined(__AVX2__)
-#include "avx2.h"
-#elif defined(__x86_64__)
+#include "../core/fixed_point.h"
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 namespace rh {
 namespace {
 
-// One lane at a time: the remainder of a row, and whole rows where there is no SIMD form.
-template <class State>
-struct Single {
-  using Integer = typename State::Integer;
-  using Accumulator = typename State::Accumulator;
-  using Real = typename State::Real;
-  static constexpr int width = 1;
-  static RH_INLINE Integer zero() { return 0; }
-  static RH_INLINE Integer any_bit(Integer x) { return x; }
-  // The larger one, as unsigned.
-  static RH_INLINE Integer further(Integer record, Integer x) {
-    return static_cast<Accumulator>(x) > static_cast<Accumulator>(record) ? x : record;
+#if defined(__AVX512DQ__)
+constexpr int kRegisterBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kRegisterBytes = 32;
+#else
+constexpr int kRegisterBytes = 16;
+#endif
+
+template <class T, int width>
+struct LanesOf {
+  typedef T type __attribute__((vector_size(sizeof(T) * width)));
+};
+template <class T, int width>
+using Lanes = typename LanesOf<T, width>::type;
+
+template <class V, class T>
+RH_INLINE V load(const T* p) {
+  V v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class V, class T>
+RH_INLINE void store(T* p, V v) {
+  memcpy(p, &v, sizeof v);
+}
+template <class V, class T>
+RH_INLINE V all(T x) {
+  return x - V{};  // not a sum, which would turn -0 into +0
+}
+template <class To, class V>
+RH_INLINE To as_bits(V v) {
+  static_assert(sizeof(To) == sizeof(V), "the same bits");
+  To to;
+  memcpy(&to, &v, sizeof v);
+  return to;
+}
+
+// Lane j is bit j.
+template <class Integer, int width>
+RH_INLINE Integer lanes_of_bits(unsigned bits) {
+  Integer own;
+  for (int j = 0; j < width; ++j) own[j] = 1 << j;
+  using Element = std::remove_reference_t<decltype(own[0])>;
+  return -static_cast<Integer>((all<Integer>(static_cast<Element>(bits)) & own) != 0);
+}
+
+// The lanes of a layout: its integers, its reals, and how many of them fill a register.
+template <class Layout>
+struct Pack;
+
+template <>
+struct Pack<Layout64> {
+  static constexpr int width = kRegisterBytes / 8;
+  using Integer = Lanes<int64_t, width>;
+  using Words = Lanes<uint64_t, width>;  // as the hash sees them
+  using Real = Lanes<double, width>;
+  using Single = Lanes<float, width>;
+
+  static RH_INLINE Integer round(Real x) { return as_bits<Integer>(x + kRounder) - kRounderBits; }
+  static RH_INLINE Real real(Integer x) {
+#if defined(__AVX512DQ__)
+    return __builtin_convertvector(x, Real);
+#else
+    // The halves of x as doubles of exponents 2^84 and 2^52, joined by the one rounding of the last addition.
+    const Words bits = as_bits<Words>(x);
+    const Words low = (bits & 0xffffffffull) | 0x4330000000000000ull, high = (bits >> 32) ^ 0x4530000080000000ull;
+    return (as_bits<Real>(high) - (0x1p84 + 0x1p63 + 0x1p52)) + as_bits<Real>(low);
+#endif
   }
-  static RH_INLINE Accumulator greatest(Integer record) { return static_cast<Accumulator>(record); }
-  template <class T>
-  static RH_INLINE T load(const T* p) {
-    return *p;
+  static RH_INLINE Single single(Real x) { return __builtin_convertvector(x, Single); }
+  static RH_INLINE Real widened(Single x) {
+#if defined(__AVX2__) && !defined(__AVX512DQ__)
+    return as_bits<Real>(_mm256_cvtps_pd(as_bits<__m128>(x)));  // the compiler would do it in halves
+#else
+    return __builtin_convertvector(x, Real);
+#endif
   }
-  template <class T>
-  static RH_INLINE void store(T* p, T x) {
-    *p = x;
+
+  // Bit 0 of every lane, lane j at bit j.
+  static RH_INLINE unsigned low_bits(Integer x) {
+#if defined(__AVX512DQ__)
+    return _mm512_test_epi64_mask(as_bits<__m512i>(x), _mm512_set1_epi64(1));
+#elif defined(__AVX2__)
+    return static_cast<unsigned>(_mm256_movemask_pd(as_bits<__m256d>(x << 63)));
+#elif defined(__x86_64__)
+    return static_cast<unsigned>(_mm_movemask_pd(as_bits<__m128d>(x << 63)));
+#else
+    unsigned bits = 0;
+    for (int j = 0; j < width; ++j) bits |= static_cast<unsigned>(x[j] & 1) << j;
+    return bits;
+#endif
   }
-  template <class T>
-  static RH_INLINE Real read(const T* p) {
-    return static_cast<Real>(widen(*p));
-  }
-  template <class T>
-  static RH_INLINE void write(T* p, Integer x, double quantum) {
-    *p = narrow<T>(static_cast<double>(x) * quantum);
+  static RH_INLINE Integer from_bits(unsigned bits) {
+#if defined(__AVX512DQ__)
+    return as_bits<Integer>(_mm512_maskz_set1_epi64(static_cast<__mmask8>(bits), 1));
+#else
+    return lanes_of_bits<Integer, width>(bits);
+#endif
   }
 };
 
-#if defined(__AVX2__)
-template <class State>
-using Wide = Pack<State>;
+template <>
+struct Pack<Layout32> {
+  static constexpr int width = kRegisterBytes / 4;
+  using Integer = Lanes<int32_t, width>;
+  using Words = Lanes<uint64_t, width / 2>;
+  using Real = Lanes<float, width>;
+  using Single = Real;
+
+  static RH_INLINE Integer round(Real x) {
+#if defined(__AVX512F__)
+    return as_bits<Integer>(_mm512_cvtps_epi32(as_bits<__m512>(x)));
+#elif defined(__AVX2__)
+    return as_bits<Integer>(_mm256_cvtps_epi32(as_bits<__m256>(x)));
+#elif defined(__x86_64__)
+    return as_bits<Integer>(_mm_cvtps_epi32(as_bits<__m128>(x)));
 #else
-template <class State>
-using Wide = Single<State>;
+    Integer rounded;
+    for (int j = 0; j < width; ++j) rounded[j] = round_to_integer(x[j]);
+    return rounded;
 #endif
+  }
+  static RH_INLINE Real real(Integer x) { return __builtin_convertvector(x, Real); }
+  static RH_INLINE Single single(Real x) { return x; }
+  static RH_INLINE Real widened(Single x) { return x; }
+
+  static RH_INLINE unsigned low_bits(Integer x) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask(as_bits<__m512i>(x), _mm512_set1_epi32(1));
+#elif defined(__AVX2__)
+    return static_cast<unsigned>(_mm256_movemask_ps(as_bits<__m256>(x << 31)));
+#elif defined(__x86_64__)
+    return static_cast<unsigned>(_mm_movemask_ps(as_bits<__m128>(x << 31)));
+#else
+    unsigned bits = 0;
+    for (int j = 0; j < width; ++j) bits |= static_cast<unsigned>(x[j] & 1) << j;
+    return bits;
+#endif
+  }
+  static RH_INLINE Integer from_bits(unsigned bits) {
+#if defined(__AVX512F__)
+    return as_bits<Integer>(_mm512_maskz_set1_epi32(static_cast<__mmask16>(bits), 1));
+#else
+    return lanes_of_bits<Integer, width>(bits);
+#endif
+  }
+};
+
+// Gradients, read into the layout's reals.
+template <class P>
+RH_INLINE typename P::Real read(const float* p) {
+  return P::widened(load<typename P::Single>(p));
+}
+template <class P>
+RH_INLINE typename P::Real read(const double* p) {
+  return __builtin_convertvector(load<Lanes<double, P::width>>(p), typename P::Real);
+}
+template <class P>
+RH_INLINE typename P::Real read(const BFloat16* p) {
+  using Bits = Lanes<uint32_t, P::width>;
+  const Bits bits = __builtin_convertvector(load<Lanes<uint16_t, P::width>>(p), Bits) << 16;
+  return P::widened(as_bits<typename P::Single>(bits));
+}
+template <class P>
+RH_INLINE typename P::Real read(const Float16* p) {
+  typename P::Single values;
+#if defined(__AVX512F__)
+  if constexpr (P::width == 16)
+    values = as_bits<typename P::Single>(_mm512_cvtph_ps(load<__m256i>(p)));
+  else
+    values = as_bits<typename P::Single>(_mm256_cvtph_ps(load<__m128i>(p)));
+#elif defined(__F16C__)
+  if constexpr (P::width == 8)
+    values = as_bits<typename P::Single>(_mm256_cvtph_ps(load<__m128i>(p)));
+  else
+    values = as_bits<typename P::Single>(_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+  for (int j = 0; j < P::width; ++j) values[j] = widen(p[j]);
+#endif
+  return P::widened(values);
+}
+
+// The weights that the model sees.
+template <class P>
+RH_INLINE void write(float* p, typename P::Integer x, typename P::Real sigma, double) {
+  store(p, P::single(P::real(x) * sigma));
+}
+template <class P>
+RH_INLINE void write(double* p, typename P::Integer x, typename P::Real, double sigma) {
+  using Wide = Lanes<double, P::width>;
+  if constexpr (sizeof(typename P::Real) == sizeof(Wide))
+    store(p, P::real(x) * sigma);
+  else
+    store(p, __builtin_convertvector(x, Wide) * sigma);
+}
+template <class P>
+RH_INLINE void write(BFloat16* p, typename P::Integer x, typename P::Real sigma, double) {
+  using Bits = Lanes<uint32_t, P::width>;
+  const Bits bits = as_bits<Bits>(P::single(P::real(x) * sigma));  // finite: weights are
+  store(p, __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Lanes<uint16_t, P::width>));
+}
+template <class P>
+RH_INLINE void write(Float16* p, typename P::Integer x, typename P::Real sigma, double) {
+  const typename P::Single values = P::single(P::real(x) * sigma);
+#if defined(__AVX512F__)
+  if constexpr (P::width == 16)
+    store(p, _mm512_cvtps_ph(as_bits<__m512>(values), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  else
+    store(p, _mm256_cvtps_ph(as_bits<__m256>(values), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__F16C__)
+  if constexpr (P::width == 8)
+    store(p, _mm256_cvtps_ph(as_bits<__m256>(values), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  else
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p),
+                     _mm_cvtps_ph(as_bits<__m128>(values), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+  for (int j = 0; j < P::width; ++j) p[j] = narrow<Float16>(values[j]);
+#endif
+}
+
+// low32 * high32 of every word: what hash_word multiplies.
+template <class Words>
+RH_INLINE Words multiply_halves(Words keyed) {
+#if defined(__AVX512F__)
+  return as_bits<Words>(_mm512_mul_epu32(as_bits<__m512i>(keyed), as_bits<__m512i>(keyed >> 32)));
+#elif defined(__AVX2__)
+  return as_bits<Words>(_mm256_mul_epu32(as_bits<__m256i>(keyed), as_bits<__m256i>(keyed >> 32)));
+#elif defined(__x86_64__)
+  return as_bits<Words>(_mm_mul_epu32(as_bits<__m128i>(keyed), as_bits<__m128i>(keyed >> 32)));
+#else
+  return (keyed & 0xffffffffull) * (keyed >> 32);
+#endif
+}
+
+// The OR of all lanes.
+template <class V>
+RH_INLINE auto any_bit(V v) {
+  auto bits = v[0];
+  for (unsigned j = 1; j < sizeof v / sizeof bits; ++j) bits |= v[j];
+  return bits;
+}
 
 }  // namespace
 }  // namespace rh

@@ -8,6 +8,7 @@ from reversible_hypergrad.adjoints.cost import Cost, RunSize
 from reversible_hypergrad.adjoints.floats import needs_states
 from reversible_hypergrad.adjoints.scheduled import Schedule, ScheduledRun, scheduled_cost
 from reversible_hypergrad.adjoints.segments import level
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.problem.problem import Problem
 from reversible_hypergrad.storage.places import check_place
 
@@ -21,9 +22,9 @@ class Checkpoint(Adjoint):
     kept when they are first seen.
 
     Args:
-        every: steps between two kept states. None takes the least memory: segments that get shorter towards the end, since
-            fewer states are left when the first ones are walked back.
-        store: where states wait, as for :class:`Snapshots`.
+        every: steps between two kept states, at least 1. None takes the least memory: segments that get shorter towards the
+            end, since fewer states are left when the first ones are walked back.
+        store: where states wait: "device", "host", or a directory, as for :class:`Snapshots`.
 
     Cost: for float32, about 8 sqrt(T) bytes per weight (11 with velocities); almost one more forward run.
 
@@ -31,7 +32,9 @@ class Checkpoint(Adjoint):
     momentum 0.9 :class:`Reversible` takes less memory up to some 100,000 steps, and no time again.
 
     Raises:
-        TypeError, ValueError: for ``every``. NotADirectoryError: for ``store``.
+        TypeError: if ``every`` is neither an integer nor None.
+        ValueError: if ``every`` is below 1.
+        NotADirectoryError: if ``store`` names no place and no directory.
 
     >>> import reversible_hypergrad as rh
     >>> rh.Checkpoint(every=100)
@@ -41,10 +44,8 @@ class Checkpoint(Adjoint):
     """
 
     def __init__(self, every: int | None = None, store: str | Path = "device") -> None:
-        if every is not None and (isinstance(every, bool) or not isinstance(every, int)):
-            raise TypeError(f"every: expected a number of steps or None, got {every!r}")
-        if every is not None and every < 1:
-            raise ValueError(f"every: expected at least 1 step, got {every}")
+        if every is not None:
+            check_integer("every", every, least=1, otherwise="None")
         self.every = every
         self.store = check_place("store", store)
 

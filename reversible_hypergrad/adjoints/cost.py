@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from reversible_hypergrad.adjoints.floats import needs_states
-from reversible_hypergrad.core.rational import approximate_momentum, information_limit
 from reversible_hypergrad.problem.problem import Problem
 from reversible_hypergrad.problem.setting import Setting
 
@@ -33,19 +32,24 @@ class Cost:
 
 @dataclass(frozen=True)
 class RunSize:
-    """Attributes:
-    weights, steps: how many.
-    weight_bytes: of one weight. adjoint_bytes: of an element of the adjoint's vectors.
-    momenta: (how many weights share it, one for all steps or one per step) for each factor that a state decays by.
-    states: of the rule, per weight.
-    with_states: whether the adjoint looks at states: with SGD, where learning rates or momenta get gradients.
-    irreversible: why the steps cannot be undone; empty if they can.
-    hyperparameters: how many elements get a gradient, initial weights not counted; None: not known.
+    """How large a training run is.
+
+    Attributes:
+        weights: how many.
+        steps: how many.
+        factors: a pair for each factor that a state or the weight decays by: how many weights share it, and its numbers, one for
+            all steps or one per step.
+        weight_bytes: bytes of one weight.
+        adjoint_bytes: bytes of an element of the adjoint's vectors.
+        states: of the rule, per weight.
+        with_states: whether the adjoint looks at states: with SGD, where learning rates or momenta get gradients.
+        irreversible: why the steps cannot be undone; empty if they can.
+        hyperparameters: how many elements get a gradient, initial weights not counted; None: not known.
     """
 
     weights: int
     steps: int
-    momenta: Sequence[tuple[int, Sequence[float]]]
+    factors: Sequence[tuple[int, Sequence[float]]]
     weight_bytes: int = 4
     adjoint_bytes: int = 4
     states: int = 1
@@ -58,15 +62,15 @@ class RunSize:
         shared: dict[tuple[Setting, ...], int] = {}
         for weight, settings in zip(problem.weights, problem.settings, strict=True):
             shared[tuple(settings.values())] = shared.get(tuple(settings.values()), 0) + weight.numel()
-        momenta: list[tuple[int, Sequence[float]]] = []
+        factors: list[tuple[int, Sequence[float]]] = []
         for key, count in shared.items():
             settings = dict(zip(problem.rule.settings, key, strict=True))
-            momenta += [(count, factors) for factors in problem.rule.factors(settings, problem.steps).values()]
+            factors += [(count, numbers) for numbers in problem.rule.factors(settings, problem.steps).values()]
         weight_bytes = max(weight.element_size() for weight in problem.weights)
         return RunSize(
             weights=sum(weight.numel() for weight in problem.weights),
             steps=problem.steps,
-            momenta=momenta,
+            factors=factors,
             weight_bytes=weight_bytes,
             adjoint_bytes=max(4, weight_bytes),
             states=len(problem.rule.states),
@@ -92,15 +96,18 @@ class RunSize:
         """Of the weights of one step."""
         return float(self.weight_bytes * self.weights)
 
-    def information_bits(self, state_bits: int) -> np.ndarray:
-        """What each step's momenta destroy, in all weights together. As an array: lists would outweigh a small model's bits."""
+    def information_bits(self) -> np.ndarray:
+        """What each step's decays destroy, in all weights together. As an array: lists would outweigh a small model's bits."""
         total = np.zeros(self.steps)
-        for weights, numbers in self.momenta:
-            different, step = np.unique(numbers, return_inverse=True)
-            limits = np.array([information_limit(approximate_momentum(float(m), state_bits)) for m in different])
-            total += weights * (limits[step] if len(numbers) > 1 else limits[0])
+        for weights, numbers in self.factors:
+            total += -weights * np.log2(np.asarray(numbers, np.float64))
         return total
 
     def time(self, trained_again: float, more: float = 0.0) -> float:
-        """Once forward and back, some steps once more, and whatever else, in units of training."""
+        """Once forward and back, in units of the same training without a hypergradient.
+
+        Args:
+            trained_again: how many steps are trained once more.
+            more: whatever else, in the same units.
+        """
         return 1.0 + _STEP_BACK + trained_again / max(self.steps, 1) + more

@@ -11,16 +11,18 @@ from reversible_hypergrad.adjoints.float_adjoint import FloatAdjoint
 from reversible_hypergrad.adjoints.floats import FloatGroup, FloatState, float_groups, needs_states
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.problem.problem import Cotangents, Problem
+from reversible_hypergrad.reversible.lateness import LOOK_EVERY
 
 __all__ = ["FloatRun"]
-
-_CHECK_EVERY = 64  # steps between looks for non-finite losses: each waits for the device
 
 
 class FloatRun(Run):
     """What the strategies with plain float states share. One of them says what to keep, and how to get a step's weights back.
 
     The loss of every step is kept (8 bytes) and compared, bit for bit, when the step is evaluated again on the way back.
+
+    Args:
+        problem: what is trained.
     """
 
     replays = True  # whether the walk back sees the very weights of training
@@ -58,7 +60,7 @@ class FloatRun(Run):
                     if record:
                         self.keep(step)
                     self.train(step)
-                    if step % _CHECK_EVERY == _CHECK_EVERY - 1 or step == problem.steps - 1:
+                    if step % LOOK_EVERY == LOOK_EVERY - 1 or step == problem.steps - 1:
                         self._refuse_non_finite(step)
                     bar.advance()
         except BaseException:
@@ -69,7 +71,8 @@ class FloatRun(Run):
             self._free()
 
     def train(self, step: int) -> None:
-        loss, gradients = self.problem.gradient.values(step)
+        gradient = self.problem.gradient
+        loss, gradients = gradient.values(gradient.batch(step))
         self._losses[step] = loss
         for group in self.groups:
             group.step(step, gradients)
@@ -110,7 +113,7 @@ class FloatRun(Run):
         for adjoint in adjoints:
             adjoint.add(step, by_weights)
         totals.add_hyperparameters(by_hyperparameters)
-        return evaluation.loss
+        return evaluation.value
 
     def finish(self, totals: Cotangents, aws: Sequence[Tensor]) -> None:
         """The gradients by the initial weights, from those by the weights before the first step."""
@@ -150,7 +153,7 @@ class FloatRun(Run):
         )
 
     def _refuse_non_finite(self, step: int) -> None:
-        since = max(0, step + 1 - _CHECK_EVERY)
+        since = max(0, step + 1 - LOOK_EVERY)
         bad = (~self._losses[since : step + 1].isfinite()).nonzero()
         if len(bad):
             at = since + int(bad[0])

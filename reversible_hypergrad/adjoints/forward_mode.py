@@ -10,6 +10,7 @@ from reversible_hypergrad.adjoints.base import Adjoint, Run
 from reversible_hypergrad.adjoints.cost import Cost, RunSize
 from reversible_hypergrad.adjoints.float_span import FloatSpan
 from reversible_hypergrad.adjoints.floats import FloatGroup, float_groups
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.problem.gradient import Evaluation
 from reversible_hypergrad.problem.problem import Cotangents, Problem
 from reversible_hypergrad.problem.setting import Setting
@@ -25,8 +26,9 @@ class ForwardMode(Adjoint):
     they were given to :func:`train` as ``initial=``; there is no gradient by the model's own.
 
     Args:
-        chunk: how many tangents go through a Hessian-vector product at a time.
-        limit: refuse more hyperparameters than this; ``force=True`` takes any number.
+        chunk: how many tangents go through a Hessian-vector product at a time, at least 1.
+        limit: refuse more hyperparameters (elements of tensors) than this; at least 1.
+        force: take any number of them.
 
     Cost: a vector as large as the weights, one more per state of the rule, and a Hessian-vector product per step, for every
     hyperparameter (an element of a
@@ -36,7 +38,8 @@ class ForwardMode(Adjoint):
     more than about ten: :class:`Reversible` takes the same time for any number.
 
     Raises:
-        TypeError, ValueError: for the arguments; ValueError from :func:`train` for too many hyperparameters.
+        TypeError: if ``chunk`` or ``limit`` is no integer.
+        ValueError: if one of them is below 1; from :func:`train` for too many hyperparameters.
 
     >>> import reversible_hypergrad as rh
     >>> rh.ForwardMode(chunk=8)
@@ -49,11 +52,8 @@ class ForwardMode(Adjoint):
     graphable = False
 
     def __init__(self, chunk: int = 16, limit: int = 100, force: bool = False) -> None:
-        for name, number in (("chunk", chunk), ("limit", limit)):
-            if isinstance(number, bool) or not isinstance(number, int):
-                raise TypeError(f"{name}: expected an integer >= 1, got {number!r}")
-            if number < 1:
-                raise ValueError(f"{name}: expected an integer >= 1, got {number}")
+        check_integer("chunk", chunk, least=1)
+        check_integer("limit", limit, least=1)
         self.chunk, self.limit, self.force = chunk, limit, bool(force)
 
     def __repr__(self) -> str:
@@ -108,7 +108,7 @@ class ForwardModeRun(Run):
             for step in range(problem.steps):
                 # Not values(): their last bits may differ, and a run is the same one whether it is differentiated or not.
                 evaluation = problem.gradient(step)
-                loss, gradients = evaluation.loss, evaluation.gradients
+                loss, gradients = evaluation.value, evaluation.gradients
                 for first in range(0, self.count if record else 0, self.chunk):
                     self._advance(step, slice(first, min(first + self.chunk, self.count)), evaluation)
                 del evaluation

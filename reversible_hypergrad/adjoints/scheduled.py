@@ -27,6 +27,8 @@ class Schedule(ABC):
         other. The state before ``start`` is at hand for as long as any step in between is needed.
 
         Args:
+            start: a step whose state is there.
+            stop: a later step.
             held: how many states are kept now, the initial one not counted.
         """
 
@@ -35,6 +37,11 @@ class ScheduledRun(FloatRun):
     """Keeps states on a stack, one per step that the schedule names; the walk back takes the top one or trains on from it.
 
     A state is the weights. The rule's states join where training goes on from it, or where the adjoint looks at them.
+
+    Args:
+        problem: what is trained.
+        schedule: which states to keep.
+        place: where they wait: "device", "host", or a directory.
     """
 
     def __init__(self, problem: Problem, schedule: Schedule, place: str | Path) -> None:
@@ -75,7 +82,8 @@ class ScheduledRun(FloatRun):
             self.train_again(between)
 
     def train_again(self, step: int) -> None:
-        _, gradients = self.problem.gradient.values(step)
+        gradient = self.problem.gradient
+        _, gradients = gradient.values(gradient.batch(step))
         for group in self.groups:
             group.step(step, gradients)
         self.problem.report.steps_again += 1

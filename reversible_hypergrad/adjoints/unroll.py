@@ -60,7 +60,7 @@ class UnrollRun(Run):
         losses: list[float] = []
         with torch.enable_grad(), problem.progress("training", problem.steps) as bar:
             for step in range(problem.steps):
-                loss, gradients = problem.gradient.attached(step, weights)
+                loss, gradients = problem.gradient.attached(problem.gradient.batch(step), weights)
                 losses.append(loss.item())
                 if not math.isfinite(losses[-1]):
                     raise FloatingPointError(f"step {step}: the loss is {losses[-1]}, expected a finite number. Lower lr")

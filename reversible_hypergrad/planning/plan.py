@@ -15,6 +15,7 @@ from reversible_hypergrad.adjoints import (
     Snapshots,
 )
 from reversible_hypergrad.adjoints.cost import Cost, RunSize
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.planning.memory import Budget, bytes_of, free_bytes, shown
 from reversible_hypergrad.problem.problem import Problem
 
@@ -26,7 +27,13 @@ _MARGIN = 1.05  # a strategy fits if it leaves this to allocators, which round u
 
 @dataclass(frozen=True)
 class Row:
-    """One strategy's ``cost`` for the run (see :class:`Cost`), and whether it ``fits`` the budget."""
+    """One strategy for a run.
+
+    Attributes:
+        adjoint: the strategy.
+        cost: its memory and time.
+        fits: whether it can do the run within the budget.
+    """
 
     adjoint: Adjoint
     cost: Cost
@@ -38,7 +45,8 @@ class Plan:
     """What :func:`plan` found; ``str()`` of it is a table.
 
     Attributes:
-        weights: how many. budget: bytes.
+        weights: how many.
+        budget: bytes.
         rows: every exact strategy whose cost can be known, fastest first.
     """
 
@@ -99,8 +107,8 @@ def plan(
 
     Args:
         model_or_weight_count: a module, whose trainable parameters count, or a number of float32 weights.
-        steps: of training.
-        momentum: one for all steps, or one per step.
+        steps: of training, at least 1.
+        momentum: one for all steps, or one per step, in [0, 1].
         budget: bytes, or text such as "500 MB", of which allocators may waste a twentieth; None: nine tenths of what is free on
             ``device`` now.
         device: where to look for free memory; None: the model's, or the CPU.
@@ -109,8 +117,14 @@ def plan(
             leaves it out, since it gives no gradient by the model's own initial weights.
         nesterov: whether momentum is Nesterov's, which reversal cannot undo.
 
+    Returns:
+        A :class:`Plan`, whose ``adjoint`` is the fastest strategy that fits.
+
     Raises:
-        TypeError, ValueError: for the arguments.
+        TypeError: for an argument of another type.
+        ValueError: for one out of range, or a model without trainable parameters.
+
+    Cost: some milliseconds, and microseconds per step; nothing is trained.
 
     >>> import reversible_hypergrad as rh
     >>> print(rh.plan(85_002, steps=2000, momentum=0.9, budget="20 MB"))  # doctest: +NORMALIZE_WHITESPACE
@@ -125,8 +139,7 @@ def plan(
     >>> rh.plan(85_002, steps=2000, momentum=0.9, budget="20 MB").adjoint.segments
     1
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps: expected an integer >= 1, got {steps!r}")
+    check_integer("steps", steps, least=1)
     weight_bytes = 4
     if isinstance(model_or_weight_count, nn.Module):
         trained = [p for p in model_or_weight_count.parameters() if p.requires_grad]
@@ -134,9 +147,8 @@ def plan(
             raise ValueError("model_or_weight_count: expected a model with parameters that require grad, got none")
         weights, weight_bytes = sum(p.numel() for p in trained), max(p.element_size() for p in trained)
         device = trained[0].device if device is None else device
-    elif isinstance(model_or_weight_count, bool) or not isinstance(model_or_weight_count, int) or model_or_weight_count < 1:
-        raise TypeError(f"model_or_weight_count: expected a torch.nn.Module or an integer >= 1, got {model_or_weight_count!r}")
     else:
+        check_integer("model_or_weight_count", model_or_weight_count, least=1, otherwise="a torch.nn.Module")
         weights = model_or_weight_count
     numbers = [float(x) for x in torch.as_tensor(momentum, dtype=torch.float64).reshape(-1)]
     if len(numbers) not in (1, steps):
@@ -146,7 +158,7 @@ def plan(
     size = RunSize(
         weights=weights,
         steps=steps,
-        momenta=[(weights, numbers)],
+        factors=[(weights, numbers)],
         weight_bytes=weight_bytes,
         adjoint_bytes=max(4, weight_bytes),
         states=2 if nesterov else 1,

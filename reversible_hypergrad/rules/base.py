@@ -39,6 +39,9 @@ class Rule(ABC):
         linear: a promise that makes steps faster: the rule is elementwise, its increments and its update are linear in g, w and
             z, and no function looks at t. It is checked.
         program: the name of the compiled program for fixed-point steps; empty: there is none.
+        sums_before: the settings whose derivatives the program's adjoint gives before the gradient is there, in its order, each
+            with the factor that the program leaves out.
+        sums_after: likewise when it is there.
 
     The functions are called with
 
@@ -81,6 +84,8 @@ class Rule(ABC):
     elementwise: ClassVar[bool] = False
     linear: ClassVar[bool] = False
     program: ClassVar[str] = ""
+    sums_before: ClassVar[Sequence[tuple[str, float]]] = ()
+    sums_after: ClassVar[Sequence[tuple[str, float]]] = ()
 
     # What a rule is
 
@@ -104,6 +109,10 @@ class Rule(ABC):
     def numbers(self, h: Any) -> tuple[float, ...]:
         """What the compiled ``program`` takes from the settings, in its order."""
         raise NotImplementedError(f"{type(self).__name__} declares no numbers for its program {self.program!r}")
+
+    def direction_is_state(self, h: Any) -> bool:
+        """Whether the program's direction is the cotangent of the first state as it is, so that it need not be written."""
+        return False
 
     def irreversible(self, settings: Sequence[Settings]) -> str | None:
         """Why a run with these settings, one mapping per parameter, cannot be undone; None if it can."""

@@ -29,8 +29,7 @@ class SGD(Rule):
 
     Args:
         lr: >= 0.
-        momentum: in [0, 1]. :class:`Reversible` cannot have 0, and uses the fraction
-            :func:`reversible_hypergrad.core.approximate_momentum` of it, in the gradient too.
+        momentum: in [0, 1]. :class:`Reversible` needs at least 2^-16.
         dampening: finite; not applied in the first step and where the momentum is 0, as in torch.
         weight_decay: >= 0.
         nesterov: as in torch, ``w' = w - lr*(g + mu*v')``. Needs momentum and no dampening; not with :class:`Reversible`, which
@@ -55,6 +54,8 @@ class SGD(Rule):
     elementwise = True
     linear = True
     program = "sgd"
+    sums_before = (("lr", -1.0),)
+    sums_after = (("weight_decay", 1.0), ("momentum", 1.0), ("dampening", -1.0))
 
     def __new__(cls, *positional: Any, nesterov: bool = False, **named: Any) -> "SGD":
         return super().__new__(NesterovSGD if nesterov is True and cls is SGD else cls)
@@ -77,6 +78,9 @@ class SGD(Rule):
 
     def numbers(self, h: Any) -> tuple[float, ...]:
         return 1 - h.dampening, h.weight_decay, h.lr
+
+    def direction_is_state(self, h: Any) -> bool:
+        return bool(h.dampening == 0)
 
     def irreversible(self, settings: Sequence[Settings]) -> str | None:
         if any(number == 0 for of_one in settings for number in of_one["momentum"].numbers):

@@ -16,10 +16,12 @@ def test_the_cuda_key_has_an_implementation_of_every_move():
     reason = "expected a CUDA tensor" if rh.core.cuda_in_build() else "no CUDA kernels.*install the CUDA toolkit"
     key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     for name, arguments in {**sample(64), **adjoint_sample(64)}.items():
-        before = arguments[3].clone()
+        state = [t for t in arguments if isinstance(t, torch.Tensor)]
+        before = [t.clone() for t in state]
         with pytest.raises(RuntimeError, match=reason):
             getattr(OPS, name).default.redispatch(key, *arguments)
-        assert torch.equal(arguments[3], before)
+        for t, expected in zip(state, before, strict=True):
+            assert torch.equal(t, expected)
 
 
 def test_cuda_parameters_without_cuda_in_the_build(monkeypatch):

@@ -1,0 +1,75 @@
+// What the ops receive, checked, as the plain structs of core/slices.h. Stable ABI: one binary serves torch >= 2.10.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../core/slices.h"
+
+namespace rh {
+
+using torch::stable::Tensor;
+
+// What a rule's kernels expect, on every device alike.
+struct RuleShape {
+  int states, numbers, sums_before, sums_after;
+};
+
+struct Call {
+  std::string rule;
+  std::vector<Tensor> weights;
+  std::vector<Tensor> gradients;  // one per weight, empty: the tensor has none; no entries where the phase needs none
+  Tensor x;
+  std::vector<Tensor> states;
+  Tensor numbers, shifts;
+  std::vector<Tensor> elements;
+  Tensor planes;
+  std::optional<Tensor> skipped;
+  bool hash;
+  Tensor outcome;
+  std::optional<Tensor> first_refused{};
+  int64_t number = 0;
+};
+
+// Beside a step's undoing, its adjoint.
+struct AdjointCall {
+  Tensor weights;                      // vectors, laid out as the state
+  std::vector<Tensor> states;          // likewise
+  std::vector<Tensor> products;        // one per weight, empty: zero; no entries in the second half
+  std::vector<Tensor> directions;      // one per weight, empty: not written; no entries in the first half
+  std::optional<Tensor> carries;       // of the first half
+  std::optional<Tensor> sigma_before;  // of the second half
+  std::vector<bool> wanted;            // which sums
+  Tensor partials, sums;
+};
+
+struct Arguments {
+  std::vector<Slice> slices;
+  std::vector<int64_t> first_block;  // of each slice; then the number of all blocks
+  bool wide;                         // 64-bit state
+  Ticket ticket;
+  std::vector<AdjointSlice> adjoint;  // empty, or one per slice
+  double* sums[kMaxSums];             // one number per slice; null: not wanted
+};
+
+// Raises an error that names the argument which does not fit, before anything moves.
+Arguments check_arguments(Phase phase, const Call& call, const RuleShape& shape);
+void check_adjoint(Phase phase, const AdjointCall& adjoint, const Call& call, const RuleShape& shape, Arguments& arguments);
+
+// For error messages, and what several arguments must be.
+std::string device_of(const Tensor& tensor);
+bool same_device(const Tensor& a, const Tensor& b);
+bool same_strides(const Tensor& tensor, const Tensor& weight);
+
+// A device: what a rule expects there (raises if there is no such rule), and its moves.
+struct Device {
+  RuleShape (*shape)(const std::string& rule);
+  void (*move)(Phase phase, const Arguments& arguments, const Call& call);
+};
+extern const Device cpu_device, cuda_device;
+extern const bool cuda_in_build;
+
+}  // namespace rh
