@@ -1,7 +1,6 @@
 """The step of a linear rule as a few numbers, read off its functions once per run."""
 
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,15 +45,12 @@ class LinearStep:
         self._name = type(rule).__name__
         self._learned: dict[str, Tensor] = {}
         self._given: dict[str, Tensor] = {}  # 0 in the rows where a setting is set aside
-        h = SimpleNamespace()
+        h = rule.columns(settings, self._last + 1)
         for name, spec in rule.settings.items():
-            aside = [spec.set_aside(settings, t) for t in range(self._last + 1)]
-            numbers = [spec.first if out else settings[name].at(t) for t, out in enumerate(aside)]
-            value = torch.tensor(numbers, dtype=torch.float64)
             if settings[name].source is not None:
-                self._learned[name] = value.requires_grad_()
-                self._given[name] = torch.tensor([float(not out) for out in aside], dtype=torch.float64)
-            setattr(h, name, value)
+                self._learned[name] = getattr(h, name).clone().requires_grad_()
+                self._given[name] = torch.from_numpy(~spec.set_aside_at(settings, self._last + 1))
+                setattr(h, name, self._learned[name])
         with torch.enable_grad():
             zeros = torch.zeros(self._last + 1, dtype=torch.float64)
             sources = {name: zeros.clone().requires_grad_() for name in ("g", "w", *rule.states)}
