@@ -6,7 +6,7 @@ import math
 from fractions import Fraction
 
 import numpy as np
-import oracle
+import rational_oracle as oracle
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
