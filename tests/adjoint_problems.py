@@ -117,11 +117,10 @@ def values(state: torch.Tensor, sigma: float) -> np.ndarray:
     return state.cpu().numpy().astype(np.float64) * sigma
 
 
-def number(bucket: Bucket, step: Step, i: int, which: int) -> np.ndarray:
-    """One of the rule's numbers of tensor i, rounded to the layout's real type: one, or one per weight; as doubles."""
+def number(step: Step, i: int, which: int) -> np.ndarray:
+    """One of the rule's numbers of tensor i: one, or one per weight; as doubles."""
     given = step.elements[i][which] if step.elements is not None else None
-    real = np.float64 if bucket.state_bits == 64 else np.float32
-    return np.array(step.numbers[i][which]).astype(real).astype(np.float64) if given is None else given.double().numpy()
+    return np.array(step.numbers[i][which]) if given is None else given.cpu().double().numpy()
 
 
 def expected_first_half(bucket: AdjointBucket, step: Step, record: Record, adjoint: AdjointStep, aws, avs):
@@ -135,7 +134,7 @@ def expected_first_half(bucket: AdjointBucket, step: Step, record: Record, adjoi
                 aw = aw + adjoint.products[i].cpu().double().numpy().astype(real)
             av = real(adjoint.carries[i]) * av
             total = added(aw.astype(np.float64) * values(v, record.after[i][0].sigma))
-            av = multiply_add(-number(bucket, step, i, LR).astype(real), aw, av)
+            av = multiply_add(-number(step, i, LR).astype(real), aw, av)
         out_w.append(aw)
         out_v.append(av)
         sums.append(total)
@@ -144,7 +143,7 @@ def expected_first_half(bucket: AdjointBucket, step: Step, record: Record, adjoi
 
 def expected_second_half(bucket: AdjointBucket, step: Step, record: Record, aws, avs):
     """aw and the direction of every tensor (None: it takes no part), the three sums, and which weights were undone at all; from
-    the state before the step."""
+    the state before the step. V is read in the scale that the step gave it: the caller knows both scales."""
     skipped = bucket.skipped.cpu().tolist()
     first_block, out_w, directions, sums, undone = 0, [], [], [], []
     for i, (x, v) in enumerate(zip(bucket.split(bucket.x), bucket.split(bucket.v), strict=True)):
@@ -158,13 +157,13 @@ def expected_second_half(bucket: AdjointBucket, step: Step, record: Record, aws,
             directions.append(None)
             sums.append((0.0, 0.0, 0.0))
             continue
-        share, decay = (number(bucket, step, i, which) for which in (SHARE, DECAY))
+        share, decay = (number(step, i, which) for which in (SHARE, DECAY))
         w = values(x, record.before[i][1].sigma)
         u = share.astype(real) * av
         moved = np.where(decay != 0, multiply_add(decay.astype(real), u, aw), aw)
         total = step.gradients[i].cpu().double().numpy() + decay * w
         of_av = av.astype(np.float64)
-        terms = u.astype(np.float64) * w, of_av * values(v, record.before[i][0].sigma), of_av * total
+        terms = u.astype(np.float64) * w, of_av * values(v, record.after[i][0].sigma), of_av * total
         sums.append(tuple(added(np.where(keep, term, 0.0)) for term in terms))
         out_w.append(np.where(keep, moved, aw))
         directions.append(u)

@@ -222,7 +222,8 @@ class Kernel:
             quanta = layout.rint(increment * self.inverse[s])
             states[s] = layout.wrap(states[s] - quanta)
             values[s] = self.value(s, states[s])
-            foreign = abs(states[s]) > 2 ** (layout.limit_bits - self.step.shifts[s][0])
+            k = self.step.shifts[s][0]
+            foreign = abs(states[s]) > 2 ** (layout.limit_bits - k) if k else outside(states[s], layout.limit)
             flags |= BAD_INCREMENT * outside(quanta, layout.change_limit) | FOREIGN_GRADIENT * foreign
         return states, flags
 
@@ -290,7 +291,7 @@ def used_bits(z: list[int], layout: Layout) -> int:
 
 
 class Bucket:
-    """Several tensors under one rule: slots[tensor][slot] is a list of integers without padding, scales[tensor][slot] its scale."""
+    """Several tensors under one rule: slots[tensor][slot], a list of integers without padding, and scales[tensor][slot]."""
 
     def __init__(self, rule, state_bits: int, slots: list[list[list[int]]], scales: list[list[Scale]]):
         self.rule, self.layout = rule, LAYOUTS[state_bits]

@@ -1,4 +1,4 @@
-"""Steps of two buckets that share a device's word of refusal, one of them refused. Used by tests/core, tests/cuda and tests/gpu."""
+"""Steps of two buckets that share a device's word of refusal, one of them refused. Used by tests/core, tests/cuda, tests/gpu."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ import math
 from fractions import Fraction
 
 import numpy as np
-import rational_oracle as oracle
 import pytest
+import rational_oracle as oracle
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 

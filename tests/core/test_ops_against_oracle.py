@@ -11,9 +11,12 @@ import torch
 from core_problems import (
     DTYPES,
     FRACTION_BITS,
-    REAL_DTYPES,
+    NONE_SKIPPED,
+    OPS,
+    RULE,
     STATE_DTYPES,
     WIDTHS,
+    Bucket,
     Step,
     check_against_oracle,
     momentum_schedule,
@@ -177,7 +180,10 @@ def test_every_operation_rounds_by_itself(state_bits, use_instruction_set):
     sizes, dtypes = [1500, 1500], ["float64", "float32"]
     rng = np.random.default_rng(4)
     layout = oracle.LAYOUTS[state_bits]
-    x = [torch.from_numpy(rng.integers(-(layout.limit // 4), layout.limit // 4, size)).to(STATE_DTYPES[state_bits]) for size in sizes]
+    x = [
+        torch.from_numpy(rng.integers(-(layout.limit // 4), layout.limit // 4, size)).to(STATE_DTYPES[state_bits])
+        for size in sizes
+    ]
     v = [torch.zeros_like(part) for part in x]
     scales = [[oracle.Scale(-20, 0.7), oracle.Scale(-20, 0.9)] for _ in sizes]
     one = 2.0**-20 * layout.change_limit / 4
@@ -192,8 +198,6 @@ def test_every_operation_rounds_by_itself(state_bits, use_instruction_set):
 @WIDTHS
 def test_weights_and_gradients_of_other_strides(state_bits):
     """Channels last: the state has the order of memory."""
-    from core_problems import OPS, RULE, Bucket  # the tensors of a Bucket are flat
-
     rng = np.random.default_rng(2)
     x, v = random_integers(rng, [120], state_bits)
     flat, other = (Bucket(x, v, ["float32"], state_bits) for _ in range(2))
@@ -204,10 +208,8 @@ def test_weights_and_gradients_of_other_strides(state_bits):
         return values.clone().view(2, 4, 5, 3).permute(0, 3, 1, 2)
 
     weight, again = channels_last(other.weights[0]), other.record(step)
-    given = again.numbers, again.shifts, [torch.empty(0, dtype=REAL_DTYPES[state_bits])] * 3, again.planes
-    none = torch.empty(0, dtype=torch.uint8)
-    gradients = [channels_last(step.gradients[0])]
-    OPS.step(RULE, [weight], gradients, other.x, [other.v], *given, none, True, other.outcome)
+    given = again.numbers, again.shifts, [], again.planes, NONE_SKIPPED, True, other.outcome
+    OPS.step(RULE, [weight], [channels_last(step.gradients[0])], other.x, [other.v], *given)
     assert torch.equal(other.x, flat.x)
     assert torch.equal(other.v, flat.v)
     assert torch.equal(again.planes, record.planes)

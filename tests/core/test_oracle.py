@@ -1,4 +1,4 @@
-"""The oracle against itself and against plain SGD: undone exactly, in as many bits as information theory asks, and near to float64."""
+"""The oracle against itself and against plain SGD: undone exactly, in as many bits as the decay loses, and near to float64."""
 
 from __future__ import annotations
 
