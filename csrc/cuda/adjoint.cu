@@ -5,8 +5,7 @@
 namespace rh {
 namespace {
 
-constexpr int kSums =
-    int{Rule::kSumsBefore} > int{Rule::kSumsAfter} ? int{Rule::kSumsBefore} : int{Rule::kSumsAfter};
+constexpr int kSums = int{Rule::kSumsBefore} > int{Rule::kSumsAfter} ? int{Rule::kSumsBefore} : int{Rule::kSumsAfter};
 
 struct AdjointShared : Shared {
   void* weights;  // vectors, laid out as the state
@@ -36,6 +35,7 @@ template <class R>
 struct StepAdjoint {
   using Shared = AdjointShared;
   using Entry = AdjointEntry;
+  static constexpr int kResident = (sizeof(R) == 8 ? 5 : 6) - K;
 
   const Shared& shared;
   const Entry& entry;

@@ -19,6 +19,9 @@ constexpr int kGroups = kThreads / kGroup;
 struct NoAdjoint {
   using Shared = rh::Shared;
   using Entry = rh::Entry;
+  // CUDA blocks that a multiprocessor must hold: what registers that leaves to a thread, none of them spilled, is measured by
+  // bench/cuda_resources.py.
+  static constexpr int kResident = 9 - 2 * K;
 
   __device__ __forceinline__ NoAdjoint(const Shared&, const Entry&) {}
   // Reads a part of a row whose weights or states are about to move.
@@ -110,7 +113,7 @@ __device__ __forceinline__ uint64_t hash_of_block(const Thread& thread, const Fo
 }
 
 template <Phase phase, class Adjoint, int bytes>
-__global__ void __launch_bounds__(kThreads) kernel(const __grid_constant__ TableOf<Adjoint, bytes> table) {
+__global__ void __launch_bounds__(kThreads, Adjoint::kResident) kernel(const __grid_constant__ TableOf<Adjoint, bytes> table) {
   __shared__ unsigned long long hashes[kGroups];
   const auto& shared = table.shared;
   const int group = static_cast<int>(threadIdx.x) / kGroup, member = static_cast<int>(threadIdx.x) % kGroup;

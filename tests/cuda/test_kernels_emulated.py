@@ -101,10 +101,10 @@ def test_steps_that_nobody_waits_for(state_bits, bad, emulated):
 
 @WIDTHS
 def test_without_hash_the_outcome_has_none(state_bits, emulated):
-    for name, arguments in sample(state_bits).items():
-        with_hash = arguments[-1].clone()
-        getattr(emulated, name)(*arguments[:-2], False, arguments[-1])
-        assert arguments[-1][0] == 0 != with_hash[0]
+    for name, (*arguments, outcome) in sample(state_bits).items():
+        for hashes in (True, False):
+            getattr(emulated, name)(*arguments[:-1], hashes, outcome)
+            assert (outcome[0] != 0) == hashes
 
 
 def test_a_rule_without_kernels_is_refused_by_name(emulated):

@@ -22,9 +22,16 @@ RuleShape shape_of(const std::string& rule) {
 }
 
 void move_emulated(Phase phase, const Arguments& arguments, const Call& call) {
-  const CudaMove move{phase,          arguments.slices, arguments.first_block, arguments.adjoint,
-                      arguments.sums, arguments.ticket, call.hash,             static_cast<uint64_t*>(call.outcome.data_ptr()),
-                      device,         nullptr};
+  const CudaMove move{phase,
+                      arguments.slices,
+                      arguments.first_block,
+                      arguments.adjoint,
+                      arguments.sums,
+                      arguments.ticket,
+                      call.hash,
+                      static_cast<uint64_t*>(call.outcome.data_ptr()),
+                      device,
+                      nullptr};
   const char* error = find_cuda_kernels(call.rule, arguments.wide ? 64 : 32, !arguments.adjoint.empty())->move(move);
   STD_TORCH_CHECK(error == nullptr, error);
 }
