@@ -71,7 +71,7 @@ class StepSettings:
     def _row(self, index: int, step: int) -> tuple[list[float], list[float], list[Tensor], Any]:
         h = self.h(index, step)
         decay = self.rule.decay(h, step)
-        numbers = self.rule.numbers(h)
+        numbers = self.rule.numbers(h) if self.rule.program else ()
         per_weight = bool(self._per_weight[index])
         return (
             [float(decay.get(name, 1.0)) for name in (*self.rule.states, "weight")],
