@@ -18,7 +18,7 @@ __all__ = ["EXPONENTS", "exponent_of_increments", "exponent_of_weights", "expone
 # Bits left above the largest number that was seen, so that it may grow before the integers must be shifted. Increments of 64 bits
 # have 51 bits, states 62: the difference holds what a decay of 0.9995 lets a state grow to. In 32 bits that comes on top. A weight
 # of 64 bits may change by twice the largest one in a step.
-_WEIGHT_ROOM = {64: 12, 32: 3}
+_WEIGHT_ROOM = {64: 12, 32: 5}
 _INCREMENT_ROOM = {64: 5, 32: 2}
 # A tensor of zeros: its weights are taken for this large.
 _UNSEEN_WEIGHT = 0.125
@@ -70,7 +70,7 @@ def magnitudes(rule: Rule, settings: Any, step: int, gradient: Tensor, weight: T
 def growth(
     flags: int, used: Sequence[int], seen: Sequence[float], exponent: NDArray[np.int64], layout: FixedPointFormat
 ) -> NDArray[np.int64]:
-    """By how many bits a refused step's slots must be shifted so that it fits, a bit to spare.
+    """By how many bits a refused step's slots must be shifted so that it fits.
 
     Args:
         flags: of one tensor.
@@ -83,9 +83,9 @@ def growth(
     kinds = [(_core.BAD_INCREMENT, _core.STATE_OVERFLOW)] * (len(used) - 1) + [(_core.BAD_CHANGE, _core.WEIGHT_OVERFLOW)]
     for slot, (own, overflow) in enumerate(kinds):
         if flags & own and math.isfinite(seen[slot]):
-            more[slot] = max(0, _log2(seen[slot]) + 2 - layout.increment_bits - int(exponent[slot])) if seen[slot] else 0
+            more[slot] = max(0, _log2(seen[slot]) + 1 - layout.increment_bits - int(exponent[slot])) if seen[slot] else 0
         elif flags & overflow:
-            more[slot] = max(0, used[slot] - layout.limit_bits + 1)
+            more[slot] = max(0, used[slot] - layout.limit_bits)
     # What is a little beyond by the kernels' rounding is not by the float64 numbers here.
     return more if more.any() else np.array([1 if flags & (own | overflow) else 0 for own, overflow in kinds], np.int64)
 

@@ -34,8 +34,8 @@ from reversible_hypergrad.rules.base import Rule
 __all__ = ["State", "flat"]
 
 # Bits that integers on a GPU must leave free at a look, or the next step makes room: until the next look they may grow so far.
-_HEADROOM = 4
-_ROOM_MADE = 6
+_LEAST_FREE = 4
+_FREED = 6
 
 
 def flat(tensor: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class State:
         self.scales.state = ScaleState(a, now.count, exponent)
         for i, weight in enumerate(self.weights):
             part = self.part(i, self.x)
-            part.copy_(flat(weight).double().mul_(2.0 ** -float(exponents[i])).round_())
+            part.copy_((flat(weight).double() * 2.0 ** -float(exponents[i])).round_())
             self.initial[i] = InitialWeights.differences(flat(weight), self.visible(i))
 
     def take_states(self, other: "State") -> None:
@@ -273,7 +273,8 @@ class State:
                 self.unset = self.unset & (np.array(outcome.used)[:, :-1] == 0)
             return
         used = np.array(outcome.used).reshape(-1, self.slots)
-        self.more_room = np.where(used > self.format.limit_bits - _HEADROOM, _ROOM_MADE, 0)
+        free = self.format.limit_bits - used
+        self.more_room = np.where(free < _LEAST_FREE, _FREED - free, 0)
         if self.unset.any():
             self._settle_exponents(self.unset & (used[:, :-1] == 0))
 
