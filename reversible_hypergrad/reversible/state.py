@@ -316,11 +316,12 @@ class State:
 
     def _beyond_dtype(self, outcome: Outcome) -> int | None:
         """The first tensor with a weight that was too large to be shown in its dtype, as float16 ends at 65504."""
-        # The bits in use bound the weights from above; only where that is not enough are they read.
-        bounds = np.ldexp(self.scales.sigma()[:, -1], [used[-1] for used in outcome.used])
-        for i in np.flatnonzero(bounds > self._largest_shown).tolist():
-            if not bool(torch.isfinite(flat(self.weights[i])).all()):
-                return int(i)
+        # What the integers can hold bounds the weights, and what they use does more closely; else the weights are read.
+        now = self.scales.state
+        for i in np.flatnonzero(np.ldexp(now.a[:, -1], now.exponent[:, -1] + self.format.limit_bits) > self._largest_shown).tolist():
+            if math.ldexp(self.sigma(i, -1), outcome.used[i][-1]) > self._largest_shown[i]:
+                if not bool(torch.isfinite(flat(self.weights[i])).all()):
+                    return int(i)
         return None
 
     def _growth(self, record: Record, outcome: Outcome, gradients: Gradients, beyond: int | None) -> NDArray[np.int64]:
