@@ -5,112 +5,126 @@ Writes bench/results/cuda_resources.md. Needs nvcc, no GPU. Fails if a kernel sp
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results" / "cuda_resources.md"
 GPUS = ("80", "90", "100")
 SOURCES = ("kernels", "adjoint")
-PHASES = {
-    "0": "step",
-    "1": "undo or redo weights",
-    "3": "undo velocity",
-    "1 with adjoint": "undo weights, with adjoint",
-    "3 with adjoint": "undo velocity, with adjoint",
+WIDTHS = (64, 32)
+RULES = {path.name: path.stem for path in sorted((ROOT / "csrc" / "rules").glob("*.h")) if path.name != "rule.h"}
+# By phase and adjoint; the type of an adjoint is that of its vectors.
+KERNELS = {
+    "0": "step, or its part of the weights",
+    "1": "undo weights",
+    "3": "undo states",
+    "1f": "undo weights, with adjoint of float32",
+    "3f": "undo states, with adjoint of float32",
+    "1d": "undo weights, with adjoint of float64",
+    "3d": "undo states, with adjoint of float64",
 }
-TYPES = {"f": "float32", "d": "float64", "NS_8BFloat16E": "bfloat16", "NS_7Float16E": "float16"}
 FLAGS = ["--fmad=false", "-std=c++17", "-O3", "-Xcompiler=-Wno-unknown-pragmas"]
 REPORT = re.compile(
     r"Compiling entry function '(?P<name>\S+)' for 'sm_(?P<gpu>\d+)'.*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes "
     r"spill stores, (?P<loads>\d+) bytes spill loads\n.*?Used (?P<registers>\d+) registers",
     re.DOTALL,
 )
-NAME = re.compile(r"PhaseE(?P<phase>\d)E(?P<type>.*?)NS\d_(?:5Alone|(?P<adjoint>11WithAdjoint))ELi(?P<table>\d+)")
+NAME = re.compile(r"PhaseE(?P<phase>\d)ENS\d_(?:9NoAdjoint|11StepAdjointI(?P<adjoint>[fd])E)ELi(?P<table>\d+)")
 ADDING = "add_partials"  # of the blocks' sums; it does not depend on the weights
 ACCESS = re.compile(r"\b(ld|st)\.global(\.v\d)?\.[a-z](\d+)")
 
 
-def nvcc(source: str, bits: int, options: list[str], target: Path) -> str:
+def nvcc(rule: str, source: str, bits: int, options: list[str], target: Path) -> str:
     path = ROOT / "csrc" / "cuda" / f"{source}.cu"
-    command = ["nvcc", *FLAGS, *options, f"-DRH_STATE_BITS={bits}", str(path), "-o", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    defines = [f"-DRH_STATE_BITS={bits}", f"-DRH_RULE_FILE={rule}", f"-DRH_RULE={RULES[rule].upper()}"]
+    done = subprocess.run(["nvcc", *FLAGS, *options, *defines, str(path), "-o", str(target)], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr)
     return done.stderr
 
 
-def resources(bits: int, folder: Path) -> dict[tuple[str, str, str], dict[str, str]]:
-    """By phase, type and GPU; of the kernels with the small table, those with the large one differ in the table alone."""
-    found = {}
+def resources(rule: str, bits: int, folder: Path) -> tuple[dict[tuple[str, str], str], dict[str, float]]:
+    """Registers by kernel and GPU, of the small table (those with the large one differ in the table alone); and the seconds that
+    each source takes to compile."""
+    registers, seconds = {}, {}
     options = [f"-gencode=arch=compute_{gpu},code=sm_{gpu}" for gpu in GPUS]
-    reports = "".join(nvcc(source, bits, ["-c", "-Xptxas=-v", *options], folder / f"{source}{bits}.o") for source in SOURCES)
-    for match in REPORT.finditer(reports):
-        if match["stack"] != "0" or match["stores"] != "0" or match["loads"] != "0":
-            raise SystemExit(f"state of {bits} bits, {match['name']} on sm_{match['gpu']} spills registers")
-        name = NAME.search(match["name"])
-        assert name is not None or ADDING in match["name"], match["name"]
-        if name is not None and name["table"] == "4096":
-            phase = PHASES[name["phase"] + (" with adjoint" if name["adjoint"] else "")]
-            found[phase, TYPES[name["type"]], match["gpu"]] = match.groupdict()
-    return found
+    for source in SOURCES:
+        start = time.perf_counter()
+        report = nvcc(rule, source, bits, ["-c", "-Xptxas=-v", *options], folder / f"{source}{bits}.o")
+        seconds[source] = time.perf_counter() - start
+        for match in REPORT.finditer(report):
+            if match["stack"] != "0" or match["stores"] != "0" or match["loads"] != "0":
+                raise SystemExit(f"{rule}, state of {bits} bits: {match['name']} on sm_{match['gpu']} spills registers")
+            name = NAME.search(match["name"])
+            assert name is not None or ADDING in match["name"], match["name"]
+            if name is not None and name["table"] == "4096":
+                registers[name["phase"] + (name["adjoint"] or ""), match["gpu"]] = match["registers"]
+    return registers, seconds
 
 
-def accesses(bits: int, folder: Path) -> dict[tuple[str, int], int]:
+def accesses(rule: str, bits: int, folder: Path) -> dict[tuple[str, int], int]:
     """How many instructions of the compiler's PTX load and store so many bytes, all kernels together."""
     counts: dict[tuple[str, int], int] = {}
     for source in SOURCES:
         target = folder / f"{source}{bits}.ptx"
-        nvcc(source, bits, ["-ptx", "-arch=compute_90"], target)
+        nvcc(rule, source, bits, ["-ptx", "-arch=compute_90"], target)
         for kind, vector, width in ACCESS.findall(target.read_text()):
             size = int(width) // 8 * int(vector[2:] or 1)
             counts[kind, size] = counts.get((kind, size), 0) + 1
     return counts
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(os.cpu_count()) as pool:
-        folder = Path(place)
-        used = dict(zip((64, 32), pool.map(lambda bits: resources(bits, folder), (64, 32)), strict=True))
-        moved = {bits: accesses(bits, folder) for bits in (64, 32)}
-    version = (
-        subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True)
-        .stdout.split("release ")[1]
-        .split(",")[0]
-    )
+def report_of(rule: str, folder: Path) -> list[str]:
+    """The tables of one rule."""
+    used = {bits: resources(rule, bits, folder) for bits in WIDTHS}
     lines = [
-        "# Resources of the CUDA kernels",
+        f"## {RULES[rule]}",
         "",
-        f"Compiler's report, nvcc {version}, by `make cuda-resources`. 128 threads per block; no kernel spills registers or has",
-        "a stack frame.",
         "Registers per thread, on " + ", ".join(f"sm_{gpu}" for gpu in GPUS) + ":",
         "",
-        "| kernel | weights | 64-bit state | 32-bit state |",
-        "|---|---|---|---|",
+        "| kernel | 64-bit state | 32-bit state |",
+        "|---|---|---|",
     ]
-    for phase in PHASES.values():
-        for dtype in TYPES.values():
-            cells = [", ".join(used[bits][phase, dtype, gpu]["registers"] for gpu in GPUS) for bits in (64, 32)]
-            lines.append(f"| {phase} | {dtype} | {' | '.join(cells)} |")
+    for key, kernel in KERNELS.items():
+        cells = [", ".join(used[bits][0][key, gpu] for gpu in GPUS) for bits in WIDTHS]
+        lines.append(f"| {kernel} | {' | '.join(cells)} |")
+    for source in SOURCES:
+        cells = [f"{used[bits][1][source]:.0f} s" for bits in WIDTHS]
+        lines.append(f"| {source}.cu takes to compile, {len(GPUS)} GPUs, one CPU thread | {' | '.join(cells)} |")
     lines += [
         "",
         "Instructions that access global memory, by their bytes, all kernels together (PTX). A whole block moves its state in",
         "16 bytes per thread and row, float32 weights and gradients in 8 (64-bit state) or 16; the narrower ones are of ragged",
-        "blocks, of tensors that do not stand on a multiple of 16 bytes, and of spills.",
+        "blocks, of tensors that do not stand on a multiple of 16 bytes, and of planes.",
         "",
         "| | 1 | 2 | 4 | 8 | 16 bytes |",
         "|---|---|---|---|---|---|",
     ]
-    for bits, counts in moved.items():
+    for bits in WIDTHS:
+        counts = accesses(rule, bits, folder)
         for kind, what in (("ld", "loads"), ("st", "stores")):
-            lines.append(
-                f"| {bits}-bit state, {what} | " + " | ".join(str(counts.get((kind, n), 0)) for n in (1, 2, 4, 8, 16)) + " |"
-            )
+            cells = [str(counts.get((kind, n), 0)) for n in (1, 2, 4, 8, 16)]
+            lines.append(f"| {bits}-bit state, {what} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def main() -> None:
+    version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    lines = [
+        "# Resources of the CUDA kernels",
+        "",
+        f"Compiler's report, nvcc {version.split('release ')[1].split(',')[0]}, by `make cuda-resources`. 128 threads per block; no kernel "
+        "spills registers or has",
+        "a stack frame. Every kernel moves weights of all four dtypes.",
+    ]
+    with tempfile.TemporaryDirectory() as place:
+        for rule in RULES:
+            lines += ["", *report_of(rule, Path(place))]
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text("\n".join(lines) + "\n")
     print(RESULTS.read_text(), file=sys.stdout)

@@ -1,5 +1,5 @@
 """The adjoint of a step, beside the undoing of a bucket: vectors, products, what is wanted; and a NumPy oracle that adds in the
-order that csrc/core/adjoint.h defines. Used by tests/core, tests/cuda and tests/gpu."""
+specified order. Used by tests/core, tests/cuda and tests/gpu."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from dataclasses import dataclass
 import numpy as np
 import oracle
 import torch
-from core_problems import ASKEW, DTYPES, OPS, Bucket, Step, same_bits
-from device_matrix import CASES, Case, state_of, steps_of
+from core_problems import ASKEW, DTYPES, RULE, Bucket, Record, Step, same_bits
+from device_matrix import CASES, FAST, SLOW, Case, state_of, steps_of
 
 REALS = {"float32": torch.float32, "float64": torch.float64}
 ALL_SUMS = (True, True, True)
 ALSO_ASKEW = ASKEW | {"vectors"}
+SHARE, DECAY, LR = range(3)
 
 
 @dataclass
-class Through:
+class AdjointStep:
     """What the adjoint of one step is given beside the step itself."""
 
-    products: list[torch.Tensor | None]
-    settings: list[tuple[float, float]]  # (share, decay) per tensor
+    products: list[torch.Tensor | None]  # second derivatives times the directions of the step that was undone before
+    carries: list[float]  # and its momenta
     by_lr: bool = True
-    wanted: tuple[bool, bool, bool] = ALL_SUMS
+    wanted: tuple[bool, bool, bool] = ALL_SUMS  # by the weight decay, the momentum, the share
+    directed: tuple[bool, ...] | None = None  # whose direction is written; all
 
 
 class AdjointBucket(Bucket):
@@ -39,33 +41,41 @@ class AdjointBucket(Bucket):
             for part, given in zip(self.split(vector), vectors, strict=True):
                 part.copy_(torch.from_numpy(given[which]))
         self.partials = self._guarded("partials", 3 * len(self.skipped), torch.float64)
+        self.directions: list[torch.Tensor] = []
         self.by_lr = torch.empty(0, dtype=torch.float64)
         self.sums = torch.empty(0, dtype=torch.float64)
 
-    def _numbers(self, count: int) -> torch.Tensor:
-        return self._guarded("sums", count * len(self.sizes), torch.float64)
-
-    def undo_weights(self, step: Step, through: Through) -> None:
-        _, active, flat = self._shared(step)
-        self.by_lr = self._numbers(through.by_lr)
-        state = self.x, self.v, self.s
-        vectors = self.aw, self.av, self.partials, self.by_lr
-        self.ops.sgd_undo_weights_adjoint(self.weights, active, *state, flat, True, self.outcome, self._rates(step), *vectors)
-
-    def undo_velocity_too(self, step: Step, tape, through: Through) -> None:
-        spill_bits, planes = tape
-        gradients, active, flat = self._shared(step)
-        self.sums = self._numbers(sum(through.wanted))
+    def weights_adjoint_arguments(self, step: Step, record: Record, adjoint: AdjointStep) -> tuple:
+        """Of undo_weights_adjoint, in order."""
+        self.by_lr = self._guarded("sums", adjoint.by_lr * len(self.sizes), torch.float64)
         none = torch.empty(0)
-        products = [none if p is None else p.to(self.device) for p in through.products]
-        same = len(set(through.settings)) == 1
-        settings = [number for row in through.settings[: 1 if same else None] for number in row]
-        state = self.x, self.v, self.s, planes, spill_bits, flat, step.n, step.d, self.skipped, True, self.outcome
-        vectors = self.aw, self.av, products, settings, list(through.wanted), self.partials, self.sums
-        self.ops.sgd_undo_velocity_adjoint(self.weights, gradients, active, *state, *vectors)
+        products = [none if p is None else p.to(self.device) for p in adjoint.products]
+        carries = torch.tensor(adjoint.carries, dtype=torch.float64).view(-1, 1)
+        state = self.x, [self.v], record.numbers, record.shifts, self.elements(step), record.planes, True, self.outcome
+        vectors = self.aw, [self.av], products, carries, [adjoint.by_lr], self.partials, self.by_lr
+        return RULE, self.weights, *state, *vectors
+
+    def states_adjoint_arguments(self, step: Step, record: Record, adjoint: AdjointStep) -> tuple:
+        """Of undo_states_adjoint, in order."""
+        self.sums = self._guarded("sums", sum(adjoint.wanted) * len(self.sizes), torch.float64)
+        directed = adjoint.directed or (True,) * len(self.sizes)
+        self.directions = [
+            self._guarded("vectors", size if on else 0, self.aw.dtype) for size, on in zip(self.sizes, directed, strict=True)
+        ]
+        state = self.x, [self.v], record.numbers, record.shifts, self.elements(step), record.planes, self.skipped, True
+        sigma_before = torch.tensor([[own[0].sigma] for own in record.before], dtype=torch.float64)
+        vectors = self.aw, [self.av], self.directions, sigma_before, list(adjoint.wanted), self.partials, self.sums
+        return RULE, self.weights, self.gradients(step), *state, self.outcome, *vectors
+
+    def undo_weights_adjoint(self, step: Step, record: Record, adjoint: AdjointStep) -> None:
+        self.ops.undo_weights_adjoint(*self.weights_adjoint_arguments(step, record, adjoint))
+
+    def undo_states_adjoint(self, step: Step, record: Record, adjoint: AdjointStep) -> None:
+        self.ops.undo_states_adjoint(*self.states_adjoint_arguments(step, record, adjoint))
+        self.scales = [list(own) for own in record.before]
 
     def adjoint(self) -> list[torch.Tensor]:
-        return [self.aw, self.av, self.by_lr, self.sums]
+        return [self.aw, self.av, *self.directions, self.by_lr, self.sums]
 
 
 # Oracle ---------------------------------------------------------------------------------------------------------------
@@ -87,18 +97,16 @@ def multiply_add(a, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 def added(terms: np.ndarray) -> float:
     """The inner product of one tensor from its terms, float64."""
     partials = []
-    for block in (terms[i : i + 512] for i in range(0, len(terms), 512)):
-        lanes = 64 if len(block) == 512 else -(-len(block) // 8)
-        sums = np.zeros(64)
-        for row in range(8):
-            part = block[row * lanes : (row + 1) * lanes]
-            sums[: len(part)] += part
+    for block in (terms[i : i + oracle.BLOCK] for i in range(0, len(terms), oracle.BLOCK)):
+        sums = np.zeros(oracle.LANES)
+        for row in (block[i : i + oracle.LANES] for i in range(0, len(block), oracle.LANES)):
+            sums[: len(row)] += row
         while len(sums) > 1:
             sums = sums[0::2] + sums[1::2]
         partials.append(sums[0])
-    sums = np.zeros(512)
-    for i in range(0, len(partials), 512):
-        part = np.array(partials[i : i + 512])
+    sums = np.zeros(oracle.SUM_LANES)
+    for i in range(0, len(partials), oracle.SUM_LANES):
+        part = np.array(partials[i : i + oracle.SUM_LANES])
         sums[: len(part)] += part
     while len(sums) > 1:
         half = len(sums) // 2
@@ -106,60 +114,61 @@ def added(terms: np.ndarray) -> float:
     return float(sums[0])
 
 
-def numbers(state: torch.Tensor, fraction_bits: int) -> np.ndarray:
-    return state.cpu().numpy().astype(np.float64) * 2.0**-fraction_bits
+def values(state: torch.Tensor, sigma: float) -> np.ndarray:
+    return state.cpu().numpy().astype(np.float64) * sigma
 
 
-def doubles(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.cpu().double().numpy()
+def number(step: Step, i: int, which: int) -> np.ndarray:
+    """One of the rule's numbers of tensor i: one, or one per weight; as doubles."""
+    given = step.elements[i][which] if step.elements is not None else None
+    return np.array(step.numbers[i][which]) if given is None else given.cpu().double().numpy()
 
 
-def expected_first_half(bucket: AdjointBucket, step: Step, aws, avs):
-    """av of every tensor and the sums <aw, v'>, from the state after the step."""
-    fmt = oracle.FORMATS[bucket.state_bits]
-    narrow = np.float64 if bucket.state_bits == 64 else np.float32
-    after, sums = [], []
+def expected_first_half(bucket: AdjointBucket, step: Step, record: Record, adjoint: AdjointStep, aws, avs):
+    """aw and av of every tensor and the sums <aw, v'>, from the state after the step."""
+    out_w, out_v, sums = [], [], []
     for i, v in enumerate(bucket.split(bucket.v)):
-        aw, av = aws[i], avs[i]
-        if step.gradients[i] is None:
-            after.append(av)
-            sums.append(0.0)
-            continue
-        quanta = step.rates[i] if step.rates is not None else None
-        lr = np.array(step.coefficients[i][2]) if quanta is None else quanta.double().numpy()
-        lr = (lr * 2.0 ** (fmt.velocity_bits - fmt.weight_bits)).astype(narrow).astype(aw.dtype)
-        after.append(multiply_add(-lr, aw, av))
-        sums.append(added(aw.astype(np.float64) * numbers(v, fmt.velocity_bits)))
-    return after, sums
+        aw, av, real = aws[i], avs[i], aws[i].dtype.type
+        total = 0.0
+        if step.gradients[i] is not None:
+            if adjoint.products[i] is not None:
+                aw = aw + adjoint.products[i].cpu().double().numpy().astype(real)
+            av = real(adjoint.carries[i]) * av
+            total = added(aw.astype(np.float64) * values(v, record.after[i][0].sigma))
+            av = multiply_add(-number(step, i, LR).astype(real), aw, av)
+        out_w.append(aw)
+        out_v.append(av)
+        sums.append(total)
+    return out_w, out_v, sums
 
 
-def expected_second_half(bucket: AdjointBucket, step: Step, through: Through, aws, avs):
-    """aw and av of every tensor, and the three sums, from the state before the step. Blocks that were refused are left out."""
-    fmt = oracle.FORMATS[bucket.state_bits]
+def expected_second_half(bucket: AdjointBucket, step: Step, record: Record, aws, avs):
+    """aw and the direction of every tensor (None: it takes no part), the three sums, and which weights were undone at all; from
+    the state before the step. V is read in the scale that the step gave it: the caller knows both scales."""
     skipped = bucket.skipped.cpu().tolist()
-    first_block, out_w, out_v, sums = 0, [], [], []
+    first_block, out_w, directions, sums, undone = 0, [], [], [], []
     for i, (x, v) in enumerate(zip(bucket.split(bucket.x), bucket.split(bucket.v), strict=True)):
         aw, av, real = aws[i], avs[i], aws[i].dtype.type
-        size = len(aw)
-        blocks = -(-size // 512)
-        keep = np.repeat(np.logical_not(skipped[first_block : first_block + blocks]), 512)[:size]
+        blocks = oracle.block_count(len(aw))
+        keep = np.repeat(np.logical_not(skipped[first_block : first_block + blocks]), oracle.BLOCK)[: len(aw)]
         first_block += blocks
+        undone.append(keep)
         if step.gradients[i] is None:
             out_w.append(aw)
-            out_v.append(av)
+            directions.append(None)
             sums.append((0.0, 0.0, 0.0))
             continue
-        share, decay = through.settings[i]
-        w = numbers(x, fmt.weight_bits)
-        u = real(share) * av
-        moved = aw if through.products[i] is None else aw + doubles(through.products[i]).astype(real)
-        moved = multiply_add(real(decay), u, moved) if decay else moved
-        total = doubles(step.gradients[i]) + decay * w
-        terms = u.astype(np.float64) * w, av.astype(np.float64) * numbers(v, fmt.velocity_bits), av.astype(np.float64) * total
+        share, decay = (number(step, i, which) for which in (SHARE, DECAY))
+        w = values(x, record.before[i][1].sigma)
+        u = share.astype(real) * av
+        moved = np.where(decay != 0, multiply_add(decay.astype(real), u, aw), aw)
+        total = step.gradients[i].cpu().double().numpy() + decay * w
+        of_av = av.astype(np.float64)
+        terms = u.astype(np.float64) * w, of_av * values(v, record.before[i][0].sigma), of_av * total
         sums.append(tuple(added(np.where(keep, term, 0.0)) for term in terms))
         out_w.append(np.where(keep, moved, aw))
-        out_v.append(np.where(keep, real(step.n / step.d) * av, av))
-    return out_w, out_v, sums
+        directions.append(u)
+    return out_w, directions, sums, undone
 
 
 # Problems -------------------------------------------------------------------------------------------------------------
@@ -168,10 +177,10 @@ def expected_second_half(bucket: AdjointBucket, step: Step, through: Through, aw
 # A bucket with an adjoint has float64 weights only, or none.
 ADJOINT_CASES = {
     **{name: case for name, case in CASES.items() if len({dtype == "float64" for dtype in case.dtypes}) == 1},
-    "slow decay": Case((700, 40), ("float32", "float16"), momentum="max-1/max"),
+    "slow decay": Case((700, 40), ("float32", "float16"), momentum=SLOW),
     "dtypes side by side": Case((600, 0, 33, 1500, 77), ("float16", "float32", "bfloat16", "float32", "bfloat16")),
     "nothing at all": Case((0, 0), ("float32", "bfloat16")),
-    "several of float64": Case((700, 40, 1030), ("float64",) * 3, momentum="1/max", inactive=True, rates=(1,)),
+    "several of float64": Case((700, 40, 1030), ("float64",) * 3, momentum=FAST, inactive=True, elements=(1,)),
 }
 
 
@@ -184,17 +193,18 @@ def vectors_of(case: Case, real: str, rng: np.random.Generator):
     return [tuple(rng.standard_normal(size).astype(kind) for _ in range(2)) for size in case.sizes]
 
 
-def throughs_of(case: Case, steps: list[Step], rng: np.random.Generator) -> list[Through]:
-    """Every third product is missing; the settings are not those of the step, which the adjoint does not look at."""
+def adjoints_of(case: Case, steps: list[Step], rng: np.random.Generator) -> list[AdjointStep]:
+    """Every third product is missing, and every third direction; the carries are not the momenta, which nobody looks at here."""
     out = []
     for t in range(len(steps)):
         products = [
             None if (t + i) % 3 == 2 else torch.from_numpy(rng.standard_normal(size)).to(DTYPES[dtype])
             for i, (size, dtype) in enumerate(zip(case.sizes, case.dtypes, strict=True))
         ]
-        shares = [(1.0, 0.0) if t % 3 == 0 else (0.75 + 0.1 * (i % 2), 0.3 * (i % 3)) for i in range(len(products))]
+        carries = [1.0 if t % 3 == 0 else 0.75 + 0.1 * (i % 2) for i in range(len(products))]
         wanted = [ALL_SUMS, (False, True, False), (True, False, False), (False, False, False), (False, False, True)][t % 5]
-        out.append(Through(products, shares, t % 4 != 1, wanted))
+        directed = tuple((t + i) % 3 != 1 for i in range(len(products)))
+        out.append(AdjointStep(products, carries, t % 4 != 1, wanted, directed))
     return out
 
 
@@ -206,68 +216,46 @@ def journey(case: Case, state_bits: int, make, count: int = 6, seed: int = 3) ->
     steps = steps_of(case, state_bits, count, rng)
     real = real_of(case)
     vectors = vectors_of(case, real, rng)
-    throughs = throughs_of(case, steps, rng)
+    adjoints = adjoints_of(case, steps, rng)
     bucket = make(x, v, list(case.dtypes), state_bits, real, vectors)
-    padding = [bucket.padding(t).cpu() for t in (bucket.aw, bucket.av)]
-    tapes = [bucket.step(step) for step in steps]
+    records = [bucket.step(step) for step in steps]
     trace = []
 
-    def record() -> None:
+    def look() -> None:
         seen = [*bucket.tensors(), bucket.outcome, bucket.skipped, *bucket.adjoint()]
         trace.append([t.cpu().clone() for t in seen])
 
-    for step, tape, through in zip(reversed(steps), reversed(tapes), reversed(throughs), strict=True):
-        bucket.undo_weights(step, through)
-        record()
-        bucket.undo_velocity_too(step, tape, through)
-        record()
+    bucket.skipped.zero_()
+    for step, record, adjoint in zip(reversed(steps), reversed(records), reversed(adjoints), strict=True):
+        bucket.undo_weights_adjoint(step, record, adjoint)
+        look()
+        bucket.undo_states_adjoint(step, record, adjoint)
+        look()
     bucket.assert_guards()
-    for t, before in zip((bucket.aw, bucket.av), padding, strict=True):
-        assert torch.equal(bucket.padding(t).cpu(), before)
+    for vector in (bucket.aw, bucket.av):
+        assert not bucket.padding(vector).any()
     return trace
 
 
 def assert_same_trace(mine: list[list[torch.Tensor]], expected: list[list[torch.Tensor]]) -> None:
     for t, (row, other) in enumerate(zip(mine, expected, strict=True)):
         for i, (a, b) in enumerate(zip(row, other, strict=True)):
-            assert torch.equal(a, b) if a.dtype == torch.uint8 else same_bits(a, b), f"phase {t}, tensor {i}"
+            assert same_bits(a, b), f"phase {t}, tensor {i}"
 
 
-def adjoint_sample(state_bits: int):
+def adjoint_sample(state_bits: int) -> dict[str, tuple]:
     """Arguments of the two ops, as core_problems.sample."""
     rng = np.random.default_rng(3)
-    case = Case((40, 700, 1030), ("float32", "float16", "bfloat16"), momentum="1/max")
+    case = Case((40, 700, 1030), ("float32", "float16", "bfloat16"), momentum=FAST)
     x, v = state_of(case, state_bits, rng)
-    steps = steps_of(case, state_bits, 6, rng)
+    (step,) = steps_of(case, state_bits, 1, rng)
     bucket = AdjointBucket(x, v, list(case.dtypes), state_bits, "float32", vectors_of(case, "float32", rng))
-    spill_bits, planes = [bucket.step(step) for step in steps][-1]
-    assert planes
-    step, active = steps[-1], [True, False, True]
-    flat = [c for row in step.coefficients for c in row]
-    state = bucket.x, bucket.v, bucket.s
-    vectors = bucket.aw, bucket.av
-    sums = [torch.zeros(size, dtype=torch.float64) for size in (3, 9)]
-    products = [torch.ones_like(bucket.weights[0]), torch.empty(0), torch.ones_like(bucket.weights[2])]
-    first = bucket.weights, active, *state, flat, True, bucket.outcome, None, *vectors, bucket.partials, sums[0]
-    tail = planes, spill_bits, flat, step.n, step.d, bucket.skipped, True, bucket.outcome
-    given = products, [0.5, 0.25], [True] * 3, bucket.partials, sums[1]
-    second = bucket.weights, step.gradients, active, *state, *tail, *vectors, *given
-    return {"sgd_undo_weights_adjoint": first, "sgd_undo_velocity_adjoint": second}
-
-
-__all__ = [
-    "ADJOINT_CASES",
-    "ALSO_ASKEW",
-    "OPS",
-    "AdjointBucket",
-    "Through",
-    "added",
-    "adjoint_sample",
-    "assert_same_trace",
-    "expected_first_half",
-    "expected_second_half",
-    "journey",
-    "real_of",
-    "throughs_of",
-    "vectors_of",
-]
+    step.gradients[1] = None
+    record = bucket.step(step)
+    record.numbers.nan_to_num_()
+    bucket.skipped.zero_()
+    adjoint = AdjointStep([torch.ones_like(bucket.weights[0]), None, torch.ones_like(bucket.weights[2])], [0.5, 1.0, 0.25])
+    return {
+        "undo_weights_adjoint": bucket.weights_adjoint_arguments(step, record, adjoint),
+        "undo_states_adjoint": bucket.states_adjoint_arguments(step, record, adjoint),
+    }

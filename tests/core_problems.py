@@ -1,5 +1,4 @@
-"""Buckets of integer state for the dispatcher ops, their steps and the plain-integer oracle beside them. Used by tests/core,
-tests/cuda and tests/gpu."""
+"""Buckets of integer state for the dispatcher ops, and their steps. Used by tests/core, tests/cuda and tests/gpu."""
 
 from __future__ import annotations
 
@@ -10,17 +9,21 @@ import oracle
 import pytest
 import torch
 
-import reversible_hypergrad._C  # noqa: F401  (registers the ops; the package's own __init__ their fakes)
-from reversible_hypergrad import _core
+from reversible_hypergrad._ops import ops as OPS
 
-OPS = torch.ops.reversible_hypergrad
 INSTRUCTION_SETS = OPS.instruction_sets().split()
 NONE_SKIPPED = torch.empty(0, dtype=torch.uint8)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64, "float16": torch.float16}
 STATE_DTYPES = {64: torch.int64, 32: torch.int32}
-BITS_OF = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+REAL_DTYPES = {64: torch.float64, 32: torch.float32}
+BITS_OF = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 WIDTHS = pytest.mark.parametrize("state_bits", [64, 32], ids=lambda bits: f"state{bits}")
 EACH_INSTRUCTION_SET = pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+
+# 1 is 2 to these in quanta of the velocity and of the weight, where a test says nothing else.
+FRACTION_BITS = {64: (40, 47), 32: (23, 26)}
+RULE = "sgd"
+SLOTS = oracle.SGD.states + 1
 
 GUARD = 64  # elements around every tensor that no op may write
 
@@ -31,16 +34,36 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 @dataclass
 class Step:
-    """What one step needs to be done and undone; a gradient of None makes its tensor inactive."""
+    """What one step is given; a tensor whose gradient is None takes no part."""
 
     gradients: list[torch.Tensor | None]
-    coefficients: list[tuple[float, float, float]]  # (a, b, lr) per tensor
-    n: int
-    d: int
-    rates: list[torch.Tensor | None] | None = None  # lr per weight, where given in place of the coefficient
+    numbers: list[tuple[float, float, float]]  # share, decay and lr of each tensor
+    momentum: float | list[float]  # of all tensors, or of each
+    elements: list[list[torch.Tensor | None]] | None = None  # per tensor and number: one per weight in place of the number
+    weight_factor: float = 1.0  # decays the scale of all weights, which SGD itself never does
+    rescale: list[tuple[int, int]] | None = None  # further bits by which velocities and weights are shifted, of each tensor
+
+    def plan(self, scales: list[list[oracle.Scale]]) -> list[oracle.TensorStep | None]:
+        momenta = self.momentum if isinstance(self.momentum, list) else [self.momentum] * len(self.gradients)
+        factors = [
+            None if g is None else (momentum, self.weight_factor) for g, momentum in zip(self.gradients, momenta, strict=True)
+        ]
+        elements = self.elements and [[None if e is None else e.double().tolist() for e in own] for own in self.elements]
+        return oracle.plan(oracle.SGD, scales, factors, self.numbers, elements, self.rescale)
 
 
-ASKEW = frozenset({"x", "v", "s", "weights", "planes"})
+@dataclass
+class Record:
+    """What undoing a step needs beside its gradients."""
+
+    numbers: torch.Tensor
+    shifts: torch.Tensor
+    planes: torch.Tensor
+    before: list[list[oracle.Scale]]
+    after: list[list[oracle.Scale]]
+
+
+ASKEW = frozenset({"x", "v", "weights", "planes"})
 
 
 class Bucket:
@@ -55,31 +78,36 @@ class Bucket:
         ops=OPS,
         device: str = "cpu",
         askew: frozenset[str] = ASKEW,
+        scales: list[list[oracle.Scale]] | None = None,
     ):
         self.state_bits, self.dtypes = state_bits, dtypes
         self.ops, self.device, self.askew = ops, device, askew
         self._guards: list[tuple[torch.Tensor, int, int]] = []
         self.sizes = [len(part) for part in x]
-        spaces = [_core.state_size(size) for size in self.sizes]
+        self.scales = scales or [[oracle.Scale(-bits) for bits in FRACTION_BITS[state_bits]] for _ in x]
+        spaces = [oracle.state_size(size) for size in self.sizes]
         self.offsets = [sum(spaces[:i]) for i in range(len(spaces))]
-        self.x = self._guarded("x", sum(spaces), STATE_DTYPES[state_bits])
-        self.v = self._guarded("v", sum(spaces), STATE_DTYPES[state_bits])
-        self.s = self._guarded("s", sum(map(_core.lane_count, self.sizes)), STATE_DTYPES[state_bits])
+        self.x, self.v = (self._guarded(name, sum(spaces), STATE_DTYPES[state_bits]) for name in ("x", "v"))
         self.weights = [self._guarded("weights", size, DTYPES[d]) for size, d in zip(self.sizes, dtypes, strict=True)]
-        self.bound = 1
-        self.outcome = torch.full([1 + len(x)], -1, dtype=torch.int64, device=device)
-        self.skipped = torch.zeros(sum(map(_core.block_count, self.sizes)), dtype=torch.uint8, device=device)
+        self.outcome = torch.full([1 + len(x) * (1 + SLOTS)], -1, dtype=torch.int64, device=device)
+        self.skipped = torch.full([sum(map(oracle.block_count, self.sizes))], 77, dtype=torch.uint8, device=device)
         for parts, target in ((x, self.x), (v, self.v)):
+            target.zero_()
             for part, mine in zip(parts, self.split(target), strict=True):
                 mine.copy_(part)
-        self.s.zero_()
-        for visible, part in zip(self.weights, self.split(self.x), strict=True):
-            scaled = part.double() * 2.0 ** -_core.format_of(state_bits)["weight_fraction_bits"]
-            visible.copy_(scaled if visible.dtype == torch.float64 else scaled.float().to(visible.dtype))
+        self.show()
+
+    def show(self) -> None:
+        """Writes the visible weights, as a step leaves them."""
+        for visible, part, scales in zip(self.weights, self.split(self.x), self.scales, strict=True):
+            sigma, real = scales[-1].sigma, REAL_DTYPES[self.state_bits]
+            if visible.dtype == torch.float64:
+                visible.copy_(part.double() * sigma)
+            else:
+                visible.copy_((part.to(real) * torch.tensor(sigma, dtype=real, device=self.device)).float().to(visible.dtype))
 
     def _guarded(self, name: str, size: int, dtype: torch.dtype) -> torch.Tensor:
-        # Planes are bytes that hold 16-bit words, which a GPU reads at even addresses only.
-        start = GUARD + (dtype.itemsize == 1) + 1 if name in self.askew else GUARD
+        start = GUARD + 1 if name in self.askew else GUARD
         whole = torch.full([size + 2 * GUARD + 2], 77, dtype=dtype, device=self.device)
         self._guards.append((whole, start, size))
         return whole[start : start + size]
@@ -91,21 +119,24 @@ class Bucket:
         keep = torch.ones(len(state), dtype=torch.bool)
         for start, size in zip(self.offsets, self.sizes, strict=True):
             keep[start : start + size] = False
-        return state[keep]
+        return state.cpu()[keep]
 
     def assert_guards(self) -> None:
+        """Nothing beside the tensors was written, nor the padding between them."""
         for whole, start, size in self._guards:
             assert bool((whole[:start] == 77).all())
             assert bool((whole[start + size :] == 77).all())
+        for state in (self.x, self.v):
+            assert not self.padding(state).any()
 
     def tensors(self) -> list[torch.Tensor]:
-        return [self.x, self.v, self.s, *self.weights]
+        return [self.x, self.v, *self.weights]
 
     def snapshot(self) -> list[torch.Tensor]:
         return [t.clone() for t in self.tensors()]
 
     def assert_equals(self, snapshot: list[torch.Tensor]) -> None:
-        names = ["X", "V", "s", *(f"weights[{i}]" for i in range(len(self.weights)))]
+        names = ["X", "V", *(f"weights[{i}]" for i in range(len(self.weights)))]
         for name, mine, expected in zip(names, self.tensors(), snapshot, strict=True):
             assert same_bits(mine, expected), f"{name} differs"
 
@@ -115,61 +146,76 @@ class Bucket:
 
     @property
     def flags(self) -> list[int]:
-        return self.outcome[1:].tolist()
+        return [row[0] for row in self._words()]
 
-    def new_planes(self, spill_bits: list[int]) -> list[torch.Tensor]:
-        planes = [self._guarded("planes", len(self.s) * bits // 8, torch.uint8) for bits in spill_bits if bits]
-        return planes
+    @property
+    def used(self) -> list[list[int]]:
+        return [row[1:] for row in self._words()]
 
-    def _shared(self, step: Step):
-        gradients = [torch.empty(0) if g is None else g.to(self.device) for g in step.gradients]
-        active = [g is not None for g in step.gradients]
-        same = len(set(step.coefficients)) == 1  # then three numbers are enough
-        flat = [c for row in step.coefficients[: 1 if same else None] for c in row]
-        return gradients, active, flat
+    def _words(self) -> list[list[int]]:
+        return self.outcome[1:].view(len(self.sizes), 1 + SLOTS).tolist()
 
-    def _rates(self, step: Step) -> list[torch.Tensor] | None:
-        real = torch.float64 if self.state_bits == 64 else torch.float32
-        none = torch.empty(0, dtype=real)
-        return None if step.rates is None else [none if r is None else r.to(self.device) for r in step.rates]
+    # Steps ---------------------------------------------------------------------------------------------------------------
 
-    def step(self, step: Step, skipped: torch.Tensor = NONE_SKIPPED, planes=None, spill_bits=None):
-        """One step. Returns (spill_bits, planes); with both given, redoes a step instead of planning one."""
-        gradients, active, flat = self._shared(step)
-        if planes is None:
-            self.bound, spill_bits = _core.plan_pushes(self.bound, step.n, step.d, oracle.ROWS, self.state_bits)
-            planes = self.new_planes(spill_bits)
-        state = self.x, self.v, self.s, planes, spill_bits, flat, step.n, step.d
-        self.ops.sgd_step(self.weights, gradients, active, *state, skipped.to(self.device), True, self.outcome, self._rates(step))
-        return spill_bits, planes
+    def record(self, step: Step) -> Record:
+        """The host's part of a step, and room for its planes."""
+        plan = step.plan(self.scales)
+        numbers, shifts, room = [], [], 0
+        for one, own, size in zip(plan, step.numbers, self.sizes, strict=True):
+            if one is None:  # nothing here is looked at
+                numbers.append([float("nan")] * (SLOTS + 1 + len(own)))
+                shifts.append([0] * (1 + 2 * SLOTS))
+                continue
+            sigmas = [scale.sigma for scale in one.after]
+            numbers.append([*sigmas[:-1], one.before[-1].sigma, sigmas[-1], *own])
+            shifts.append([1, *(number for shift in one.shifts for number in shift)])
+            room += sum(k for k, _ in one.shifts) * -(-size // 8)
+        return Record(
+            torch.tensor(numbers, dtype=torch.float64),
+            torch.tensor(shifts, dtype=torch.int64),
+            self._guarded("planes", room, torch.uint8),
+            [list(own) for own in self.scales],
+            [list(own) if one is None else one.after for one, own in zip(plan, self.scales, strict=True)],
+        )
 
-    def move(self, step: Step, back: bool) -> None:
-        _, active, flat = self._shared(step)
-        state = self.x, self.v, self.s
-        self.ops.sgd_move_weights(self.weights, active, *state, flat, back, True, self.outcome, self._rates(step))
+    def gradients(self, step: Step) -> list[torch.Tensor]:
+        return [torch.empty(0) if g is None else g.to(self.device) for g in step.gradients]
 
-    def undo_velocity(self, step: Step, spill_bits, planes) -> None:
-        gradients, active, flat = self._shared(step)
-        state = self.x, self.v, self.s, planes, spill_bits, flat, step.n, step.d
-        self.ops.sgd_undo_velocity(self.weights, gradients, active, *state, self.skipped, True, self.outcome)
+    def elements(self, step: Step) -> list[torch.Tensor]:
+        if step.elements is None:
+            return []
+        none = torch.empty(0, dtype=REAL_DTYPES[self.state_bits], device=self.device)
+        return [none if e is None else e.to(self.device) for own in step.elements for e in own]
 
-    def undo(self, step: Step, spill_bits, planes) -> None:
-        self.move(step, back=True)
-        self.undo_velocity(step, spill_bits, planes)
+    def step(self, step: Step, skipped: torch.Tensor = NONE_SKIPPED, record: Record | None = None, **ticket) -> Record:
+        """One step, planned here unless `record` says how it went before."""
+        record = record or self.record(step)
+        given = record.numbers, record.shifts, self.elements(step), record.planes, skipped.to(self.device), True, self.outcome
+        self.ops.step(RULE, self.weights, self.gradients(step), self.x, [self.v], *given, **ticket)
+        self.scales = [list(own) for own in record.after]
+        return record
+
+    def move(self, step: Step, record: Record, back: bool, **ticket) -> None:
+        given = record.numbers, record.shifts, self.elements(step), record.planes, back, True, self.outcome
+        self.ops.move_weights(RULE, self.weights, self.x, [self.v], *given, **ticket)
+
+    def undo_states(self, step: Step, record: Record, **ticket) -> None:
+        given = record.numbers, record.shifts, self.elements(step), record.planes, self.skipped, True, self.outcome
+        self.ops.undo_states(RULE, self.weights, self.gradients(step), self.x, [self.v], *given, **ticket)
+        self.scales = [list(own) for own in record.before]
+
+    def undo(self, step: Step, record: Record, **ticket) -> None:
+        self.move(step, record, back=True, **ticket)
+        self.undo_states(step, record, **ticket)
 
 
 # Problems ------------------------------------------------------------------------------------------------------------
 
 
-def scales(state_bits: int) -> tuple[float, float]:
-    """Velocity quanta per unit, and weight quanta per velocity quantum."""
-    fmt = oracle.FORMATS[state_bits]
-    return 2.0**fmt.velocity_bits, 2.0 ** (fmt.weight_bits - fmt.velocity_bits)
-
-
-def coefficients(state_bits: int, rate: float, decay: float, lr: float) -> tuple[float, float, float]:
-    velocity, step = scales(state_bits)
-    return -rate * velocity, -rate * decay * velocity / 2.0 ** oracle.FORMATS[state_bits].weight_bits, -lr * step
+def units(state_bits: int) -> tuple[int, int]:
+    """Quanta of velocity and of weight in one."""
+    velocity, weight = FRACTION_BITS[state_bits]
+    return 2**velocity, 2**weight
 
 
 def integers(rng: np.random.Generator, limit: int, size: int, state_bits: int) -> torch.Tensor:
@@ -178,104 +224,36 @@ def integers(rng: np.random.Generator, limit: int, size: int, state_bits: int) -
     return values
 
 
-def normal_gradients(rng, sizes, dtypes, active, scale=1.0) -> list[torch.Tensor | None]:
+def random_integers(rng: np.random.Generator, sizes, state_bits: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """X and V between -1 and 1."""
+    velocity, weight = units(state_bits)
+    x = [integers(rng, weight, size, state_bits) for size in sizes]
+    return x, [integers(rng, velocity, size, state_bits) for size in sizes]
+
+
+def normal_gradients(rng, sizes, dtypes, takes_part, scale=1.0) -> list[torch.Tensor | None]:
     """Normal numbers, a few of them tiny (subnormal in some formats) or of one to three magnitudes more."""
     out = []
-    for size, dtype, on in zip(sizes, dtypes, active, strict=True):
+    for size, dtype, on in zip(sizes, dtypes, takes_part, strict=True):
         g = rng.standard_normal(size)
         g *= 10.0 ** rng.choice([0, -3, -6, -40, -310, 0.5], size, p=[0.9, 0.02, 0.02, 0.02, 0.02, 0.02])
         out.append(torch.from_numpy(g * scale).to(DTYPES[dtype]) if on else None)
     return out
 
 
-def slow_momentum(n: int, d: int, steps: int) -> list[tuple[int, int]]:
-    """n/d, with a step of 1/10 now and then that fills the buffer, so that slow momenta spill, too."""
-    return [(1, 10) if t % 8 < 2 else (n, d) for t in range(steps)]
+def random_elements(rng, size: int, low: float, high: float, state_bits: int) -> torch.Tensor:
+    return torch.from_numpy(rng.uniform(low, high, size)).to(REAL_DTYPES[state_bits])
 
 
-def momentum_schedule(name: str, state_bits: int, steps: int) -> list[tuple[int, int]]:
-    most = oracle.FORMATS[state_bits].max_denominator
+CHANGING = (0.9, 0.1, 0.99, 0.5, 1.0, 2.0**-16, 0.8731)
+
+
+def momentum_schedule(name: str, steps: int) -> list[float]:
+    """One momentum throughout, a slow one with 0.1 now and then, so that it shifts, too; or one that changes every step."""
     if name == "changing":
-        values = (0.9, 0.1, 0.99, 0.5, 1.0, 0.8731)
-        return [_core.approximate_momentum(values[t % len(values)], state_bits) for t in range(steps)]
-    if name == "1/max":
-        return [(1, most)] * steps
-    if name == "max-1/max":
-        return slow_momentum(most - 1, most, steps)
-    n, d = _core.approximate_momentum(float(name), state_bits)
-    return slow_momentum(n, d, steps)
-
-
-def oracle_twin(bucket: Bucket) -> oracle.Bucket:
-    def parts(state):
-        return [part.tolist() for part in bucket.split(state)]
-
-    return oracle.Bucket(parts(bucket.x), parts(bucket.v), bucket.state_bits)
-
-
-def oracle_step(twin: oracle.Bucket, step: Step):
-    gradients = [None if g is None else g.double().tolist() for g in step.gradients]
-    return twin.step(gradients, step.coefficients, step.n, step.d)
-
-
-def assert_is_oracle(bucket: Bucket, twin: oracle.Bucket) -> None:
-    assert [part.tolist() for part in bucket.split(bucket.v)] == twin.v, "V differs"
-    assert [part.tolist() for part in bucket.split(bucket.x)] == twin.x, "X differs"
-    assert bucket.s.tolist() == twin.s, "s differs"
-    for i, (visible, x, dtype) in enumerate(zip(bucket.weights, twin.x, bucket.dtypes, strict=True)):
-        size = visible.element_size()
-        patterns = [p % 2 ** (8 * size) for p in visible.view(BITS_OF[size]).tolist()]
-        expected = [oracle.visible_bits(one, dtype, bucket.state_bits) for one in x]
-        assert patterns == expected, f"weights[{i}] ({dtype}) differ"
-
-
-def check_against_oracle(x, v, dtypes, state_bits, steps: list[Step], use_instruction_set) -> list[int]:
-    """Every instruction set follows the oracle step by step, then goes back to the start. Returns the spills."""
-    buckets = {name: Bucket(x, v, dtypes, state_bits) for name in INSTRUCTION_SETS}
-    first = buckets[INSTRUCTION_SETS[0]]
-    twin = oracle_twin(first)
-    assert_is_oracle(first, twin)
-    padding = first.padding(first.x), first.padding(first.v)
-    history, spills = [first.snapshot()], []
-    tapes: dict[str, list] = {name: [] for name in buckets}
-    hashes = []
-    for step in steps:
-        spill_bits, planes = oracle_step(twin, step)
-        spills += [bits for bits in spill_bits if bits]
-        for name, bucket in buckets.items():
-            use_instruction_set(name)
-            tape = bucket.step(step)
-            tapes[name].append(tape)
-            assert tape[0] == spill_bits
-            assert [bytes(plane.tolist()) for plane in tape[1]] == planes, f"{name}: planes differ"
-            assert bucket.flags == [0] * len(dtypes)
-            assert bucket.hash == first.hash
-            if name == INSTRUCTION_SETS[0]:
-                assert_is_oracle(bucket, twin)
-                history.append(bucket.snapshot())
-            else:
-                bucket.assert_equals(history[-1])
-        hashes.append(first.hash)
-    for name, bucket in buckets.items():
-        use_instruction_set(name)
-        for t in reversed(range(len(steps))):
-            bucket.move(steps[t], back=True)
-            assert bucket.flags == [0] * len(dtypes)
-            moved = bucket.hash
-            assert torch.equal(bucket.x, history[t][0])
-            for mine, expected in zip(bucket.weights, history[t][3:], strict=True):
-                assert same_bits(mine, expected)
-            bucket.undo_velocity(steps[t], *tapes[name][t])
-            assert bucket.flags == [0] * len(dtypes)
-            bucket.assert_equals(history[t])
-            if t:  # what an undo returns to has the hash that the step there had
-                assert (moved + bucket.hash - hashes[t - 1]) % 2**64 == 0
-        assert not bucket.s.any()
-        assert not bucket.skipped.any()
-        assert torch.equal(bucket.padding(bucket.x), padding[0])
-        assert torch.equal(bucket.padding(bucket.v), padding[1])
-        bucket.assert_guards()
-    return spills
+        return [CHANGING[t % len(CHANGING)] for t in range(steps)]
+    momentum = float(name)
+    return [0.1 if momentum > 0.95 and t % 8 < 2 else momentum for t in range(steps)]
 
 
 # Flags ----------------------------------------------------------------------------------------------------------------
@@ -284,23 +262,33 @@ FLAG_SIZES = [40, 700, 1030]
 FLAG_DTYPES = ["float64", "float32", "bfloat16"]
 
 
-def flagged_problem(state_bits: int, n: int, d: int, steps: int = 6):
-    """A bucket with a buffer that spilled already, and one more ordinary step to be spoilt by the test."""
+def flagged_problem(state_bits: int, momentum: float, steps: int = 6):
+    """A bucket under way, and one more ordinary step to be spoilt by the test."""
     rng = np.random.default_rng(5)
-    fmt = oracle.FORMATS[state_bits]
-    x = [integers(rng, 2**fmt.weight_bits, size, state_bits) for size in FLAG_SIZES]
-    v = [integers(rng, 2**fmt.velocity_bits, size, state_bits) for size in FLAG_SIZES]
-    bucket = Bucket(x, v, FLAG_DTYPES, state_bits)
-    c = [coefficients(state_bits, 0.1, 0.02, 0.01 * (i + 1)) for i in range(3)]
+    bucket = Bucket(*random_integers(rng, FLAG_SIZES, state_bits), FLAG_DTYPES, state_bits)
+    numbers = [(0.5, 0.02, 0.01 * (i + 1)) for i in range(3)]
     for _ in range(steps):
-        bucket.step(Step(normal_gradients(rng, FLAG_SIZES, FLAG_DTYPES, [True] * 3), c, 1, 10))
+        bucket.step(Step(normal_gradients(rng, FLAG_SIZES, FLAG_DTYPES, [True] * 3), numbers, 0.1))
         assert bucket.flags == [0, 0, 0]
-    return bucket, Step(normal_gradients(rng, FLAG_SIZES, FLAG_DTYPES, [True] * 3), c, n, d), rng
+    return bucket, Step(normal_gradients(rng, FLAG_SIZES, FLAG_DTYPES, [True] * 3), numbers, momentum), rng
+
+
+def one_weight_of_20(state_bits: int, x: int, v: int) -> Bucket:
+    """Weight 11 has these integers, all others 0; the scales are 1."""
+    states = [torch.zeros(20, dtype=STATE_DTYPES[state_bits]) for _ in range(2)]
+    states[0][11], states[1][11] = x, v
+    return Bucket(*([s] for s in states), ["float64"], state_bits, scales=[[oracle.Scale(), oracle.Scale()]])
+
+
+def one_gradient_of_20(gradient: float, share: float = 1.0, lr: float = 0.0, momentum: float = 1.0) -> Step:
+    gradients = torch.zeros(20, dtype=torch.float64)
+    gradients[11] = gradient
+    return Step([gradients], [(share, 0.0, lr)], momentum)
 
 
 def assert_flags(bucket: Bucket, expected: list[int]) -> None:
-    """Exactly these flags; but what a bad gradient makes of V and X may overflow or not."""
-    bad = oracle.BAD_GRADIENT
+    """Exactly these flags; but what a bad increment makes of V and X may leave the range or not."""
+    bad = oracle.BAD_INCREMENT
     assert [
         bad if flags & bad and wanted == bad else flags for flags, wanted in zip(bucket.flags, expected, strict=True)
     ] == expected
@@ -308,9 +296,9 @@ def assert_flags(bucket: Bucket, expected: list[int]) -> None:
 
 def assert_flagged_step_is_undone(bucket: Bucket, step: Step, expected: list[int]) -> None:
     start = bucket.snapshot()
-    tape = bucket.step(step)
+    record = bucket.step(step)
     assert_flags(bucket, expected)
-    bucket.undo(step, *tape)
+    bucket.undo(step, record)
     bucket.assert_equals(start)
     bucket.assert_guards()
 
@@ -318,17 +306,20 @@ def assert_flagged_step_is_undone(bucket: Bucket, step: Step, expected: list[int
 # Dispatcher -----------------------------------------------------------------------------------------------------------
 
 
-def sample(state_bits: int):
-    bucket, step, _ = flagged_problem(state_bits, 1, 10)
-    bound, spill_bits = _core.plan_pushes(bound := bucket.bound, 1, 10, 8, state_bits)
-    planes = bucket.new_planes(spill_bits)
-    bucket.bound = bound
-    active = [True, False, True]
-    flat = [c for row in step.coefficients for c in row]
-    state = bucket.x, bucket.v, bucket.s
-    tail = planes, spill_bits, flat, 1, 10
+def sample(state_bits: int) -> dict[str, tuple]:
+    """Arguments of the ops, in order and without the optional ones. The middle tensor takes no part."""
+    bucket, step, _ = flagged_problem(state_bits, 0.1)
+    gradients = list(step.gradients)
+    step.gradients[1] = None
+    step.rescale = [(0, 1)] * 3
+    record = bucket.record(step)
+    assert len(record.planes)
+    record.numbers.nan_to_num_()
+    given = record.numbers, record.shifts, [], record.planes
+    state = bucket.x, [bucket.v]
+    bucket.skipped.zero_()
     return {
-        "sgd_step": (bucket.weights, step.gradients, active, *state, *tail, NONE_SKIPPED, True, bucket.outcome),
-        "sgd_move_weights": (bucket.weights, active, *state, flat, True, True, bucket.outcome),
-        "sgd_undo_velocity": (bucket.weights, step.gradients, active, *state, *tail, bucket.skipped, True, bucket.outcome),
+        "step": (RULE, bucket.weights, gradients, *state, *given, NONE_SKIPPED, True, bucket.outcome),
+        "move_weights": (RULE, bucket.weights, *state, *given, True, True, bucket.outcome),
+        "undo_states": (RULE, bucket.weights, gradients, *state, *given, bucket.skipped, True, bucket.outcome),
     }

@@ -1,155 +1,254 @@
-"""The exact SGD arithmetic once more, in Python integers, one weight at a time, from the specification alone.
+"""The exact arithmetic of lazily scaled integers once more, in Python, one weight at a time, from the specification alone.
 
-Nothing here shares a line or a trick with the C++ core: no reciprocals, no vectors, no blocks of pointers. What the two
-agree on bit for bit is then either right or wrong twice in the same way. Every range that the formats promise is
-asserted, so that a test which leaves the specified domain fails here and not by comparing two undefined results.
+Nothing here shares a line or a trick with the kernels: no vectors, no masks, no tables. What the two agree on bit for bit is then
+either right or wrong twice in the same way. Integers are Python's, wrapped where the specification wraps; floating-point
+numbers are Python's doubles or NumPy's float32 scalars, one operation after the other.
 
-Symbols: X weights and V velocities in quanta, s accumulator of a lane, n/d momentum, r the digit that a contraction
-loses, p the digit that it takes back, B exclusive bound on every s.
+Symbols: Z the integer of a slot (a state of the rule, or, last, the weight X), sigma its scale: value = Z * sigma. k, c: by how
+many bits Z is shifted in a step, and the centre that is added before, so that neither half is rounded to more often.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import dataclass, field
 
 import numpy as np
 
-ROWS = 8
-LANES_PER_BLOCK = 64
-BLOCK = ROWS * LANES_PER_BLOCK
+BLOCK = 512
+LANES = 64
+SUM_LANES = 512
 STATE_ALIGNMENT = 16
 
-BAD_GRADIENT, VELOCITY_OVERFLOW, WEIGHT_OVERFLOW, FOREIGN_GRADIENT = 1, 2, 4, 8
+BAD_INCREMENT, STATE_OVERFLOW, BAD_CHANGE, WEIGHT_OVERFLOW, FOREIGN_GRADIENT = 1, 2, 4, 8, 16
 
 
 @dataclass(frozen=True)
-class Format:
-    """Number formats of a state: weight = X / 2^weight_bits, velocity = V / 2^velocity_bits."""
+class Layout:
+    """Integers of `bits` bits, kept in [-2^limit_bits, 2^limit_bits); what is added to one in [-2^change_bits, 2^change_bits)."""
 
-    state_bits: int
-    weight_bits: int
-    velocity_bits: int
-    velocity_limit: int
-    weight_limit: int
-    capacity: int
-    max_denominator: int
-    tolerance: Fraction
-    signed: type
-    unsigned: type
+    bits: int
+    limit_bits: int
+    change_bits: int
+    real: type
 
+    @property
+    def limit(self) -> int:
+        return 2**self.limit_bits
 
-FORMATS = {
-    64: Format(64, 47, 47, 2**62, 2**62, 2**50, 2**16, Fraction(1, 2**24), np.int64, np.uint64),
-    32: Format(32, 26, 23, 2**30, 2**30, 2**31 - 2**16, 2**13, Fraction(1, 2**10), np.int32, np.uint32),
-}
+    @property
+    def change_limit(self) -> int:
+        return 2**self.change_bits
 
+    def wrap(self, z: int) -> int:
+        half = 1 << (self.bits - 1)
+        return (z + half) % (2 * half) - half
 
-# Momentum and host schedule ------------------------------------------------------------------------------------------
-
-
-def simplest_fraction(momentum: float, state_bits: int, hair: Fraction = Fraction(0)) -> tuple[int, int] | None:
-    """n/d of the smallest d within the tolerance (+ hair) of momentum, by trying every d; None where none is allowed.
-
-    The tolerance doubles, up to one percent, while it would take a larger d than the format has.
-    """
-    fmt = FORMATS[state_bits]
-    mu = Fraction(momentum)
-    distance = min(mu, 1 - mu) if mu < 1 else Fraction(1)
-    if distance * Fraction(101, 100) * fmt.max_denominator < 1:
-        return None
-    tolerance = fmt.tolerance
-    while tolerance <= Fraction(1, 100):
-        slack = max(tolerance * distance + hair, Fraction(0)) if mu < 1 else Fraction(0)
-        (low, low_den), (high, high_den) = (mu - slack).as_integer_ratio(), (mu + slack).as_integer_ratio()
-        for d in range(1, fmt.max_denominator + 1):
-            n = -(-low * d // low_den)  # smallest n with n/d >= mu - slack
-            if n * high_den <= high * d:
-                return n, d
-        tolerance *= 2
-    return None
+    def rint(self, x) -> int:
+        """The integer nearest to x, ties to even; outside the limits for changes wherever x is, or x is NaN."""
+        if self.bits == 64:
+            return self.wrap(_bits_of_double(x + _MAGIC) - _bits_of_double(_MAGIC))
+        nearest = None if np.isnan(x) or np.isinf(x) else round(float(x))
+        return -(2**31) if nearest is None or not -(2**31) <= nearest < 2**31 else nearest
 
 
-def plan(bound: int, n: int, d: int, count: int, state_bits: int) -> tuple[int, list[int]]:
-    """Bound after `count` pushes with momentum n/d, and the bits that spill before each of them."""
-    capacity = FORMATS[state_bits].capacity
-    spill_bits = []
-    for _ in range(count):
-        bits = 0
-        if bound > capacity // d:
-            short, long = ((bound - 1) >> 8) + 1, ((bound - 1) >> 16) + 1
-            bits = 16 if long >= 64 * d or short > capacity // d else 8
-            bound = long if bits == 16 else short
-        assert bound <= capacity // d, "no spill makes room for this denominator"
-        spill_bits.append(bits)
-        bound = (bound * d - 1) // n + 1
-        assert bound <= capacity
-    return bound, spill_bits
+LAYOUTS = {64: Layout(64, 62, 51, float), 32: Layout(32, 30, 30, np.float32)}
+
+_MAGIC = 1.5 * 2.0**52
+QUIET = np.errstate(all="ignore")  # values that leave their range are what some tests are about
 
 
-# One weight ----------------------------------------------------------------------------------------------------------
+def _bits_of_double(x: float) -> int:
+    return int.from_bytes(struct.pack("<d", x), "little", signed=True)
 
 
-def contract(v: int, s: int, n: int, d: int) -> tuple[int, int]:
-    """Scale v by n/d; the digit that division loses goes into s. With n and d exchanged: the inverse."""
-    quotient, r = divmod(v, d)
-    s, p = divmod(s * d + r, n)
-    return quotient * n + p, s
+# Host -----------------------------------------------------------------------------------------------------------------
 
 
-def increment(gradient, x: int, a: float, b: float, state_bits: int) -> int:
-    """q, what a step adds to V: round_half_even(gradient * a [+ x * b]), one rounded operation at a time."""
-    if state_bits == 64:
-        g = float(gradient) * float(a)
-        return round(g + float(x) * float(b) if b != 0 else g)
-    a, b = np.float32(a), np.float32(b)
-    g = np.float32(gradient) * a
-    return round(float(g + np.float32(x) * b if b != 0 else g))
+@dataclass(frozen=True)
+class Scale:
+    """sigma = a * 2^exponent of one slot of one tensor; count: how often the slot has been shifted."""
+
+    exponent: int = 0
+    a: float = 1.0
+    count: int = 0
+
+    @property
+    def sigma(self) -> float:
+        return math.ldexp(self.a, self.exponent)
+
+    def after(self, factor: float, rescale: int = 0) -> tuple[Scale, tuple[int, int]]:
+        """The scale in a step that decays the slot by `factor`, and how the step shifts the integers: (k, centre)."""
+        a, k = self.a * factor, 0
+        while a <= 0.5:
+            a, k = 2.0 * a, k + 1
+        k += rescale
+        if k == 0:
+            return Scale(self.exponent + rescale, a, self.count), (0, 0)
+        return Scale(self.exponent + rescale, a, self.count + 1), (k, 2 ** (k - 1) - self.count % 2)
 
 
-def movement(v: int, lr: float, state_bits: int) -> int:
-    """What a step subtracts from X: round_half_even(v * lr)."""
-    if state_bits == 64:
-        return round(float(v) * float(lr))
-    return round(float(np.float32(v) * np.float32(lr)))  # |v| < 2^53: int -> double is exact, -> float32 rounds once
+# Rules ----------------------------------------------------------------------------------------------------------------
 
 
-def visible_bits(x: int, dtype: str, state_bits: int) -> int:
-    """The bit pattern of the weight that the model sees for x quanta."""
-    value = math.ldexp(float(x), -FORMATS[state_bits].weight_bits)
+class SGD:
+    """v = mu*v + share*(g + decay*w), w = w - lr*v. Numbers: share, decay, lr; mu is v's decay."""
+
+    states = 1
+    numbers = 3
+
+    @staticmethod
+    def increment(state: int, g, w, z, numbers):
+        share, decay, _ = numbers
+        return share * (g + decay * w)
+
+    @staticmethod
+    def update(z, numbers):
+        return numbers[2] * z[0]
+
+
+# One weight -----------------------------------------------------------------------------------------------------------
+
+
+def contract(z: int, k: int, centre: int, layout: Layout) -> tuple[int, int]:
+    """Z shifted down by k bits, and the bits that fell out."""
+    t = layout.wrap(z + centre)
+    return t >> k, t & ((1 << k) - 1)
+
+
+def expand(z: int, k: int, centre: int, low: int, layout: Layout) -> int:
+    return layout.wrap((z << k) + low - centre)
+
+
+@dataclass
+class TensorStep:
+    """One tensor's step: what it takes to go through it in both directions. Slots: the states, then the weight."""
+
+    before: list[Scale]
+    after: list[Scale]
+    shifts: list[tuple[int, int]]
+    numbers: tuple[float, ...]
+    elements: list[list[float] | None]
+    low: list[list[int]] = field(default_factory=list)  # per slot and weight: the bits that fell out
+
+    def planes(self) -> bytes:
+        """Slot by slot, bit by bit, weight i in bit i%8 of byte i/8."""
+        out = bytearray()
+        for (k, _), low in zip(self.shifts, self.low, strict=True):
+            for bit in range(k):
+                plane = bytearray(-(-len(low) // 8))
+                for i, bits in enumerate(low):
+                    plane[i // 8] |= (bits >> bit & 1) << i % 8
+                out += plane
+        return bytes(out)
+
+
+def plan(rule, scales: list[list[Scale]], factors, numbers, elements=None, rescale=None) -> list[TensorStep | None]:
+    """The host's part of a step. Per tensor: factors and rescale of each slot (no factors: the tensor takes no part), the
+    rule's numbers, and lists of them per weight."""
+    steps: list[TensorStep | None] = []
+    for i, (own, factor) in enumerate(zip(scales, factors, strict=True)):
+        if factor is None:
+            steps.append(None)
+            continue
+        by = (0,) * len(own) if rescale is None else rescale[i]
+        moved = [scale.after(*both) for scale, *both in zip(own, factor, by, strict=True)]
+        per_weight = [None] * rule.numbers if elements is None else elements[i]
+        after, shifts = [scale for scale, _ in moved], [shift for _, shift in moved]
+        steps.append(TensorStep(list(own), after, shifts, numbers[i], per_weight))
+    return steps
+
+
+class Kernel:
+    """A tensor's step with its numbers rounded to the layout's real type, for one weight at a time."""
+
+    def __init__(self, rule, layout: Layout, step: TensorStep):
+        real = layout.real
+        self.rule, self.layout, self.step = rule, layout, step
+        self.sigma = [real(scale.sigma) for scale in step.after]
+        self.inverse = [real(1.0 / scale.sigma) for scale in step.after]
+        self.sigma_before = real(step.before[-1].sigma)
+        self.numbers = tuple(map(real, step.numbers))
+
+    def numbers_of(self, i: int):
+        """The rule's numbers of weight i."""
+        given = [None if own is None else self.layout.real(own[i]) for own in self.step.elements]
+        return tuple(number if own is None else own for number, own in zip(self.numbers, given, strict=True))
+
+    def value(self, slot: int, z: int):
+        return self.layout.real(z) * self.sigma[slot]
+
+    def forth(self, z: list[int], gradient, numbers, keep_states: bool) -> tuple[list[int], list[int], int]:
+        """Integers, bits and flags of one weight after the step. `keep_states`: the weight alone moves."""
+        layout, (*states, x) = self.layout, z
+        w = layout.real(x) * self.sigma_before
+        low, flags = [0] * len(z), 0
+        if not keep_states:
+            for s, (k, centre) in enumerate(self.step.shifts[:-1]):
+                states[s], low[s] = contract(states[s], k, centre, layout)
+        values = [self.value(s, one) for s, one in enumerate(states)]
+        for s in range(0 if keep_states else len(states)):
+            quanta = layout.rint(self.rule.increment(s, layout.real(gradient), w, values, numbers) * self.inverse[s])
+            states[s] = layout.wrap(states[s] + quanta)
+            values[s] = self.value(s, states[s])
+            flags |= BAD_INCREMENT * outside(quanta, layout.change_limit) | STATE_OVERFLOW * outside(states[s], layout.limit)
+        x, low[-1] = contract(x, *self.step.shifts[-1], layout)
+        change = self.change(states, numbers)
+        x = layout.wrap(x - change)
+        flags |= BAD_CHANGE * outside(change, layout.change_limit) | WEIGHT_OVERFLOW * outside(x, layout.limit)
+        return [*states, x], low, flags
+
+    def change(self, states: list[int], numbers) -> int:
+        values = [self.value(s, one) for s, one in enumerate(states)]
+        return self.layout.rint(self.rule.update(values, numbers) * self.inverse[-1])
+
+    def weight_back(self, z: list[int], low: int, numbers) -> int:
+        *states, x = z
+        return expand(self.layout.wrap(x + self.change(states, numbers)), *self.step.shifts[-1], low, self.layout)
+
+    def weight_forth(self, z: list[int], numbers) -> tuple[int, int]:
+        *states, x = z
+        x, low = contract(x, *self.step.shifts[-1], self.layout)
+        return self.layout.wrap(x - self.change(states, numbers)), low
+
+    def without_increments(self, z: list[int], gradient, numbers) -> tuple[list[int], int]:
+        """The states as they were contracted, and flags, among them whether they can have come from there; X is the old one."""
+        layout, (*states, x) = self.layout, z
+        w, flags = layout.real(x) * self.sigma_before, 0
+        values = [self.value(s, one) for s, one in enumerate(states)]
+        for s in reversed(range(len(states))):
+            increment = self.rule.increment(s, layout.real(gradient), w, values, numbers)
+            quanta = layout.rint(increment * self.inverse[s])
+            states[s] = layout.wrap(states[s] - quanta)
+            values[s] = self.value(s, states[s])
+            k = self.step.shifts[s][0]
+            foreign = abs(states[s]) > 2 ** (layout.limit_bits - k) if k else outside(states[s], layout.limit)
+            flags |= BAD_INCREMENT * outside(quanta, layout.change_limit) | FOREIGN_GRADIENT * foreign
+        return states, flags
+
+
+def outside(z: int, limit: int) -> bool:
+    return not -limit <= z < limit
+
+
+@QUIET
+def visible_bits(x: int, sigma: float, dtype: str, layout: Layout) -> int:
+    """The bit pattern of the weight that the model sees for the integer x."""
     if dtype == "float64":
-        return int.from_bytes(struct.pack("<d", value), "little")
-    single = np.float32(value)
+        return int.from_bytes(struct.pack("<d", float(x) * sigma), "little")
+    single = np.float32(layout.real(x) * layout.real(sigma))
     pattern = int.from_bytes(single.tobytes(), "little")
     if dtype == "float32":
         return pattern
     if dtype == "float16":
-        with np.errstate(over="ignore"):
-            return int.from_bytes(np.float16(single).tobytes(), "little")
+        return int.from_bytes(np.float16(single).tobytes(), "little")
     assert dtype == "bfloat16"
     kept, rest = pattern >> 16, pattern & 0xFFFF
     return kept + (rest > 0x8000 or (rest == 0x8000 and kept & 1))
 
 
-# Layout --------------------------------------------------------------------------------------------------------------
-
-
-def lane_of_weights(size: int) -> list[tuple[int, int]]:
-    """(lane, row) of every weight of a tensor in flat order."""
-    full = size // BLOCK
-    places = []
-    for i in range(size):
-        block, w = divmod(i, BLOCK)
-        lanes = LANES_PER_BLOCK if block < full else -(-(size - full * BLOCK) // ROWS)
-        row, lane = divmod(w, lanes)
-        places.append((block * LANES_PER_BLOCK + lane, row))
-    return places
-
-
-def lane_count(size: int) -> int:
-    return size // BLOCK * LANES_PER_BLOCK + -(-(size % BLOCK) // ROWS)
+# Memory and hash ------------------------------------------------------------------------------------------------------
 
 
 def block_count(size: int) -> int:
@@ -160,62 +259,133 @@ def state_size(size: int) -> int:
     return -(-size // STATE_ALIGNMENT) * STATE_ALIGNMENT
 
 
-# Bucket --------------------------------------------------------------------------------------------------------------
+def _mix(x: int) -> int:
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return x ^ x >> 31
+
+
+def hash_of_slot(z: list[int], position: int, stream: int, layout: Layout) -> int:
+    """Of one tensor's slot that begins at `position`. Streams: 0 the weight, s + 1 state s."""
+    total, per_word = 0, 64 // layout.bits
+    for first in range(0, len(z), BLOCK):
+        block = [one % 2**layout.bits for one in z[first : first + BLOCK]]
+        inside = 0
+        for i in range(0, len(block), per_word):
+            word = sum(one << layout.bits * j for j, one in enumerate(block[i : i + per_word]))
+            keyed = (word + 0x9E3779B97F4A7C15 * (2 * (i // per_word) + 1)) % 2**64
+            inside += keyed % 2**32 * (keyed >> 32)
+        total += _mix((inside + _mix((2 * (position + first) + stream + 1) % 2**64)) % 2**64)
+    return total
+
+
+def used_bits(z: list[int], layout: Layout) -> int:
+    """One word whose length in bits is that of the longest integer, without its sign."""
+    word = 0
+    for one in z:
+        word |= (one ^ one << 1) % 2**layout.bits
+    return word
+
+
+# Bucket ---------------------------------------------------------------------------------------------------------------
 
 
 class Bucket:
-    """Several tensors with one accumulator tensor; X and V as one list per tensor, without padding."""
+    """Several tensors under one rule: slots[tensor][slot], a list of integers without padding, and scales[tensor][slot]."""
 
-    def __init__(self, x: list[list[int]], v: list[list[int]], state_bits: int):
-        self.format = FORMATS[state_bits]
-        self.x = [list(part) for part in x]
-        self.v = [list(part) for part in v]
-        self.bound = 1
-        first_lane = 0
-        self._rows: list[list[list[tuple[int, int]]]] = []  # [tensor][row] -> (lane in the bucket, weight)
-        for part in self.x:
-            rows: list[list[tuple[int, int]]] = [[] for _ in range(ROWS)]
-            for weight, (lane, row) in enumerate(lane_of_weights(len(part))):
-                rows[row].append((first_lane + lane, weight))
-            self._rows.append(rows)
-            first_lane += lane_count(len(part))
-        self.s = [0] * first_lane
+    def __init__(self, rule, state_bits: int, slots: list[list[list[int]]], scales: list[list[Scale]]):
+        self.rule, self.layout = rule, LAYOUTS[state_bits]
+        self.slots = [[list(slot) for slot in tensor] for tensor in slots]
+        self.scales = [list(own) for own in scales]
+        self.flags = [0] * len(slots)
+        sizes = [len(tensor[-1]) for tensor in slots]
+        self.skipped = [[False] * block_count(size) for size in sizes]
+        self._positions = [sum(map(state_size, sizes[:i])) for i in range(len(sizes))]
 
-    def step(self, gradients, coefficients, n: int, d: int) -> tuple[list[int], list[bytes]]:
-        """One step; a tensor whose gradient is None is inactive. Returns the spill schedule and the planes."""
-        bits = self.format.state_bits
-        self.bound, spill_bits = plan(self.bound, n, d, ROWS, bits)
-        planes = []
-        for row, spill in enumerate(spill_bits):
-            if spill:
-                planes.append(b"".join((s & ((1 << spill) - 1)).to_bytes(spill // 8, "little") for s in self.s))
-                self.s = [s >> spill for s in self.s]
-            for x, v, rows, gradient, (a, b, lr) in zip(self.x, self.v, self._rows, gradients, coefficients, strict=True):
-                if gradient is None:
-                    continue
-                for lane, i in rows[row]:
-                    assert self.s[lane] * d + d - 1 < self.format.capacity
-                    new, self.s[lane] = contract(v[i], self.s[lane], n, d)
-                    v[i] = new + increment(gradient[i], x[i], a, b, bits)
-                    x[i] -= movement(v[i], lr, bits)
-                    assert abs(v[i]) < self.format.velocity_limit, "velocity outside the specified range"
-                    assert abs(x[i]) < self.format.weight_limit, "weight outside the specified range"
-        assert max(self.s, default=0) < self.bound
-        return spill_bits, planes
+    @QUIET
+    def step(self, steps: list[TensorStep | None], gradients, redo: bool = False) -> None:
+        """All tensors that take part. `redo`: the states of skipped blocks stay, and so do their bits."""
+        for i, step in enumerate(steps):
+            self.flags[i] = 0
+            if step is None:
+                continue
+            kernel, size = Kernel(self.rule, self.layout, step), len(self.slots[i][-1])
+            self.scales[i] = list(step.after)
+            if not redo:
+                step.low = [[0] * size for _ in step.shifts]
+            for n in range(size):
+                keep = redo and self.skipped[i][n // BLOCK]
+                z, low, flags = kernel.forth(self._weight(i, n), gradients[i][n], kernel.numbers_of(n), keep)
+                self._put(i, n, z)
+                for slot, bits in enumerate(low):
+                    if not keep or slot == len(low) - 1:
+                        step.low[slot][n] = bits
+                self.flags[i] |= flags
 
-    def undo(self, gradients, coefficients, n: int, d: int, spill_bits: list[int], planes: list[bytes]) -> None:
-        """The inverse of `step` (`bound` is the host's and stays)."""
-        bits = self.format.state_bits
-        planes = list(planes)
-        for row in reversed(range(ROWS)):
-            for x, v, rows, gradient, (a, b, lr) in zip(self.x, self.v, self._rows, gradients, coefficients, strict=True):
-                if gradient is None:
-                    continue
-                for lane, i in reversed(rows[row]):
-                    x[i] += movement(v[i], lr, bits)
-                    v[i], self.s[lane] = contract(v[i] - increment(gradient[i], x[i], a, b, bits), self.s[lane], d, n)
-            if spill := spill_bits[row]:
-                plane, size = planes.pop(), spill // 8
-                low = [int.from_bytes(plane[k * size : (k + 1) * size], "little") for k in range(len(self.s))]
-                self.s = [s << spill | rest for s, rest in zip(self.s, low, strict=True)]
-        assert not planes
+    @QUIET
+    def move_weights(self, steps: list[TensorStep | None], back: bool) -> None:
+        for i, step in enumerate(steps):
+            self.flags[i] = 0
+            if step is None:
+                continue
+            kernel, weights = Kernel(self.rule, self.layout, step), self.slots[i][-1]
+            self.scales[i][-1] = (step.before if back else step.after)[-1]
+            for n in range(len(weights)):
+                if back:
+                    weights[n] = kernel.weight_back(self._weight(i, n), step.low[-1][n], kernel.numbers_of(n))
+                else:
+                    weights[n], step.low[-1][n] = kernel.weight_forth(self._weight(i, n), kernel.numbers_of(n))
+
+    @QUIET
+    def undo_states(self, steps: list[TensorStep | None], gradients) -> None:
+        """Blocks whose bits would be lost are skipped."""
+        for i, step in enumerate(steps):
+            self.flags[i] = 0
+            self.skipped[i] = [False] * len(self.skipped[i])
+            if step is None:
+                continue
+            kernel, size = Kernel(self.rule, self.layout, step), len(self.slots[i][-1])
+            self.scales[i][:-1] = step.before[:-1]
+            loses = any(k for k, _ in step.shifts[:-1])
+            for block, first in enumerate(range(0, size, BLOCK)):
+                here = range(first, min(first + BLOCK, size))
+                undone = [kernel.without_increments(self._weight(i, n), gradients[i][n], kernel.numbers_of(n)) for n in here]
+                for _, flags in undone:
+                    self.flags[i] |= flags
+                self.skipped[i][block] = loses and any(flags & FOREIGN_GRADIENT for _, flags in undone)
+                for n, (states, _) in zip(here, undone, strict=True):
+                    for s, z in enumerate([] if self.skipped[i][block] else states):
+                        self.slots[i][s][n] = expand(z, *step.shifts[s], step.low[s][n], self.layout)
+
+    def undo(self, steps: list[TensorStep | None], gradients) -> None:
+        self.move_weights(steps, back=True)
+        self.undo_states(steps, gradients)
+
+    def visible(self, i: int, dtype: str) -> list[int]:
+        """Bit patterns of tensor i's weights."""
+        sigma = self.scales[i][-1].sigma
+        return [visible_bits(x, sigma, dtype, self.layout) for x in self.slots[i][-1]]
+
+    def hash(self, weights: bool, states: bool) -> int:
+        """Of the slots that a phase moves, all tensors', as a signed number of 64 bits."""
+        total = 0
+        for slots, position in zip(self.slots, self._positions, strict=True):
+            for slot, z in enumerate(slots):
+                is_weight = slot == len(slots) - 1
+                if weights if is_weight else states:
+                    total += hash_of_slot(z, position, 0 if is_weight else slot + 1, self.layout)
+        return LAYOUTS[64].wrap(total)
+
+    def used(self, steps: list[TensorStep | None]) -> list[list[int]]:
+        """Per tensor and slot, as signed numbers of 64 bits; 0 of tensors that take no part."""
+        return [
+            [0 if step is None else LAYOUTS[64].wrap(used_bits(z, self.layout)) for z in slots]
+            for slots, step in zip(self.slots, steps, strict=True)
+        ]
+
+    def _weight(self, tensor: int, n: int) -> list[int]:
+        return [slot[n] for slot in self.slots[tensor]]
+
+    def _put(self, tensor: int, n: int, z: list[int]) -> None:
+        for slot, one in zip(self.slots[tensor], z, strict=True):
+            slot[n] = one

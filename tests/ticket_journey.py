@@ -1,57 +1,68 @@
-"""Steps of two buckets that share a device's word of refusal, one of them refused. Used by tests/cuda and tests/gpu."""
+"""Steps of two buckets that share a device's word of refusal, one of them refused. Used by tests/core, tests/cuda, tests/gpu."""
 
 from __future__ import annotations
 
-from fractions import Fraction
-
+import numpy as np
+import oracle
 import torch
-from reversible_hypergrad.reversible.bucket import Bucket, Coefficients
-
-from reversible_hypergrad.reversible.lateness import Ticket, none_refused
+from core_problems import OPS, Bucket, Step, normal_gradients, random_integers
 
 REFUSED, STEPS = 3, 7
-SHAPES = [[((3, 700), torch.float32), ((70_001,), torch.bfloat16)], [((513,), torch.float64), ((1030,), torch.float16)]]
+NONE_REFUSED = 2**63 - 1
+SIZES = [[2100, 70_001], [513, 1030]]
+DTYPES = [["float32", "bfloat16"], ["float64", "float16"]]
 
 
-def journey(device: str, state_bits: int, bad: float) -> list[torch.Tensor]:
-    """States after every step, and what the words of outcomes hold, on the CPU. The second bucket's step REFUSED is bad."""
-    generator = torch.Generator().manual_seed(8)
-    buckets = []
-    for shapes in SHAPES:
-        weights = [torch.randn(shape, generator=generator).to(device, dtype) for shape, dtype in shapes]
-        buckets.append(Bucket(weights, ["a", "b"], state_bits))
-    c = (Coefficients.of(buckets[0].format, lr=0.1, weight_decay=0.01, dampening=0.0),)
-    word = none_refused(torch.device(device))
+def journey(device: str, state_bits: int, bad: float, ops=OPS) -> list[torch.Tensor]:
+    """Of every step: the outcome and the state of both buckets, and the word; on the CPU. The second bucket's steps REFUSED and
+    REFUSED + 2 are bad."""
+    rng = np.random.default_rng(8)
+    buckets = [
+        Bucket(*random_integers(rng, sizes, state_bits), dtypes, state_bits, ops, device)
+        for sizes, dtypes in zip(SIZES, DTYPES, strict=True)
+    ]
+    word = torch.full([1], NONE_REFUSED, device=device)
     trace = []
     for number in range(STEPS):
+        ticket = {"first_refused": word, "number": number}
         taken = []
         for i, bucket in enumerate(buckets):
-            gradients = [torch.randn(w.shape, generator=generator).to(device, w.dtype) for w in bucket.weights]
+            gradients = normal_gradients(rng, bucket.sizes, bucket.dtypes, [True] * 2)
             if number in (REFUSED, REFUSED + 2) and i == 1:
                 gradients[1][1025] = bad
-            record, outcome = bucket.step(gradients, Fraction(1, 10), c, None, True, Ticket(word, number))
-            taken.append((bucket, record, gradients))
-            trace += [torch.tensor(outcome.flags), torch.tensor(outcome.hash)]
-        for bucket, record, gradients in taken:
-            bucket.retract(record, gradients, Ticket(word, number))
+            step = Step(gradients, [(1.0, 0.01, 0.1)] * 2, 0.1, rescale=[(0, number % 2)] * 2)
+            taken.append((bucket, step, bucket.step(step, **ticket)))
+            trace.append(outcome_of(bucket))
+        for bucket, step, record in taken:  # all of them, though only those of a refused step are to be taken back
+            bucket.undo(step, record, **ticket)
+            bucket.scales = record.after if number < REFUSED else record.before
         for bucket in buckets:
-            state = (*bucket.weights, bucket.x, bucket.v, bucket.accumulators)
-            trace += [t.cpu().clone() for t in state]
+            trace += [t.cpu().clone() for t in bucket.tensors()]
+            bucket.assert_guards()
         trace.append(word.cpu().clone())
-        assert [bucket.bound > 1 for bucket in buckets] == [True, True]
     return trace
+
+
+def outcome_of(bucket: Bucket) -> torch.Tensor:
+    """Of a refused step only which gradients were bad: the rest is made of the bits of NaNs, which are not every device's."""
+    outcome = bucket.outcome.cpu().clone()
+    if any(bucket.flags):
+        flags = outcome[1::3] & oracle.BAD_INCREMENT
+        outcome.zero_()[1::3] = flags
+    return outcome
 
 
 def assert_stands_still(trace: list[torch.Tensor]) -> None:
     """Every step before the refused one moved the state; that one and all later ones left it where it was."""
     entries = len(trace) // STEPS
     steps = [trace[i * entries : (i + 1) * entries] for i in range(STEPS)]
-    states = [step[4:-1] for step in steps]
-    flags, words = [[int(step[j].sum()) for j in (0, 2)] for step in steps], [int(step[-1]) for step in steps]
-    assert words == [2**63 - 1] * REFUSED + [REFUSED] * (STEPS - REFUSED)
-    assert [[bool(f) for f in pair] for pair in flags] == [[False, i == REFUSED] for i in range(STEPS)]
+    states = [step[2:-1] for step in steps]
+    assert [int(step[-1]) for step in steps] == [NONE_REFUSED] * REFUSED + [REFUSED] * (STEPS - REFUSED)
+    for i, step in enumerate(steps):
+        flags = [bool(outcome[1::3].any()) for outcome in step[:2]]
+        assert flags == [False, i == REFUSED]
     for i in range(1, STEPS):
         same = [torch.equal(a, b) for a, b in zip(states[i], states[i - 1], strict=True)]
         assert all(same) if i >= REFUSED else not any(same)
-    for step in steps[REFUSED + 1 :]:
-        assert [int(step[j]) for j in (1, 3)] == [0, 0]  # no hash of a step that did not take place
+    for step in steps[REFUSED + 1 :]:  # no outcome of a step that did not take place
+        assert not any(bool(outcome.any()) for outcome in step[:2])

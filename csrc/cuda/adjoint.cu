@@ -1,160 +1,169 @@
-// The undoing of a step together with its adjoint.
-#include "../core/adjoint.h"
-#include "kernels.h"
+// The undoing of a step together with its adjoint: what csrc/cpu/adjoint.h computes, in its order.
+#include "../core/sums.h"
 #include "launch.h"
 
 namespace rh {
 namespace {
 
-struct AdjointShared : Shared<State> {
-  Adjoint adjoint;
+constexpr int kSums = int{Rule::kSumsBefore} > int{Rule::kSumsAfter} ? int{Rule::kSumsBefore} : int{Rule::kSumsAfter};
+
+struct AdjointShared : Shared {
+  void* weights;  // vectors, laid out as the state
+  void* states[K];
+  double* partials[kSums];  // one per block of the call; null: not wanted
+  double* sums[kSums];      // one per tensor
+  // What the wanted sums are of.
+  bool reads_state[K], reads_weight, reads_gradient;
 };
+
 struct AdjointEntry : Entry {
-  AdjointSlice own;
+  const void* product;
+  void* direction;
+  double carries[K];
+  bool decays;  // see the rule
+  bool has_work;
 };
 
 __device__ __forceinline__ double add_over_group(double sum) {
-  for (int offset = 1; offset < kGroup; offset *= 2) {
-    const auto bits = static_cast<unsigned long long>(__double_as_longlong(sum));
-    sum += __longlong_as_double(static_cast<long long>(__shfl_xor_sync(group_mask(), bits, offset)));
-  }
+#pragma unroll
+  for (int offset = 1; offset < kGroup; offset *= 2) sum += __shfl_xor_sync(group_mask(), sum, offset);
   return sum;
 }
 
-struct WithAdjoint {
+// R: of the vectors.
+template <class R>
+struct StepAdjoint {
   using Shared = AdjointShared;
   using Entry = AdjointEntry;
-  static constexpr bool kForward = false;
-  static constexpr int kResident = 4;
+  static constexpr int kResident = (sizeof(R) == 8 ? 5 : 6) - K;
 
-  // A thread's part: the vectors' elements beside its lanes', and each lane's sums.
-  template <class T>
-  struct Beside {
-    using Of = Thread<State, T>;
-    using R = AdjointReal<T>;
-    using Rates = Vector<typename State::Real, Of::L>;
-    using Integers = Vector<typename State::Integer, Of::L>;
-    static constexpr int L = Of::L;
-    // Rows of the second half that are read before the first of them is written, as registers allow.
-    static constexpr int kTogether = sizeof(R) * L > 16 ? 1 : Of::kAhead;
+  const Shared& shared;
+  const Entry& entry;
+  Vector<R> aw, az[K], product;
+  double sums[kSums][L] = {};
 
-    const Shared& shared;
-    const Entry& entry;
-    Vector<R, L> aws[Of::kAhead], avs[Of::kAhead];
-    double sums[kInnerProducts][L] = {};
+  __device__ __forceinline__ StepAdjoint(const Shared& of, const Entry& e) : shared(of), entry(e) {}
 
-    RH_INLINE Beside(const Shared& of, const Entry& e, const Of&) : shared(of), entry(e) {}
+  __device__ __forceinline__ R* weights(const Thread& thread) const {
+    return static_cast<R*>(shared.weights) + thread.position();
+  }
+  __device__ __forceinline__ R* states(const Thread& thread, int k) const {
+    return static_cast<R*>(shared.states[k]) + thread.position();
+  }
 
-    RH_INLINE R* aw(const Of& thread, int i) const { return static_cast<R*>(shared.adjoint.weights) + thread.position() + i; }
-    RH_INLINE R* av(const Of& thread, int i) const { return static_cast<R*>(shared.adjoint.velocities) + thread.position() + i; }
-    RH_INLINE bool wants(int kind) const { return shared.adjoint.sums[kind] != nullptr; }
-
-    template <bool kWhole>
-    RH_INLINE void ahead(const Of& thread, int r, int k) {
-      const int i = thread.template start<kWhole>(k), count = thread.template valid<kWhole>(k);
-      aws[r] = load<kWhole, L>(aw(thread, i), count);
-      avs[r] = load<kWhole, L>(av(thread, i), count);
-    }
-
-    template <bool kWhole>
-    RH_INLINE void weights(const Of& thread, int r, int k, const Integers& v, const Rates& lr) {
-      const int i = thread.template start<kWhole>(k), count = thread.template valid<kWhole>(k);
+  __device__ __forceinline__ void load(const Thread& thread, const Part& part) {
+    if (!entry.has_work) return;
+    aw = part.load(weights(thread));
 #pragma unroll
-      for (int j = 0; j < L; ++j)
-        if (kWhole || j < count) {
-          if (wants(0)) sums[0][j] += static_cast<double>(aws[r].at[j]) * velocity_number<State>(v.at[j]);
-          avs[r].at[j] = through_weight(avs[r].at[j], aws[r].at[j], rate_number<State, R>(lr.at[j]));
-        }
-      store<kWhole, L>(av(thread, i), avs[r], count);
-    }
+    for (int k = 0; k < K; ++k) az[k] = part.load(states(thread, k));
+    if (entry.product) product = read<R>(entry.type, entry.product, thread.begin, part);
+  }
 
-    template <bool kWhole>
-    RH_INLINE void velocities(const Of& thread) {
-      const ThroughVelocity<R> through(shared.adjoint, entry.own);
-      const T* product = static_cast<const T*>(entry.own.product);
-      const bool reads_x = wants(kByDecay) || wants(kByShare);
-      // The thread's own velocities are read again, from a cache: in registers, a block's would not leave enough for the rest.
-#pragma unroll 1
-      for (int above = 0; above < kWeightsPerLane; above += kTogether) {
-        Vector<T, L> products[kTogether], gradients[kTogether];
-        Integers xs[kTogether], vs[kTogether];
-#pragma unroll
-        for (int r = 0; r < kTogether; ++r) {
-          const int i = thread.template start<kWhole>(above + r), count = thread.template valid<kWhole>(above + r);
-          ahead<kWhole>(thread, r, above + r);
-          if (product) products[r] = load<kWhole, L>(product + thread.begin + i, count);
-          if (reads_x) xs[r] = load<kWhole, L>(thread.x(i), count);
-          if (wants(kByMomentum)) vs[r] = load<kWhole, L>(thread.v(i), count);
-          if (wants(kByShare)) gradients[r] = load<kWhole, L>(thread.gradient(i), count);
-        }
-#pragma unroll
-        for (int r = 0; r < kTogether; ++r) {
-          const int i = thread.template start<kWhole>(above + r), count = thread.template valid<kWhole>(above + r);
-#pragma unroll
-          for (int j = 0; j < L; ++j)
-            if (kWhole || j < count) {
-              R& aw_j = aws[r].at[j];
-              R& av_j = avs[r].at[j];
-              if (wants(kByDecay))
-                sums[kByDecay][j] += static_cast<double>(through.direction(av_j)) * weight_number<State>(xs[r].at[j]);
-              if (wants(kByMomentum)) sums[kByMomentum][j] += static_cast<double>(av_j) * velocity_number<State>(vs[r].at[j]);
-              if (wants(kByShare))
-                sums[kByShare][j] += static_cast<double>(av_j) * through.total(static_cast<double>(widen(gradients[r].at[j])),
-                                                                               weight_number<State>(xs[r].at[j]));
-              if (product) aw_j = aw_j + static_cast<R>(widen(products[r].at[j]));
-              aw_j = through.decayed(aw_j, av_j);
-              av_j = through.velocity(av_j);
-            }
-          store<kWhole, L>(aw(thread, i), aws[r], count);
-          store<kWhole, L>(av(thread, i), avs[r], count);
-        }
-      }
-    }
-
-    // The block's sums: within a thread neighbouring lanes first, then neighbouring threads.
-    RH_INLINE void finish(const Of& thread) {
-#pragma unroll
-      for (int kind = 0; kind < kInnerProducts; ++kind) {
-        if (!wants(kind)) continue;
-#pragma unroll
-        for (int left = L / 2; left > 0; left /= 2)
-#pragma unroll
-          for (int j = 0; j < left; ++j) sums[kind][j] = sums[kind][2 * j] + sums[kind][2 * j + 1];
-        const double sum = add_over_group(sums[kind][0]);
-        if (thread.first == 0) shared.adjoint.partials[kind][entry.first_skipped + thread.begin / kBlockSize] = sum;
-      }
-    }
+  // One weight: its numbers, the values of its states, and what it adds to the sums.
+  struct Lane {
+    R n[N];
+    double wide[N], values[K], terms[kSums] = {};
   };
+  __device__ __forceinline__ Lane lane(int j, const Vector<Integer> (&z)[K], const Vector<Real> (&numbers)[N]) const {
+    Lane lane;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      lane.wide[i] = entry.elements >> i & 1 ? static_cast<double>(numbers[i].at[j]) : entry.numbers[i].value;
+      lane.n[i] = static_cast<R>(lane.wide[i]);
+    }
+#pragma unroll
+    for (int k = 0; k < K; ++k)
+      lane.values[k] = shared.reads_state[k] ? static_cast<double>(z[k].at[j]) * entry.slots[k].sigma : 0;
+    return lane;
+  }
+  template <int count>
+  __device__ __forceinline__ void add(const Lane& lane, int j) {
+#pragma unroll
+    for (int s = 0; s < count; ++s)
+      if (shared.partials[s]) sums[s][j] += lane.terms[s];
+  }
+
+  __device__ __forceinline__ void before_gradient(const Thread& thread, const Part& part, const Vector<Integer> (&z)[K],
+                                                  const Vector<Real> (&numbers)[N]) {
+#pragma unroll
+    for (int j = 0; j < L; ++j)
+      if (j < part.count) {
+        Lane now = lane(j, z, numbers);
+        R own[K];
+        if (entry.product) aw.at[j] = aw.at[j] + product.at[j];
+#pragma unroll
+        for (int k = 0; k < K; ++k) own[k] = static_cast<R>(entry.carries[k]) * az[k].at[j];
+        Rule::before(aw.at[j], own, now.values, now.n, now.terms);
+#pragma unroll
+        for (int k = 0; k < K; ++k) az[k].at[j] = own[k];
+        add<Rule::kSumsBefore>(now, j);
+      }
+    if (entry.product) part.store(weights(thread), aw);
+#pragma unroll
+    for (int k = 0; k < K; ++k) part.store(states(thread, k), az[k]);
+  }
+
+  __device__ __forceinline__ void with_gradient(const Thread& thread, const Part& part, const Vector<Integer> (&z)[K],
+                                                const Vector<Real> (&numbers)[N]) {
+    if (!entry.has_work) return;
+    Vector<Integer> x{};
+    Vector<double> g{};
+    Vector<R> direction;
+    if (shared.reads_weight) x = part.load(thread.integers(K));
+    if (shared.reads_gradient) g = read<double>(entry.type, entry.gradient, thread.begin, part);
+#pragma unroll
+    for (int j = 0; j < L; ++j)
+      if (j < part.count) {
+        Lane now = lane(j, z, numbers);
+        R own[K];
+#pragma unroll
+        for (int k = 0; k < K; ++k) own[k] = az[k].at[j];
+        const double w = static_cast<double>(x.at[j]) * entry.sigma_before;
+        direction.at[j] = Rule::after(aw.at[j], own, g.at[j], w, now.values, now.n, now.wide, now.terms);
+        add<Rule::kSumsAfter>(now, j);
+      }
+    if (entry.decays) part.store(weights(thread), aw);
+    if (entry.direction) part.store(static_cast<R*>(entry.direction) + thread.begin, direction);
+  }
+
+  // The block's sums: within a thread neighbouring lanes first, then neighbouring threads.
+  __device__ __forceinline__ void finish(const Thread& thread) {
+#pragma unroll
+    for (int s = 0; s < kSums; ++s) {
+      if (!shared.partials[s]) continue;
+#pragma unroll
+      for (int left = L / 2; left > 0; left /= 2)
+#pragma unroll
+        for (int j = 0; j < left; ++j) sums[s][j] = sums[s][2 * j] + sums[s][2 * j + 1];
+      const double sum = add_over_group(sums[s][0]);
+      if (thread.first == 0) shared.partials[s][thread.block()] = sum;
+    }
+  }
 
   // Tensors without elements have no block that would give them a sum.
-  static cudaError_t begin(const Shared& shared, const std::vector<Slice>& slices, cudaStream_t stream) {
+  static cudaError_t begin(const CudaMove& move) {
     cudaError_t status = cudaSuccess;
-    for (double* sums : shared.adjoint.sums)
-      for (size_t i = 0; sums && i < slices.size() && status == cudaSuccess; ++i)
-        if (slices[i].size == 0) status = cudaMemsetAsync(sums + i, 0, sizeof(double), stream);
+    for (int s = 0; s < kSums; ++s)
+      for (size_t i = 0; move.sums[s] && i < move.slices.size() && status == cudaSuccess; ++i)
+        if (move.slices[i].size == 0)
+          status = cudaMemsetAsync(move.sums[s] + i, 0, sizeof(double), static_cast<cudaStream_t>(move.stream));
     return status;
   }
   template <class Table>
-  static cudaError_t finish(const Table& table, cudaStream_t stream);
-
-  static bool stands_on_vectors(const Shared& shared, const Entry& entry) {
-    const size_t item = entry.slice.type == ScalarType::float64 ? 8 : entry.slice.type == ScalarType::float32 ? 4 : 2;
-    return at_multiple(shared.adjoint.weights, 16) && at_multiple(shared.adjoint.velocities, 16) &&
-           at_multiple(entry.own.product, item * Thread<State, float>::L);
-  }
+  static cudaError_t end(const Table& table, cudaStream_t stream);
 };
 
 // The sums of a table's tensors from those of their blocks, as sum_of_blocks adds them: a CUDA block for each of both.
 template <int bytes>
-__global__ void __launch_bounds__(kSumLanes) add_partials(const __grid_constant__ TableOf<WithAdjoint, bytes> table) {
+__global__ void __launch_bounds__(kSumLanes)
+    add_partials(const __grid_constant__ Table<AdjointShared, AdjointEntry, bytes> table) {
   __shared__ double lanes[kSumLanes];
-  const Adjoint& adjoint = table.shared.adjoint;
   const int which = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x);
   const int kind = which / table.shared.entries;
   const AdjointEntry& entry = table.entries[which % table.shared.entries];
-  if (!adjoint.sums[kind]) return;
-  const int64_t count = block_count(entry.slice.size);
-  const double* partials = adjoint.partials[kind] + entry.first_skipped;
+  if (!table.shared.sums[kind]) return;
+  const int64_t count = block_count(entry.size);
+  const double* partials = table.shared.partials[kind] + entry.block_position;
   double sum = 0;
 #pragma unroll 8
   for (int64_t i = lane; i < count; i += kSumLanes) sum += partials[i];
@@ -163,30 +172,80 @@ __global__ void __launch_bounds__(kSumLanes) add_partials(const __grid_constant_
     __syncthreads();
     if (lane < half) lanes[lane] += lanes[lane + half];
   }
-  if (lane == 0) adjoint.sums[kind][entry.index] = lanes[0];
+  if (lane == 0) table.shared.sums[kind][entry.index] = lanes[0];
 }
 
+template <class R>
 template <class Table>
-cudaError_t WithAdjoint::finish(const Table& table, cudaStream_t stream) {
-  int kinds = kInnerProducts;
-  while (kinds > 0 && !table.shared.adjoint.sums[kinds - 1]) --kinds;
+cudaError_t StepAdjoint<R>::end(const Table& table, cudaStream_t stream) {
+  int kinds = kSums;
+  while (kinds > 0 && !table.shared.sums[kinds - 1]) --kinds;
   if (kinds == 0) return cudaSuccess;
   constexpr int bytes = sizeof(Table) > kSmallTable ? kLargeTable : kSmallTable;
   void* arguments[] = {const_cast<Table*>(&table)};
-  return cudaLaunchKernel(add_partials<bytes>, dim3(static_cast<unsigned>(kinds * table.shared.entries)), dim3(kSumLanes),
-                          arguments, 0, stream);
+  const auto grid = static_cast<unsigned>(kinds * table.shared.entries);
+  return cudaLaunchKernel(add_partials<bytes>, dim3(grid), dim3(kSumLanes), arguments, 0, stream);
 }
 
-}  // namespace
+AdjointShared adjoint_shared_of(const CudaMove& move) {
+  AdjointShared shared{};
+  static_cast<Shared&>(shared) = shared_of(move);
+  if (move.slices.empty()) return shared;
+  const AdjointSlice& first = move.adjoint[0];
+  const bool before = move.phase == Phase::undo_weights;
+  shared.weights = first.weight;
+  for (int k = 0; k < K; ++k) shared.states[k] = first.states[k];
+  for (int s = 0; s < (before ? int{Rule::kSumsBefore} : int{Rule::kSumsAfter}); ++s) {
+    shared.partials[s] = first.partials[s];
+    shared.sums[s] = move.sums[s];
+    if (!shared.sums[s]) continue;
+    for (int k = 0; k < K; ++k)
+      shared.reads_state[k] |= before ? Rule::sum_before_reads_state(s, k) : Rule::sum_after_reads_state(s, k);
+    if (before) continue;
+    shared.reads_weight |= Rule::sum_after_reads_weight(s);
+    shared.reads_gradient |= Rule::sum_after_reads_gradient(s);
+  }
+  return shared;
+}
 
-#define RH_NAME_OF(bits) cuda_move_adjoint##bits
-#define RH_NAME(bits) RH_NAME_OF(bits)
-const char* RH_NAME(RH_STATE_BITS)(Phase phase, const Bucket& bucket, const std::vector<Slice>& slices, const Adjoint& adjoint,
-                                   const std::vector<AdjointSlice>& own, bool hash, uint64_t* outcome, int device, void* stream) {
-  const auto with_own = [&](const Entry& entry, size_t i) { return AdjointEntry{entry, own[i]}; };
-  const AdjointShared shared{shared_of(phase, bucket, hash, outcome), adjoint};
-  const cudaError_t status = move_all<WithAdjoint>(phase, shared, slices, with_own, device, static_cast<cudaStream_t>(stream));
+AdjointEntry adjoint_entry_of(const CudaMove& move, const AdjointShared& shared, size_t i) {
+  const Slice& slice = move.slices[i];
+  const AdjointSlice& own = move.adjoint[i];
+  AdjointEntry entry{};
+  static_cast<Entry&>(entry) = entry_of(slice, i, move.first_block[i]);
+  entry.product = own.product;
+  entry.direction = own.direction;
+  for (int k = 0; k < K; ++k) entry.carries[k] = own.carries[k];
+  entry.decays = Rule::decays(slice);
+  entry.has_work = move.phase == Phase::undo_weights || own.direction || entry.decays;
+  for (const double* partials : shared.partials) entry.has_work |= partials != nullptr;
+  bool vectors = entry.vectors && at_multiple(own.weight, 16) && at_multiple(own.product, bytes_of(slice.type) * L) &&
+                 at_multiple(own.direction, 16);
+  for (int k = 0; k < K; ++k) vectors = vectors && at_multiple(own.states[k], 16);
+  entry.vectors = vectors;
+  return entry;
+}
+
+template <class R>
+cudaError_t move_with(const CudaMove& move, const AdjointShared& shared, const std::vector<AdjointEntry>& entries) {
+  return move.phase == Phase::undo_weights ? move_all<Phase::undo_weights, StepAdjoint<R>>(move, shared, entries)
+                                           : move_all<Phase::undo_states, StepAdjoint<R>>(move, shared, entries);
+}
+
+const char* move_with_adjoint(const CudaMove& move) {
+  const AdjointShared shared = adjoint_shared_of(move);
+  std::vector<AdjointEntry> entries;
+  for (size_t i = 0; i < move.slices.size(); ++i)
+    if (move.slices[i].size > 0) entries.push_back(adjoint_entry_of(move, shared, i));
+  // All weights are of double, or none is.
+  const bool wide = !move.slices.empty() && move.slices[0].type == ScalarType::float64;
+  const cudaError_t status = wide ? move_with<double>(move, shared, entries) : move_with<float>(move, shared, entries);
   return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
 }
 
+const CudaKernels kernels = {Rule::kName,      Layout::bits,     true, Rule::kStates, Rule::kNumbers, Rule::kSumsBefore,
+                             Rule::kSumsAfter, move_with_adjoint};
+const CudaRegistration registration(&kernels);
+
+}  // namespace
 }  // namespace rh

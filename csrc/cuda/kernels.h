@@ -3,41 +3,49 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
-#include "../core/adjoint.h"
-#include "../core/bucket.h"
+#include "../core/slices.h"
 
 namespace rh {
 
-// Moves all tensors of `bucket`, in the order of the stream; nothing waits, nothing is allocated.
-//
-// `slices`: all pointers on `device`; gradient_coefficient etc. as on the CPU.
-// `outcome`: on the device, 1 + slices.size() words: becomes the hash of what the move wrote (0 without `hash`) and
-//     rh::Flag bits per slice.
-// `stream`: a cudaStream_t of that device.
-//
-// One launch moves any number of slices of one dtype, up to about 300 at a time (see table.h). Empty slices launch nothing.
-// Returns null, or the text of the first CUDA error; what was launched before it has moved.
-using CudaMove = const char* (*)(Phase phase, const Bucket& bucket, const std::vector<Slice>& slices, bool hash,
-                                 uint64_t* outcome, int device, void* stream);
+// A move of all tensors of a bucket, in the order of the stream; nothing waits, nothing is allocated.
+struct CudaMove {
+  Phase phase;
+  const std::vector<Slice>& slices;          // all pointers on the device
+  const std::vector<int64_t>& first_block;   // of each slice among the blocks of all
+  const std::vector<AdjointSlice>& adjoint;  // one per slice, or none
+  double* const* sums;                       // with an adjoint: kMaxSums pointers to one number per slice; null: not wanted
+  Ticket ticket;
+  bool hash;
+  // On the device: becomes the hash of what the move wrote (0 without `hash`), then per slice its flags and what its slots use,
+  // the weight last.
+  uint64_t* outcome;
+  int device;
+  void* stream;  // a cudaStream_t of that device
+};
 
-const char* cuda_move64(Phase phase, const Bucket& bucket, const std::vector<Slice>& slices, bool hash, uint64_t* outcome,
-                        int device, void* stream);
-const char* cuda_move32(Phase phase, const Bucket& bucket, const std::vector<Slice>& slices, bool hash, uint64_t* outcome,
-                        int device, void* stream);
+// One rule and width of state, with or without the adjoint.
+struct CudaKernels {
+  const char* rule;
+  int state_bits;
+  bool adjoint;
+  int states, numbers, sums_before, sums_after;
+  // One launch moves about 200 tensors (see table.h), of any dtypes, and none those without elements; with an adjoint, another
+  // one adds the blocks' sums, where there are any. Returns null, or the text of the first CUDA error; what was launched before
+  // it has moved.
+  const char* (*move)(const CudaMove& move);
+};
 
-// The same of Phase::undo_weights and Phase::undo_velocity with the adjoint, see core/adjoint.h.
-//
-// `adjoint`, `own`: all pointers on `device`, one entry of `own` per slice. Where sums are wanted, a second launch adds those of
-//     the blocks.
-using CudaMoveAdjoint = const char* (*)(Phase phase, const Bucket& bucket, const std::vector<Slice>& slices,
-                                        const Adjoint& adjoint, const std::vector<AdjointSlice>& own, bool hash,
-                                        uint64_t* outcome, int device, void* stream);
+// Every build that was linked in.
+std::vector<const CudaKernels*>& all_cuda_kernels();
 
-const char* cuda_move_adjoint64(Phase phase, const Bucket& bucket, const std::vector<Slice>& slices, const Adjoint& adjoint,
-                                const std::vector<AdjointSlice>& own, bool hash, uint64_t* outcome, int device, void* stream);
-const char* cuda_move_adjoint32(Phase phase, const Bucket& bucket, const std::vector<Slice>& slices, const Adjoint& adjoint,
-                                const std::vector<AdjointSlice>& own, bool hash, uint64_t* outcome, int device, void* stream);
+struct CudaRegistration {
+  explicit CudaRegistration(const CudaKernels* kernels) { all_cuda_kernels().push_back(kernels); }
+};
+
+// Null if there is no such rule.
+const CudaKernels* find_cuda_kernels(const std::string& rule, int state_bits, bool adjoint);
 
 }  // namespace rh

@@ -2,33 +2,72 @@
 //
 // Why there and not in device memory: parameters travel with the launch, so nothing is allocated, nothing is copied in a
 // step, no staging buffer must outlive the copy, and a captured CUDA graph holds its own. 4 KB of parameters are free of
-// conditions; 32 KB need a driver of CUDA 12.1 and Volta or newer. A table with more slices than fit takes several launches,
-// a bucket with several dtypes one for each.
+// conditions; 32 KB need a driver of CUDA 12.1 and Volta or newer. A bucket with more tensors than fit takes several launches.
+//
+// Everything in this folder's headers is compiled once per rule and width of state, RH_STATE_BITS (see setup.py).
 #pragma once
 
-#include "../core/bucket.h"
-#include "../core/sgd.h"
+#include "../core/blocks.h"
+#include "../core/slices.h"
+#include "../rules/rule.h"
 
 namespace rh {
+namespace {
 
-struct Entry {
-  Slice slice;
-  int64_t first_block;    // in the launch
-  int64_t first_skipped;  // its first block in Bucket::skipped
-  int32_t index;          // of the slice in the bucket, for its word of flags
-  bool vectors;           // its arrays stand at multiples of 16 bytes (or of a vector, where that is shorter)
+#if RH_STATE_BITS == 64
+using Layout = Layout64;
+#else
+using Layout = Layout32;
+#endif
+using Integer = Layout::Integer;
+using Real = Layout::Real;
+constexpr int K = Rule::kStates, N = Rule::kNumbers;
+constexpr int kSlots = K + 1;  // the weight is the last
+
+struct SlotEntry {
+  uint8_t* planes;
+  double sigma;
+  Real inverse;  // 1 / sigma
+  Integer centre;
 };
 
-// What all slices of a launch share.
-template <class State>
+// A number of the rule, or one per weight.
+union Number {
+  double value;
+  const void* elements;
+};
+
+// A tensor: what a Slice holds, in as few bytes as will do, so that a launch takes many.
+struct Entry {
+  void* weight;
+  const void* gradient;
+  int64_t size;
+  int64_t position;
+  int64_t first_block;     // in the launch
+  int64_t block_position;  // its first block among those of all tensors of the call
+  double sigma_before;
+  Number numbers[N];
+  SlotEntry slots[kSlots];
+  int32_t index;  // of the tensor in the call
+  uint8_t shifts[kSlots];
+  uint8_t elements;  // bit j: numbers[j] is one per weight
+  uint8_t type : 2;  // ScalarType
+  uint8_t active : 1;
+  uint8_t looks_at_weight : 1;  // see the rule
+  uint8_t vectors : 1;          // its arrays stand at multiples of 16 bytes (or of a vector, where that is shorter)
+};
+static_assert(N <= 8, "bits of Entry::elements");
+
+// What all tensors of a launch share.
 struct Shared {
-  Bucket bucket;
-  Divisor<State> n, d;
-  Contracted<State> contracted;
+  Integer* integers[kSlots];
+  uint8_t* skipped;
   unsigned long long* outcome;
+  Ticket ticket;
   int64_t blocks;  // of all entries
   int32_t entries;
-  bool hash, back;
+  bool hash;
+  bool moves_states;  // a step, not its part of the weights alone
 };
 
 // SharedType and EntryType: Shared and Entry, or what derives from them.
@@ -44,7 +83,7 @@ constexpr int kLargeTable = 32764;  // from CUDA 12.1 on
 
 // The entry that holds `block`: first_block ascends, and no entry is empty.
 template <class Table>
-RH_INLINE const auto& entry_of(const Table& table, int64_t block) {
+__device__ __forceinline__ const auto& entry_of(const Table& table, int64_t block) {
   int low = 0, high = table.shared.entries;
   while (high - low > 1) {
     const int middle = (low + high) / 2;
@@ -56,4 +95,5 @@ RH_INLINE const auto& entry_of(const Table& table, int64_t block) {
   return table.entries[low];
 }
 
+}  // namespace
 }  // namespace rh

@@ -1,4 +1,4 @@
-// Registers the ops, for the CPU and for CUDA. Without CUDA kernels in the build, the latter raise (cuda/absent.cpp).
+// Registers the ops, for the CPU and for CUDA. Without CUDA kernels in the build, the latter raise (no_cuda.cpp).
 #include "ops.h"
 
 #include <torch/headeronly/util/Exception.h>

@@ -8,7 +8,7 @@ from torch import Tensor
 from reversible_hypergrad.adjoints.float_span import FloatSpan
 from reversible_hypergrad.adjoints.floats import FloatGroup
 from reversible_hypergrad.problem.problem import Cotangents
-from reversible_hypergrad.rules.linear import LinearStep
+from reversible_hypergrad.rules.linear import Before
 from reversible_hypergrad.rules.step import Halfway, pull_update
 
 __all__ = ["FloatAdjoint"]
@@ -40,17 +40,28 @@ class FloatAdjoint:
             into: gets what their derivatives are to be multiplied by, at the members' places.
         """
         group = self.group
-        if not all(_in_numbers(span) for span in group.spans):
+        if not all(span.linear is not None and not span.learned for span in group.spans):
             group.gather_gradient(gradients)
         for span, aw, az in self._parts:
-            linear = _in_numbers(span)
-            span.scatter(self._pull(span, step, aw, az) if linear is None else linear.pull(step, aw, az), into)
+            pull = self._pull if span.linear is None else self._pull_in_numbers
+            span.scatter(pull(span, step, aw, az), into)
+
+    def _before(self, span: FloatSpan) -> Before:
+        group = self.group
+        g, w = (span.of(vector).to(group.dtype) for vector in (group.g, group.w))
+        return Before(g, w, {name: span.of(state).to(group.dtype) for name, state in group.z.items()})
+
+    def _pull_in_numbers(self, span: FloatSpan, step: int, aw: Tensor, az: dict[str, Tensor]) -> Tensor:
+        assert span.linear is not None
+        direction, by_settings = span.linear.pull(step, aw, az, self._before(span) if span.learned else None)
+        span.add_to(self.totals, step, by_settings)
+        return direction
 
     def _pull(self, span: FloatSpan, step: int, aw: Tensor, az: dict[str, Tensor]) -> Tensor:
         group, h = self.group, span.attached(step)
-        g, w = (span.of(vector).to(group.dtype) for vector in (group.g, group.w))
-        half = Halfway(group.rule, h, step, g, w, {name: span.of(state).to(group.dtype) for name, state in group.z.items()})
-        later = pull_update(group.rule, h, step, w, half.z, aw)
+        before = self._before(span)
+        half = Halfway(group.rule, h, step, *before)
+        later = pull_update(group.rule, h, step, before.w, half.z, aw)
         for name, by in later.z.items():
             if by is not None:
                 az[name].add_(by)
@@ -72,11 +83,5 @@ class FloatAdjoint:
             if product is not None:
                 self.group.view(self.aw, i).add_(product)
         for span, _, az in self._parts:
-            linear = _in_numbers(span)
-            if linear is not None:
-                linear.decay_back(step, az)
-
-
-def _in_numbers(span: FloatSpan) -> LinearStep | None:
-    """The step in numbers, if they are all that its transpose needs."""
-    return None if span.learned else span.linear
+            if span.linear is not None:
+                span.linear.decay_back(step, az)

@@ -79,8 +79,6 @@ class Reversible(Adjoint):
 
     def start(self, problem: Problem) -> "ReversibleRun":
         reason = problem.rule.irreversible(problem.settings)
-        if reason is None and problem.rule.program != "sgd":
-            reason = f"optimizer: rh.Reversible() expected rh.SGD, got {problem.rule!r}. Use adjoint=rh.Checkpoint()"
         if reason is not None:
             raise ValueError(reason)
         return ReversibleRun(self, problem)

@@ -16,8 +16,9 @@ from reversible_hypergrad.problem.problem import Cotangents, Problem
 from reversible_hypergrad.reversible.group import ReversibleGroup, reversible_groups
 from reversible_hypergrad.reversible.lateness import LOOK_EVERY, Lookout
 from reversible_hypergrad.reversible.outcome import Outcome, hash_of
-from reversible_hypergrad.reversible.pull_back import PullBack
+from reversible_hypergrad.reversible.pull_back import ProgramPullBack, PullBack
 from reversible_hypergrad.reversible.refusal import refusal
+from reversible_hypergrad.reversible.rule_pull_back import RulePullBack
 
 __all__ = ["ReversibleRun"]
 
@@ -168,7 +169,8 @@ class ReversibleRun(Run):
     def _undo(self, cotangents: Sequence[Tensor | None]) -> Cotangents:
         problem = self.problem
         totals = Cotangents.zeros(problem)
-        adjoints = [PullBack(problem, group, cotangents, totals) for group in self.groups]
+        kind = ProgramPullBack if problem.rule.program else RulePullBack
+        adjoints: list[PullBack] = [kind(problem, group, cotangents, totals) for group in self.groups]
         with problem.progress("undoing", problem.steps) as bar:
             for first, end in reversed(list(pairwise([*self.starts, problem.steps]))):
                 if end < problem.steps:

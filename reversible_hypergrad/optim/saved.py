@@ -23,7 +23,7 @@ _NUMBERS = ("format_version", "state_bits", "steps_taken", "entries", "size", "p
 
 
 def _tensors(rule: Rule) -> dict[str, torch.dtype]:
-    integers = {name: torch.int64 for name in ("x", *(f"state_{name}" for name in rule.states))}
+    integers = dict.fromkeys(("x", *(f"state_{name}" for name in rule.states)), torch.int64)
     of_start = {"initial_index": torch.int64, "initial_value": torch.float32}
     return {**integers, **of_start, **TENSORS, "settings": torch.float64}
 

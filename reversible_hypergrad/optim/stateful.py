@@ -113,7 +113,9 @@ class StatefulOptimizer(Optimizer):
 
     def _list_names(self) -> None:
         """``state`` is never empty: torch's distributed checkpoints would take a step to fill it, and they load by its names."""
-        self.state = defaultdict(dict, {p: dict.fromkeys(saved.names(self.rule)) for group in self.param_groups for p in group["params"]})
+        self.state = defaultdict(
+            dict, {p: dict.fromkeys(saved.names(self.rule)) for group in self.param_groups for p in group["params"]}
+        )
 
     def _refuse_inside_closure(self, method: str) -> None:
         if self._undoing:
@@ -132,5 +134,7 @@ class StatefulOptimizer(Optimizer):
 
 def _take_over(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     assert isinstance(optimizer, StatefulOptimizer)
-    optimizer._history = saved.unpack(state_dict, optimizer.rule, optimizer.state_bits, optimizer.param_groups, optimizer.settings_of)
+    optimizer._history = saved.unpack(
+        state_dict, optimizer.rule, optimizer.state_bits, optimizer.param_groups, optimizer.settings_of
+    )
     return {"state": {}, "param_groups": state_dict["param_groups"]}

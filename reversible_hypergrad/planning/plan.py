@@ -130,9 +130,9 @@ def plan(
     >>> print(rh.plan(85_002, steps=2000, momentum=0.9, budget="20 MB"))  # doctest: +NORMALIZE_WHITESPACE
     strategy                                                                       memory  bytes/weight    time
     Snapshots(store='device')                                                       683MB        8036.4    3.80  too large
-    Reversible(state_bits=64, verify_every=1, buffer='device', segments=1)         7.09MB          83.4    3.90  <- the ...
+    Reversible(state_bits=64, verify_every=1, buffer='device', segments=1)         7.00MB          82.4    3.90  <- the ...
     Checkpoint(every=None, store='device')                                         33.0MB         388.4    4.77  too large
-    Reversible(state_bits=64, verify_every=1, buffer='device', segments='auto')    5.71MB          67.2    4.94
+    Reversible(state_bits=64, verify_every=1, buffer='device', segments='auto')    5.62MB          66.1    4.94
     RecursiveCheckpoint(slots=22, store='device')                                  18.4MB         216.4    5.64
     RecursiveCheckpoint(arity=2, store='device')                                   9.89MB         116.4    8.23
     budget 20.0MB; time in units of the same training without a hypergradient

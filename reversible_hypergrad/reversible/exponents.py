@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -15,9 +14,9 @@ from reversible_hypergrad.rules.base import Rule
 
 __all__ = ["EXPONENTS", "exponent_of_increments", "exponent_of_weights", "exponent_unseen", "growth", "magnitudes"]
 
-# Bits left above the largest number that was seen, so that it may grow before the integers must be shifted. Increments of 64 bits
-# have 51 bits, states 62: the difference holds what a decay of 0.9995 lets a state grow to. In 32 bits that comes on top. A weight
-# of 64 bits may change by twice the largest one in a step.
+# Bits left above the largest number that was seen, so that it may grow before the integers must be shifted. What a step adds has
+# 51 of 64 bits: it holds changes as large as twice the weights, and states have 11 more for what a decay of 0.9995 lets them grow
+# to. In 32 bits that comes on top, and weights often grow tenfold.
 _WEIGHT_ROOM = {64: 12, 32: 5}
 _INCREMENT_ROOM = {64: 5, 32: 2}
 # A tensor of zeros: its weights are taken for this large.

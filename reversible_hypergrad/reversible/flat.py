@@ -43,7 +43,7 @@ class FlatGroup:
 
     def view_of_flat(self, flat: Tensor, i: int) -> Tensor:
         """A vector of one member alone, in its shape and memory order."""
-        return flat.as_strided(self.weights[i].shape, self.weights[i].stride())
+        return flat.as_strided(self.weights[i].shape, self.weights[i].stride(), flat.storage_offset())
 
     def gather(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """A new vector from one tensor per weight of the problem; None stands for zero."""

@@ -33,7 +33,8 @@ class StepSettings:
     def __init__(self, problem: Problem, settings: Sequence[Settings], weights: Sequence[Tensor], real: torch.dtype) -> None:
         self.rule, self._settings = problem.rule, list(settings)
         self._per_weight = [
-            {n: s.elementwise.to(real) for n, s in own.items() if s.elementwise is not None} for own in self._settings
+            {n: self._seen(s.elementwise.to(real), weight) for n, s in own.items() if s.elementwise is not None}
+            for own, weight in zip(self._settings, weights, strict=True)
         ]
         self._none = torch.empty(0, dtype=real, device=weights[0].device)
         alike = {tuple(own.values()): i for i, own in reversed(list(enumerate(self._settings)))}
@@ -61,17 +62,20 @@ class StepSettings:
         return numbers
 
     def h(self, index: int, step: int) -> SimpleNamespace:
-        """The rule's settings of one tensor; flat tensors where there is a value per weight."""
+        """The rule's settings of one tensor, those with a value per weight in the form that its functions take."""
 
         def read(name: str, setting: Setting) -> Any:
             return self._per_weight[index].get(name) if setting.elementwise is not None else setting.at(step)
 
         return self.rule.at(self._settings[index], step, read)
 
+    def _seen(self, elements: Tensor, weight: Tensor) -> Tensor:
+        return elements if self.rule.elementwise else elements.as_strided(weight.shape, weight.stride())
+
     def _row(self, index: int, step: int) -> tuple[list[float], list[float], list[Tensor], Any]:
         h = self.h(index, step)
         decay = self.rule.decay(h, step)
-        numbers = self.rule.numbers(h)
+        numbers = self.rule.numbers(h) if self.rule.program else ()
         per_weight = bool(self._per_weight[index])
         return (
             [float(decay.get(name, 1.0)) for name in (*self.rule.states, "weight")],
@@ -98,6 +102,7 @@ class ReversibleGroup(FlatGroup):
         self.first = 0  # step of the present segment
         self._hash: int | Outcome | None = self.state.hash()  # of the present state, or who will know it
         self.log = RunLog(self._kinds())
+        self._logged: list[Any] = []  # by the rule, step by step; of most rules nothing
         self._kept: list[tuple[ScaleState, Any, Any]] = []  # beside the integers of kept states
 
     def _kinds(self) -> Any:
@@ -125,6 +130,8 @@ class ReversibleGroup(FlatGroup):
                 assert self._hash is not None
                 self.log.push_hash(self._hash)
             self.log.push(step, entry.scales, entry.scales_after)
+            if entry.logged is not None and any(numbers is not None for numbers in entry.logged):
+                self._logged.append(entry.logged)
             if entry.planes.numel():
                 self.store.push(entry.planes)
             self._hash = outcome if with_hash else None
@@ -168,7 +175,8 @@ class ReversibleGroup(FlatGroup):
         numbers, shifts = tables(given, state.scales.sigma(), after_sigma, shift, centre, [True] * len(self.members))
         planes = self.store.pop() if state.plane_count(shift) else torch.empty(0, dtype=torch.uint8, device=self.device)
         hash_before = self.log.hashes.pop() if self._is_checked(step) else None
-        return Record(given, state.scales.state, after, numbers, shifts, planes, hash_before)
+        logged = self._logged.pop() if self._logged else None
+        return Record(given, state.scales.state, after, numbers, shifts, planes, hash_before, logged)
 
     def suspects(self, step: int, weights: Outcome, states: Outcome, hash_before: int | None) -> list[str]:
         """Names of parameters that undoing ``step`` did not restore, by the outcomes of both phases; empty if all is as it was

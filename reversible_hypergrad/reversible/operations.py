@@ -160,13 +160,21 @@ class _Tensor:
         word = 1 << bits if (low, high) != (0, 0) else 0
         return (word + 2**63) % 2**64 - 2**63
 
+    def _contracted(self, integers: Tensor, name: str) -> Tensor:
+        shift, centre = self.shifts[name]
+        return contract(integers, shift, centre, self.planes[name])
+
+    def _expanded(self, integers: Tensor, name: str) -> Tensor:
+        shift, centre = self.shifts[name]
+        return expand(integers, shift, centre, self.planes[name])
+
     # Moves
 
     def step(self, gradient: Tensor, again: bool) -> Tensor:
         g, w = self._gradient(gradient), self._value(self.x, self.before)
         kept = {name: z.clone() for name, z in self.integers.items()} if again and bool(self.skipped.any()) else {}
         for name, z in self.integers.items():
-            z.copy_(contract(z, *self.shifts[name], self.planes[name]))
+            z.copy_(self._contracted(z, name))
         if kept:
             # What was refused on the way back is still as it was after the step.
             self._keep_skipped(kept)
@@ -185,11 +193,10 @@ class _Tensor:
         logged = None if self.record.logged is None else self.record.logged[self.i]
         update = self.rule.update(self.h, self.t, self._values(), logged)
         change = self._rounded(update, self.after, 0 if back else _core.BAD_CHANGE)
-        shift, centre = self.shifts["weight"]
         if back:
-            self.x.copy_(expand(self.x + change, shift, centre, self.planes["weight"]))
+            self.x.copy_(self._expanded(self.x + change, "weight"))
         else:
-            self.x.copy_(contract(self.x, shift, centre, self.planes["weight"]) - change)
+            self.x.copy_(self._contracted(self.x, "weight") - change)
         self._show(self.before if back else self.after)
         used = 0 if back else self._used(self.x, _core.WEIGHT_OVERFLOW)
         return torch.tensor([0 if back else self.flags, *[0] * len(self.integers), used])
@@ -209,7 +216,7 @@ class _Tensor:
             if after:
                 self.skipped.copy_(_blocks(foreign).any(1))
         for name, z in self.integers.items():
-            z.copy_(expand(z, *self.shifts[name], self.planes[name]))
+            z.copy_(self._expanded(z, name))
         if after:
             self._keep_skipped(after)
         return torch.tensor([self.flags, *[0] * (1 + len(self.integers))])
@@ -220,8 +227,8 @@ class _Tensor:
             if name == wanted:
                 return increment
         raise ValueError(
-            f"optimizer: {type(self.rule).__name__}.increments expected to yield every state in the order of `states`, got none for "
-            f"{wanted!r}. Yield zeros for a state that gets nothing"
+            f"optimizer: expected {type(self.rule).__name__}.increments to yield every state in the order of `states`, got none "
+            f"for {wanted!r}. Yield zeros for a state that gets nothing"
         )
 
     def _shifts(self) -> bool:

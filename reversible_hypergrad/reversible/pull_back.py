@@ -1,6 +1,8 @@
-"""The adjoint of a reversible run's steps, in the kernels that undo them."""
+"""The adjoint of a reversible run's steps: its interface, and the kernels that undo them along with it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -15,46 +17,104 @@ from reversible_hypergrad.reversible.record import Record
 from reversible_hypergrad.reversible.step_sums import StepSums, apart_from
 from reversible_hypergrad.rules.step import Halfway, pull_update
 
-__all__ = ["PullBack"]
+__all__ = ["ProgramPullBack", "PullBack"]
 
 
-class PullBack:
+class PullBack(ABC):
     """``aw`` and ``az``, the gradients by a group's weights and states, on their way back through its steps.
 
     In turn, for every step: :meth:`undo_weights`, then, with the gradient at the weights that stand there,
-    :meth:`undo_states`, then :meth:`add` with the directions' products. The products, and the decays of the states, enter the
-    vectors when the step before is undone.
+    :meth:`undo_states`, then :meth:`add` with the directions' products.
 
     Args:
+        problem: the run.
+        group: its parameters of one device.
         cotangents: the gradients by the trained weights, one per weight of the problem; None stands for zero.
         totals: get the derivatives by settings.
     """
 
     def __init__(self, problem: Problem, group: ReversibleGroup, cotangents: Sequence[Tensor | None], totals: Cotangents) -> None:
         self.group, self.totals, self.rule = group, totals, problem.rule
-        self.sums = StepSums(group, problem.rule, problem.steps)
         self.aw = group.gather(cotangents)
         self.az = [group.vector() for _ in problem.rule.states]
+
+    @property
+    @abstractmethod
+    def vectors(self) -> list[Tensor]:
+        """What directions are views of."""
+
+    @abstractmethod
+    def undo_weights(self, step: int) -> tuple[Record, Outcome]:
+        """Weights back to before ``step``, and the adjoint of its update. Returns the step's record, and an outcome with the hash
+        of the weights."""
+
+    @abstractmethod
+    def undo_states(self, step: int, record: Record, gradients: Sequence[Tensor], into: list[Tensor]) -> Outcome:
+        """States back to before ``step``, and the rest of its adjoint.
+
+        Args:
+            step: the one that :meth:`undo_weights` undid.
+            record: what that returned.
+            gradients: of the loss at the weights before the step, one per weight of the problem.
+            into: gets what their derivatives are to be multiplied by, at the members' places.
+        """
+
+    @abstractmethod
+    def add(self, products: Sequence[Tensor | None], vectors: Sequence[Tensor]) -> None:
+        """What flows through the gradient.
+
+        Args:
+            products: the directions times its derivatives, one per weight of the problem.
+            vectors: of all groups: a product may lie inside of one.
+        """
+
+    @abstractmethod
+    def finish(self) -> Tensor:
+        """The gradient by the weights before the first step."""
+
+    def value(self, i: int, slot: int, sigma: float) -> Tensor:
+        """What a slot of the ``i``-th tensor stands for, flat."""
+        return self.group.state.value(i, slot, self.aw.dtype, sigma)
+
+    def attached(self, i: int, step: int) -> SimpleNamespace:
+        """The rule's settings of a tensor, flat where there is a value per weight, with a leaf for each that is learned so."""
+        h = self.group.step_settings.h(i, step)
+        for name, setting in self.group.settings[i].items():
+            if setting.elementwise is not None and setting.source is not None:
+                setattr(h, name, setting.elementwise.detach().to(self.aw.dtype).requires_grad_())
+        return h
+
+    def add_to_totals(self, i: int, step: int, by_settings: dict[str, Tensor]) -> None:
+        """One step's derivatives by the settings of the ``i``-th tensor."""
+        for name, values in by_settings.items():
+            setting = self.group.settings[i][name]
+            if setting.elementwise is not None:
+                self.group.add_elements(setting, i, self.totals, values)
+            else:
+                setting.accumulate(self.totals.sources, step, values)
+
+
+class ProgramPullBack(PullBack):
+    """In the kernels that undo the steps. The products, and the decays of the states, enter the vectors when the step before is
+    undone."""
+
+    def __init__(self, problem: Problem, group: ReversibleGroup, cotangents: Sequence[Tensor | None], totals: Cotangents) -> None:
+        super().__init__(problem, group, cotangents, totals)
+        self.sums = StepSums(group, problem.rule, problem.steps)
         self._none = torch.empty(0, dtype=self.aw.dtype, device=group.device)
         self._products: list[Tensor | None] = [None] * len(group.members)
         self._carries = np.ones((len(group.members), len(self.az)))
         self._direction: Tensor | None = None  # where directions are not a state's vector as it is
         most = max(sum(self.sums.wanted_before), sum(self.sums.wanted_after))
         self._partials = torch.empty(most * group.state.skipped.numel(), dtype=torch.float64, device=group.device)
-        learned = [
-            i
-            for i, own in enumerate(group.settings)
-            if any(s.elementwise is not None and s.source is not None for s in own.values())
-        ]
-        self._learned_per_weight = learned
+        learned = [any(s.elementwise is not None and s.source is not None for s in own.values()) for own in group.settings]
+        self._learned_per_weight = [i for i, any_of_it in enumerate(learned) if any_of_it]
 
     @property
     def vectors(self) -> list[Tensor]:
         return [self.aw, *self.az, *([] if self._direction is None else [self._direction])]
 
     def undo_weights(self, step: int) -> tuple[Record, Outcome]:
-        """Weights back to before ``step``, and the adjoint of its update. Returns the step's record, and an outcome with the hash
-        of the weights."""
         group, state = self.group, self.group.state
         record = group.pop_record(step)
         for i in self._learned_per_weight:
@@ -81,12 +141,6 @@ class PullBack:
         return record, Outcome(words, len(state.sizes))
 
     def undo_states(self, step: int, record: Record, gradients: Sequence[Tensor], into: list[Tensor]) -> Outcome:
-        """States back to before ``step``, and the rest of its adjoint.
-
-        Args:
-            gradients: of the loss at the weights before the step, one per weight of the problem.
-            into: gets what their derivatives are to be multiplied by, at the members' places.
-        """
         group, state = self.group, self.group.state
         own = [gradients[m] for m in group.members]
         moves = state.moves
@@ -101,6 +155,7 @@ class PullBack:
             self.aw,
             self.az,
             directions,
+            torch.from_numpy(np.ldexp(record.scales.a, record.scales.exponent)[:, :-1].copy()),
             self.sums.wanted_after,
             self._partials,
             self.sums.after_gradient,
@@ -113,16 +168,10 @@ class PullBack:
         return Outcome(words, len(state.sizes))
 
     def add(self, products: Sequence[Tensor | None], vectors: Sequence[Tensor]) -> None:
-        """What flows through the gradient: the directions times its derivatives, one per weight of the problem.
-
-        Args:
-            vectors: of all groups: a product may lie inside of one.
-        """
         own = apart_from(vectors, [products[m] for m in self.group.members])
         self._products = [self._dense(i, product) for i, product in enumerate(own)]
 
     def finish(self) -> Tensor:
-        """The gradient by the weights before the first step."""
         for i, product in enumerate(self._products):
             if product is not None:
                 self.group.view(self.aw, i).add_(product)
@@ -153,33 +202,21 @@ class PullBack:
         if product is not None:
             group.view(self.aw, i).add_(product)
             self._products[i] = None
-        dtype, sigmas = self.aw.dtype, record.numbers[i].tolist()
-        z = {name: state.value(i, k, dtype, sigmas[k]) for k, name in enumerate(self.rule.states)}
-        w = state.value(i, -1, dtype, sigmas[len(z)])
-        h = self._attached(i, step)
-        self._add(i, step, pull_update(self.rule, h, step, w, z, state.part(i, self.aw)).settings)
+        sigmas = record.numbers[i].tolist()
+        z = {name: self.value(i, k, sigmas[k]) for k, name in enumerate(self.rule.states)}
+        w = self.value(i, -1, sigmas[len(z)])
+        h = self.attached(i, step)
+        self.add_to_totals(i, step, pull_update(self.rule, h, step, w, z, state.part(i, self.aw)).settings)
 
     def _pull_increments(self, i: int, step: int, record: Record, gradient: Tensor) -> None:
         """The same of the increments."""
-        state, dtype, sigmas = self.group.state, self.aw.dtype, record.numbers[i].tolist()
-        z = {name: state.value(i, k, dtype) for k, name in enumerate(self.rule.states)}
-        w = state.value(i, -1, dtype, sigmas[len(z)])
-        flat = gradient.detach().as_strided((gradient.numel(),), (1,)).to(dtype)
-        half = Halfway(self.rule, self._attached(i, step), step, flat, w, z)
+        state, sigmas = self.group.state, record.numbers[i].tolist()
+        z = {name: self.value(i, k, state.sigma(i, k)) for k, name in enumerate(self.rule.states)}
+        w = self.value(i, -1, sigmas[len(z)])
+        flat = gradient.detach().as_strided((gradient.numel(),), (1,)).to(self.aw.dtype)
+        half = Halfway(self.rule, self.attached(i, step), step, flat, w, z)
         pulled = half.pull({name: state.part(i, vector) for name, vector in zip(z, self.az, strict=True)})
-        self._add(i, step, pulled.settings)
-
-    def _attached(self, i: int, step: int) -> object:
-        """The rule's settings of a tensor, with a leaf for each that is learned per weight."""
-        h = self.group.step_settings.h(i, step)
-        for name, setting in self.group.settings[i].items():
-            if setting.elementwise is not None and setting.source is not None:
-                setattr(h, name, setting.elementwise.detach().to(self.aw.dtype).requires_grad_())
-        return h
-
-    def _add(self, i: int, step: int, by_settings: dict[str, Tensor]) -> None:
-        for name, values in by_settings.items():
-            self.group.add_elements(self.group.settings[i][name], i, self.totals, values)
+        self.add_to_totals(i, step, pulled.settings)
 
     def _dense(self, i: int, product: Tensor | None) -> Tensor | None:
         """As the kernels need it: in its weight's memory order."""

@@ -138,13 +138,13 @@ class State:
     def value(self, index: int, slot: int, dtype: torch.dtype, sigma: float | None = None) -> Tensor:
         """What a tensor's slot stands for now, or with another sigma; flat."""
         integers = self.x if slot in (-1, self.slots - 1) else self.z[slot]
-        return self.part(index, integers).to(dtype).mul_(self.sigma(index, slot) if sigma is None else sigma)
+        return self.part(index, integers).to(dtype) * (self.sigma(index, slot) if sigma is None else sigma)
 
     def visible(self, index: int) -> Tensor:
         """The weights of the tensor ``index`` as the kernels write them, flat."""
         dtype, part = self.weights[index].dtype, self.part(index, self.x)
         real = torch.float64 if self.format.state_bits == 64 or dtype == torch.float64 else torch.float32
-        value = part.to(real).mul_(self.sigma(index, -1))
+        value = part.to(real) * self.sigma(index, -1)
         return value.float().to(dtype) if dtype.itemsize == 2 else value.to(dtype)
 
     def resized(self) -> list[str]:

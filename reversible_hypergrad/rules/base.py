@@ -7,6 +7,7 @@ from inspect import Parameter, Signature, signature
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from reversible_hypergrad.problem.setting import Setting, Settings
@@ -164,9 +165,25 @@ class Rule(ABC):
 
     def factors(self, settings: Settings, steps: int) -> dict[str, list[float]]:
         """What each state, and "weight", decays by: one number for all steps, or one per step."""
-        constant = self.linear and all(len(setting.numbers) < 2 for setting in settings.values())
-        rows = [self.decay(self.at(settings, t), t) for t in range(1 if constant else steps)]
+        if self.linear:
+            constant = all(len(setting.numbers) < 2 for setting in settings.values())
+            columns = self.decay(self.columns(settings, min(steps, 2) if constant else steps), 0)
+            expanded = {
+                name: torch.as_tensor(factor, dtype=torch.float64).expand(min(steps, 2) if constant else steps)
+                for name, factor in columns.items()
+            }
+            return {name: factors[-1 if constant else 0 :].tolist() for name, factors in expanded.items()}
+        rows = [self.decay(self.at(settings, t), t) for t in range(steps)]
         return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else ())}
+
+    def columns(self, settings: Settings, steps: int) -> SimpleNamespace:
+        """``h`` of one parameter with a float64 tensor of shape (steps,) per setting; NaN for one per weight."""
+        h = SimpleNamespace()
+        for name, spec in self.settings.items():
+            numbers = torch.tensor(list(settings[name].numbers) or [math.nan], dtype=torch.float64).expand(steps)
+            aside = torch.from_numpy(spec.set_aside_at(settings, steps))
+            setattr(h, name, numbers if spec.first is None else torch.where(aside, spec.first, numbers))
+        return h
 
     def at(self, settings: Settings, t: int, read: Callable[[str, Setting], Any] | None = None) -> SimpleNamespace:
         """``h`` of one parameter at step ``t``.

@@ -54,6 +54,15 @@ class SettingSpec:
             return False
         return step == 0 or (bool(self.needs) and settings[self.needs].elementwise is None and settings[self.needs].at(step) == 0)
 
+    def set_aside_at(self, settings: Settings, steps: int) -> np.ndarray:
+        """The same for steps 0, 1, ... at once."""
+        aside = np.zeros(steps, bool)
+        if self.first is not None:
+            aside[:1] = True
+            if self.needs and settings[self.needs].elementwise is None:
+                aside |= np.asarray(settings[self.needs].numbers) == 0
+        return aside
+
 
 @dataclass
 class Resolved:

@@ -9,23 +9,22 @@ import pytest
 import torch
 from adjoint_problems import (
     ADJOINT_CASES,
-    OPS,
     AdjointBucket,
-    Through,
+    AdjointStep,
     added,
     adjoint_sample,
+    adjoints_of,
     assert_same_trace,
     expected_first_half,
     expected_second_half,
     journey,
     real_of,
-    throughs_of,
     vectors_of,
 )
-from core_problems import INSTRUCTION_SETS, WIDTHS, Bucket, Step, coefficients, integers, normal_gradients
+from core_problems import FRACTION_BITS, INSTRUCTION_SETS, OPS, WIDTHS, Bucket, Step, normal_gradients, random_integers
 from device_matrix import Case, state_of, steps_of
 
-LARGE = {"blocks beyond the lanes of a sum": Case((512 * 1100 + 13, 40_000), ("float32", "bfloat16"), rates=(1,))}
+LARGE = {"blocks beyond the lanes of a sum": Case((512 * 1100 + 13, 40_000), ("float32", "bfloat16"), elements=(1,))}
 
 
 def parts(bucket, vector):
@@ -42,76 +41,84 @@ def test_against_numpy_to_the_last_bit(state_bits, case):
     real = real_of(problem)
     bucket = AdjointBucket(x, v, list(problem.dtypes), state_bits, real, vectors_of(problem, real, rng))
     plain = Bucket(x, v, list(problem.dtypes), state_bits)
-    tapes = [bucket.step(step) for step in steps]
-    plain_tapes = [plain.step(step) for step in steps]
-    for step, tape, plain_tape, through in zip(
-        reversed(steps), reversed(tapes), reversed(plain_tapes), reversed(throughs_of(problem, steps, rng)), strict=True
+    records, plain_records = [bucket.step(step) for step in steps], [plain.step(step) for step in steps]
+    for step, record, plain_record, adjoint in zip(
+        reversed(steps), reversed(records), reversed(plain_records), reversed(adjoints_of(problem, steps, rng)), strict=True
     ):
-        aws, avs = parts(bucket, bucket.aw), parts(bucket, bucket.av)
-        after, sums = expected_first_half(bucket, step, aws, avs)
-        bucket.undo_weights(step, through)
-        plain.move(step, back=True)
+        aws, avs, sums = expected_first_half(bucket, step, record, adjoint, parts(bucket, bucket.aw), parts(bucket, bucket.av))
+        bucket.undo_weights_adjoint(step, record, adjoint)
+        plain.move(step, plain_record, back=True)
         bucket.assert_equals(plain.tensors())
         assert torch.equal(bucket.outcome, plain.outcome)
         assert_parts(bucket, bucket.aw, aws)
-        assert_parts(bucket, bucket.av, after)
-        assert bucket.by_lr.tolist() == (sums if through.by_lr else [])
+        assert_parts(bucket, bucket.av, avs)
+        assert bucket.by_lr.tolist() == (sums if adjoint.by_lr else [])
 
-        bucket.undo_velocity_too(step, tape, through)
-        plain.undo_velocity(step, *plain_tape)
+        bucket.undo_states_adjoint(step, record, adjoint)
+        plain.undo_states(step, plain_record)
         bucket.assert_equals(plain.tensors())
         assert torch.equal(bucket.outcome, plain.outcome)
         assert not any(bucket.flags)
-        aws, avs, sums = expected_second_half(bucket, step, through, aws, after)
-        assert_parts(bucket, bucket.aw, aws)
-        assert_parts(bucket, bucket.av, avs)
-        assert bucket.sums.tolist() == [row[k] for k in range(3) if through.wanted[k] for row in sums]
+        assert_second_half(bucket, step, record, adjoint, aws, avs)
     bucket.assert_guards()
 
 
+def assert_second_half(bucket, step, record, adjoint, aws, avs):
+    """The states are undone; av is as it was."""
+    aws, directions, sums, undone = expected_second_half(bucket, step, record, aws, avs)
+    assert_parts(bucket, bucket.aw, aws)
+    assert_parts(bucket, bucket.av, avs)
+    for mine, expected, keep in zip(bucket.directions, directions, undone, strict=True):
+        if expected is not None and mine.numel():
+            assert np.array_equal(
+                mine.numpy()[keep].view(f"i{mine.element_size()}"), expected[keep].view(f"i{mine.element_size()}")
+            )
+    assert bucket.sums.tolist() == [row[k] for k in range(3) if adjoint.wanted[k] for row in sums]
+
+
 def assert_parts(bucket, vector, expected):
-    for i, (mine, one) in enumerate(zip(bucket.split(vector), expected, strict=True)):
-        assert np.array_equal(mine.numpy().view(f"i{one.itemsize}"), one.view(f"i{one.itemsize}")), f"tensor {i}"
+    for mine, one in zip(bucket.split(vector), expected, strict=True):
+        assert_same(mine.numpy(), one)
+
+
+def assert_same(mine: np.ndarray, expected: np.ndarray) -> None:
+    integers = f"i{expected.itemsize}"
+    assert np.array_equal(mine.view(integers), expected.view(integers))
 
 
 @WIDTHS
 @pytest.mark.parametrize("real", ["float32", "float64"])
 def test_instruction_sets_and_threads_agree(state_bits, real, use_instruction_set, set_num_threads):
     dtypes = ("float64",) * 5 if real == "float64" else ("float32", "bfloat16", "float16", "float32", "bfloat16")
-    case = Case((40_000, 30_000, 20_011, 513, 7), dtypes, inactive=True, rates=(1, 3))
+    case = Case((20_000, 15_000, 4_011, 513, 7), dtypes, inactive=True, elements=(1, 3))
     traces = {}
     for threads in (1, 2):
         set_num_threads(threads)
         for name in INSTRUCTION_SETS:
             use_instruction_set(name)
-            traces[name, threads] = journey(case, state_bits, AdjointBucket)
+            traces[name, threads] = journey(case, state_bits, AdjointBucket, 4)
     expected = traces.pop((INSTRUCTION_SETS[0], 1))
     for trace in traces.values():
         assert_same_trace(trace, expected)
 
 
 @WIDTHS
-def test_a_refused_block_is_left_out(state_bits):
+def test_a_skipped_block_is_left_out(state_bits):
     rng = np.random.default_rng(8)
-    fmt = oracle.FORMATS[state_bits]
     case = Case((1100, 70), ("float32", "float32"))
-    x = [integers(rng, 2**fmt.weight_bits, size, state_bits) for size in case.sizes]
-    v = [integers(rng, 2**fmt.velocity_bits, size, state_bits) for size in case.sizes]
-    c = [coefficients(state_bits, 0.1, 0.0, 0.01)] * 2
-    right = Step(normal_gradients(rng, case.sizes, case.dtypes, [True] * 2), c, 1, 10)
+    x, v = random_integers(rng, case.sizes, state_bits)
+    step = Step(normal_gradients(rng, case.sizes, case.dtypes, [True] * 2), [(0.5, 0.25, 0.01)] * 2, 2.0**-16)
     bucket = AdjointBucket(x, v, list(case.dtypes), state_bits, "float32", vectors_of(case, "float32", rng))
-    tape = bucket.step(right)
-    right.gradients[0][600] = fmt.velocity_limit / 4 / abs(c[0][0])
-    through = Through([None, None], [(0.5, 0.25)] * 2)
-    bucket.undo_weights(right, through)
+    record = bucket.step(step)
+    # Inside the limits of increments, but 2^16 times as large as V.
+    step.gradients[0][600] = 2.0 ** (oracle.LAYOUTS[state_bits].change_bits - 1 - FRACTION_BITS[state_bits][0])
+    adjoint = AdjointStep([None, None], [1.0, 1.0])
+    bucket.undo_weights_adjoint(step, record, adjoint)
     aws, avs = parts(bucket, bucket.aw), parts(bucket, bucket.av)
-    bucket.undo_velocity_too(right, tape, through)
+    bucket.undo_states_adjoint(step, record, adjoint)
     assert bucket.skipped.tolist() == [0, 1, 0, 0]
     assert bucket.flags == [oracle.FOREIGN_GRADIENT, 0]
-    aws, avs, sums = expected_second_half(bucket, right, through, aws, avs)
-    assert_parts(bucket, bucket.aw, aws)
-    assert_parts(bucket, bucket.av, avs)
-    assert bucket.sums.tolist() == [row[k] for k in range(3) for row in sums]
+    assert_second_half(bucket, step, record, adjoint, aws, avs)
 
 
 def test_the_order_of_a_sum_matters_here():
@@ -121,21 +128,22 @@ def test_the_order_of_a_sum_matters_here():
 
 
 @WIDTHS
-def test_a_product_that_is_the_velocities_vector_itself(state_bits):
-    """A loss may hand back the direction that it was given: the same elements are read before they are written."""
-    case = Case((1030, 65), ("float32", "float32"))
+def test_a_direction_of_one_share_is_the_state_s_adjoint(state_bits):
+    """Then the caller may leave the direction out; nothing else changes."""
+    case = Case((1030, 65), ("float32", "bfloat16"))
     traces = []
-    for alias in (False, True):
+    for directed in (True, False):
         rng = np.random.default_rng(5)
         x, v = state_of(case, state_bits, rng)
-        (step,) = steps_of(case, state_bits, 1, rng)
+        step = Step(normal_gradients(rng, case.sizes, case.dtypes, [True] * 2), [(1.0, 0.1, 0.01)] * 2, 0.9)
         bucket = AdjointBucket(x, v, list(case.dtypes), state_bits, "float32", vectors_of(case, "float32", rng))
-        tape = bucket.step(step)
-        through = Through([], [(1.0, 0.1)] * 2)
-        bucket.undo_weights(step, through)
-        through.products = [part if alias else part.clone() for part in bucket.split(bucket.av)]
-        bucket.undo_velocity_too(step, tape, through)
-        traces.append([[t.clone() for t in bucket.adjoint()]])
+        record = bucket.step(step)
+        adjoint = AdjointStep([None] * 2, [1.0] * 2, directed=(directed,) * 2)
+        bucket.undo_weights_adjoint(step, record, adjoint)
+        bucket.undo_states_adjoint(step, record, adjoint)
+        for direction, part in zip(bucket.directions, bucket.split(bucket.av), strict=True):
+            assert not directed or torch.equal(direction, part)
+        traces.append([[bucket.aw.clone(), bucket.av.clone(), bucket.by_lr, bucket.sums]])
     assert_same_trace(*traces)
 
 
@@ -143,55 +151,81 @@ def test_a_product_that_is_the_velocities_vector_itself(state_bits):
 
 
 @WIDTHS
-@pytest.mark.parametrize("op", ["sgd_undo_weights_adjoint", "sgd_undo_velocity_adjoint"])
+@pytest.mark.parametrize("op", ["undo_weights_adjoint", "undo_states_adjoint"])
 def test_opcheck(state_bits, op):
     torch.library.opcheck(getattr(OPS, op).default, adjoint_sample(state_bits)[op])
 
 
+A, B = "undo_weights_adjoint", "undo_states_adjoint"
 WRONG = {
-    "a vector too short": ("weights_adjoint", lambda t: t[1:], r"weights_adjoint: expected a contiguous vector of \d+ elements"),
-    "a vector with holes": ("velocities_adjoint", lambda t: t.repeat(2)[::2], "velocities_adjoint: expected a contiguous"),
-    "a vector of float64": ("weights_adjoint", lambda t: t.double(), "weights_adjoint: expected float32, since no weight"),
-    "vectors of two dtypes": ("velocities_adjoint", lambda t: t.double(), "velocities_adjoint: expected the dtype"),
-    "products missing": ("products", lambda p: p[:-1], "products: expected 3"),
-    "a product of another size": (
-        "products",
-        lambda p: [p[0][1:], *p[1:]],
-        r"products\[0\]: expected the device, dtype and size",
+    "a vector too short": (B, "weights_adjoint", lambda t: t[1:], "weights_adjoint: expected"),
+    "a vector with holes": (
+        B,
+        "states_adjoint",
+        lambda t: [t[0].repeat(2)[::2]],
+        "states_adjoint.*: expected",
     ),
-    "a product of another dtype": ("products", lambda p: [*p[:2], p[2].float()], r"products\[2\]: expected the device, dtype"),
-    "a product of other strides": ("products", lambda p: [p[0].repeat(2)[::2], *p[1:]], r"products\[0\]: expected the strides"),
-    "settings of another count": ("settings", lambda s: s[:1], "settings: expected 2 numbers, or 2 for each of the 3"),
-    "four sums": ("wanted", lambda w: [*w, True], "wanted: expected 3"),
-    "partials too short": ("partials", lambda t: t[:4], "partials: expected 18"),
-    "partials of float32": ("partials", lambda t: t.float(), "partials and sums: expected contiguous float64"),
-    "sums too long": ("sums", lambda t: t.repeat(2), "sums: expected 9"),
+    "a vector of float64": (B, "weights_adjoint", lambda t: t.double(), "weights_adjoint: expected float32"),
+    "vectors of two dtypes": (B, "states_adjoint", lambda t: [t[0].double()], "states_adjoint.*: expected"),
+    "a vector too many": (B, "states_adjoint", lambda t: [*t, t[0].clone()], "states_adjoint: expected"),
+    "products missing": (A, "products", lambda p: p[:-1], "products: expected 3"),
+    "a product of another size": (A, "products", lambda p: [p[0][1:], *p[1:]], r"products\[0\]: expected"),
+    "a product of another dtype": (
+        A,
+        "products",
+        lambda p: [*p[:2], p[2].float()],
+        r"products\[2\]: expected",
+    ),
+    "a product of other strides": (
+        A,
+        "products",
+        lambda p: [p[0].repeat(2)[::2], *p[1:]],
+        r"products\[0\]: expected the strides",
+    ),
+    "carries of another count": (A, "carries", lambda c: c[1:], "carries: expected"),
+    "carries of float32": (A, "carries", lambda c: c.float(), "carries: expected"),
+    "directions missing": (B, "directions", lambda d: d[:-1], "directions: expected"),
+    "a direction of another size": (
+        B,
+        "directions",
+        lambda d: [d[0][1:], *d[1:]],
+        r"directions\[0\]: expected",
+    ),
+    "a direction of another dtype": (
+        B,
+        "directions",
+        lambda d: [d[0].short(), *d[1:]],
+        r"directions\[0\]: expected",
+    ),
+    "four sums": (B, "wanted", lambda w: [*w, True], "wanted: expected"),
+    "partials too short": (B, "partials", lambda t: t[:4], "partials: expected 18"),
+    "partials of float32": (B, "partials", lambda t: t.float(), "partials.*: expected"),
+    "sums too long": (B, "sums", lambda t: t.repeat(2), "sums: expected 9"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_argument_is_named_and_nothing_moves(case):
-    op = OPS.sgd_undo_velocity_adjoint.default
-    names = [argument.name for argument in op._schema.arguments]
-    name, spoil, message = WRONG[case]
-    values = dict(zip(names, adjoint_sample(64)["sgd_undo_velocity_adjoint"], strict=True))
+    name, argument, spoil, message = WRONG[case]
+    op = getattr(OPS, name).default
+    values = dict(zip([one.name for one in op._schema.arguments], adjoint_sample(64)[name], strict=True))
     tensors = [value for value in values.values() if isinstance(value, torch.Tensor)]
     before = [t.clone() for t in tensors]
     with pytest.raises(RuntimeError, match=message):
-        op(**{**values, name: spoil(values[name])})
+        op(**{**values, argument: spoil(values[argument])})
     for t, expected in zip(tensors, before, strict=True):
         assert torch.equal(t, expected)
 
 
 def test_float64_weights_among_others_are_refused():
-    values = list(adjoint_sample(64)["sgd_undo_weights_adjoint"])
-    values[0] = [values[0][0].double(), *values[0][1:]]
+    values = list(adjoint_sample(64)["undo_weights_adjoint"])
+    values[1] = [values[1][0].double(), *values[1][1:]]
     with pytest.raises(RuntimeError, match="weights: expected all of them in float64, or none"):
-        OPS.sgd_undo_weights_adjoint(*values)
+        OPS.undo_weights_adjoint(*values)
 
 
 def test_one_vector_for_both_is_refused():
-    values = list(adjoint_sample(64)["sgd_undo_weights_adjoint"])
-    values[-3] = values[-4]
-    with pytest.raises(RuntimeError, match="velocities_adjoint: expected memory of its own"):
-        OPS.sgd_undo_weights_adjoint(*values)
+    values = list(adjoint_sample(64)["undo_weights_adjoint"])
+    values[11] = [values[10]]
+    with pytest.raises(RuntimeError, match=r"states_adjoint.*: expected memory of its own"):
+        OPS.undo_weights_adjoint(*values)

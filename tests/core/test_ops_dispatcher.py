@@ -8,49 +8,73 @@ from core_problems import OPS, WIDTHS, sample
 
 
 @WIDTHS
-@pytest.mark.parametrize("op", ["sgd_step", "sgd_move_weights", "sgd_undo_velocity"])
+@pytest.mark.parametrize("op", ["step", "move_weights", "undo_states"])
 def test_opcheck(state_bits, op):
     torch.library.opcheck(getattr(OPS, op).default, sample(state_bits)[op])
 
 
 @WIDTHS
-@pytest.mark.parametrize("op", ["sgd_step", "sgd_move_weights", "sgd_undo_velocity"])
+@pytest.mark.parametrize("op", ["step", "move_weights", "undo_states"])
 def test_opcheck_of_a_step_that_may_be_refused(state_bits, op):
     refusal = {"first_refused": torch.tensor([5]), "number": 5}
     torch.library.opcheck(getattr(OPS, op).default, sample(state_bits)[op], refusal)
 
 
+def set_to(*place, value):
+    def spoil(table: torch.Tensor) -> torch.Tensor:
+        table = table.clone()
+        table[place] = value
+        return table
+
+    return spoil
+
+
 WRONG_ARGUMENTS = {
-    "active too short": ("active", lambda a: a[:-1], "active"),
-    "coefficients of another count": ("coefficients", lambda c: c[:-1], "coefficients"),
-    "gradient of another size": ("gradients", lambda g: [g[0][1:], *g[1:]], r"gradients\[0\]"),
-    "gradient of another dtype": ("gradients", lambda g: [g[0].half(), *g[1:]], r"gradients\[0\]"),
-    "state too short": ("state_weights", lambda x: x[1:], "state_weights"),
-    "velocities of another dtype": ("velocities", lambda v: v.double(), "velocities"),
-    "accumulators too short": ("accumulators", lambda s: s[1:], "accumulators"),
-    "planes missing": ("planes", lambda p: p[:-1], "planes"),
-    "plane too short": ("planes", lambda p: [p[0][1:], *p[1:]], "planes"),
-    "spill_bits of another count": ("spill_bits", lambda b: b[:-1], "spill_bits"),
-    "spill_bits of an odd width": ("spill_bits", lambda b: [4, *b[1:]], "spill_bits"),
-    "momentum above 1": ("n", lambda n: 11, "n/d"),
-    "momentum 0": ("n", lambda n: 0, "n/d"),
-    "denominator beyond the format": ("d", lambda d: 2**16 + 1, "n/d"),
-    "outcome too short": ("outcome", lambda o: o[1:], "outcome"),
-    "two words of refusal": ("first_refused", lambda _: torch.zeros(2, dtype=torch.int64), "first_refused"),
-    "refusal of another dtype": ("first_refused", lambda _: torch.zeros(1), "first_refused"),
-    "skipped of another size": ("skipped", lambda s: torch.zeros(1, dtype=torch.uint8), "skipped"),
+    "another rule": ("rule", lambda _: "momentum of inertia", "rule.*momentum of inertia"),
+    "gradients missing": ("gradients", lambda g: g[:-1], "gradients: expected"),
+    "gradient of another size": ("gradients", lambda g: [g[0][1:], *g[1:]], r"gradients\[0\]: expected"),
+    "gradient of another dtype": ("gradients", lambda g: [g[0].half(), *g[1:]], r"gradients\[0\]: expected"),
+    "gradient of other strides": ("gradients", lambda g: [g[0].repeat(2)[::2], *g[1:]], r"gradients\[0\]: expected"),
+    "x too short": ("x", lambda x: x[1:], "x: expected"),
+    "x of floats": ("x", lambda x: x.double(), "x: expected"),
+    "two states": ("states", lambda s: [*s, s[0].clone()], "states: expected"),
+    "state too short": ("states", lambda s: [s[0][1:]], "states: expected"),
+    "state of another dtype": ("states", lambda s: [s[0].double()], "states: expected"),
+    "numbers of another count": ("numbers", lambda n: n[:, 1:], "numbers: expected"),
+    "numbers of another dtype": ("numbers", lambda n: n.float(), "numbers: expected"),
+    "shifts of too few tensors": ("shifts", lambda s: s[1:], "shifts: expected"),
+    "shifts of another dtype": ("shifts", lambda s: s.int(), "shifts: expected"),
+    "a negative shift": ("shifts", set_to(0, 1, value=-1), "shifts: expected"),
+    "a shift beyond the integers": ("shifts", set_to(0, 1, value=64), "shifts: expected"),
+    "elements of another count": ("elements", lambda _: [torch.empty(0)], "elements: expected"),
+    "planes too short": ("planes", lambda p: p[1:], "planes: expected"),
+    "planes of another dtype": ("planes", lambda p: p.short(), "planes: expected"),
+    "outcome too short": ("outcome", lambda o: o[1:], "outcome: expected"),
+    "two words of refusal": ("first_refused", lambda _: torch.zeros(2, dtype=torch.int64), "first_refused: expected"),
+    "refusal of another dtype": ("first_refused", lambda _: torch.zeros(1), "first_refused: expected"),
+    "skipped of another size": ("skipped", lambda s: torch.zeros(1, dtype=torch.uint8), "skipped: expected"),
 }
 
 
 @WIDTHS
 @pytest.mark.parametrize("case", WRONG_ARGUMENTS)
 def test_wrong_argument_is_named_and_nothing_moves(state_bits, case):
-    arguments = sample(state_bits)["sgd_step"]
-    names = [argument.name for argument in OPS.sgd_step.default._schema.arguments]
+    arguments = sample(state_bits)["step"]
+    names = [argument.name for argument in OPS.step.default._schema.arguments]
     name, spoil, message = WRONG_ARGUMENTS[case]
     values = dict(zip(names, arguments, strict=False))  # without the optional ones
-    before = [values[k].clone() for k in ("state_weights", "velocities", "accumulators")]
+    state = values["x"], *values["states"], *values["weights"], values["planes"]
+    before = [t.clone() for t in state]
     with pytest.raises(RuntimeError, match=message):
-        OPS.sgd_step(**{**values, name: spoil(values.get(name))})
-    for k, expected in zip(("state_weights", "velocities", "accumulators"), before, strict=True):
-        assert torch.equal(values[k], expected)
+        OPS.step(**{**values, name: spoil(values.get(name))})
+    for t, expected in zip(state, before, strict=True):
+        assert torch.equal(t, expected)
+
+
+@WIDTHS
+def test_gradients_of_tensors_that_take_no_part_are_not_looked_at(state_bits):
+    values = list(sample(state_bits)["step"])
+    assert values[6][1, 0] == 0
+    values[2] = [values[2][0], torch.empty(3, dtype=torch.int8), values[2][2]]
+    OPS.step(*values)
+    assert values[-1][1::3].tolist() == [0, 0, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -19,15 +20,21 @@ FLAGS = ["-std=c++17", "-O1", "-g0", "-fPIC", "-fvisibility=hidden", "-ffp-contr
 CHECKS = ["-fsanitize=alignment", "-fno-sanitize-recover=alignment"]
 KERNELS = [*FLAGS, *CHECKS, "-Wno-unknown-pragmas", f"-I{HERE}"]
 OPS = [*FLAGS, "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-isystem{TORCH / 'include'}"]
+CSRC = ROOT / "csrc"
+RULES = {path.stem: path.name for path in sorted((CSRC / "rules").glob("*.h")) if path.name != "rule.h"}
 OBJECTS = {
-    "kernels32": (HERE / "kernels.cpp", [*KERNELS, "-DRH_STATE_BITS=32"]),
-    "kernels64": (HERE / "kernels.cpp", [*KERNELS, "-DRH_STATE_BITS=64"]),
-    "adjoint32": (HERE / "adjoint.cpp", [*KERNELS, "-DRH_STATE_BITS=32"]),
-    "adjoint64": (HERE / "adjoint.cpp", [*KERNELS, "-DRH_STATE_BITS=64"]),
+    **{
+        f"{part}_{rule}_{bits}": (
+            HERE / f"{part}.cpp",
+            [*KERNELS, f"-DRH_STATE_BITS={bits}", f"-DRH_RULE_FILE={file}", f"-DRH_RULE={rule.upper()}"],
+        )
+        for part, (rule, file), bits in product(("kernels", "adjoint"), RULES.items(), (64, 32))
+    },
+    "launches": (HERE / "launches.cpp", KERNELS),
     "ops": (HERE / "ops.cpp", OPS),
-    "start": (ROOT / "csrc" / "cuda" / "start.cpp", OPS),
-    "arguments": (ROOT / "csrc" / "arguments.cpp", OPS),
-    "arguments_adjoint": (ROOT / "csrc" / "arguments_adjoint.cpp", OPS),
+    "available": (CSRC / "cuda" / "available.cpp", OPS),
+    "arguments": (CSRC / "torch" / "arguments.cpp", OPS),
+    "arguments_adjoint": (CSRC / "torch" / "arguments_adjoint.cpp", OPS),
 }
 
 

@@ -12,13 +12,13 @@ from adjoint_problems import (
     ADJOINT_CASES,
     ALSO_ASKEW,
     AdjointBucket,
-    Through,
+    AdjointStep,
     adjoint_sample,
     assert_same_trace,
     journey,
     vectors_of,
 )
-from core_problems import WIDTHS, Step, coefficients, integers, normal_gradients
+from core_problems import WIDTHS, Step, integers, normal_gradients, units
 from device_matrix import Case, state_of, steps_of
 
 STRAIGHT = frozenset()
@@ -41,13 +41,13 @@ def test_steps_back_have_the_same_bits(state_bits, askew, case, emulated):
 @pytest.mark.parametrize("what", [*sorted(ALSO_ASKEW), "products"])
 def test_one_array_askew(state_bits, what, emulated):
     """Emulation stops at a misaligned vector."""
-    case = Case((1024, 512), ("float32", "bfloat16"), rates=(0,))
+    case = Case((1024, 512), ("float32", "bfloat16"), elements=(0,))
 
     class Bucket(AdjointBucket):
-        def undo_velocity_too(self, step, tape, through):
+        def undo_weights_adjoint(self, step, record, adjoint):
             if what == "products":
-                through.products = [None if p is None else torch.cat([p[:1], p])[1:] for p in through.products]
-            super().undo_velocity_too(step, tape, through)
+                adjoint.products = [None if p is None else torch.cat([p[:1], p])[1:] for p in adjoint.products]
+            super().undo_weights_adjoint(step, record, adjoint)
 
     mine = journey(case, state_bits, lambda *p: Bucket(*p, emulated, askew=frozenset({what}) & ALSO_ASKEW), 3)
     assert_same_trace(mine, journey(case, state_bits, on(), 3))
@@ -63,59 +63,61 @@ def test_more_blocks_than_lanes_of_a_sum(state_bits, emulated):
 @pytest.mark.parametrize("place", [3, 511, 512, 1099])
 def test_a_refused_block_is_left_out(state_bits, place, emulated):
     rng = np.random.default_rng(8)
-    fmt = oracle.FORMATS[state_bits]
+    velocity, weight = units(state_bits)
     case = Case((1100, 70), ("float32", "float32"))
-    x = [integers(rng, 2**fmt.weight_bits, size, state_bits) for size in case.sizes]
-    v = [integers(rng, 2**fmt.velocity_bits, size, state_bits) for size in case.sizes]
+    x = [integers(rng, weight, size, state_bits) for size in case.sizes]
+    v = [integers(rng, velocity, size, state_bits) for size in case.sizes]
     vectors = vectors_of(case, "float32", rng)
-    c = [coefficients(state_bits, 0.1, 0.0, 0.01)] * 2
-    right = Step(normal_gradients(rng, case.sizes, case.dtypes, [True] * 2), c, 1, 10)
-    wrong = Step([g.clone() for g in right.gradients], c, 1, 10)
-    wrong.gradients[0][place] = fmt.velocity_limit / 4 / abs(c[0][0])
-    through = Through([torch.from_numpy(rng.standard_normal(size)).float() for size in case.sizes], [(0.5, 0.25)] * 2)
+    shared = [(1.0, 0.01, 0.01)] * 2, 2.0**-10
+    right = Step(normal_gradients(rng, case.sizes, case.dtypes, [True] * 2), *shared)
+    wrong = Step([g.clone() for g in right.gradients], *shared)
+    wrong.gradients[0][place] = 1e30
+    adjoint = AdjointStep([torch.from_numpy(rng.standard_normal(size)).float() for size in case.sizes], [0.5, 0.25])
     traces = []
     for make in (on(), on(emulated)):
         bucket = make(x, v, list(case.dtypes), state_bits, "float32", vectors)
-        tape = bucket.step(right)
-        bucket.undo_weights(right, through)
-        bucket.undo_velocity_too(wrong, tape, through)
+        record = bucket.step(right)
+        bucket.undo_weights_adjoint(right, record, adjoint)
+        bucket.undo_states_adjoint(wrong, record, adjoint)
+        assert bucket.flags == [oracle.FOREIGN_GRADIENT | oracle.BAD_INCREMENT, 0]
         assert bucket.skipped.tolist() == [i == place // 512 for i in range(4)]
         traces.append([[*bucket.tensors(), bucket.skipped, *bucket.adjoint()]])
     assert_same_trace(traces[1], traces[0])
 
 
 def test_two_launches_or_one(emulated):
-    """One for each dtype that has elements, and one more where sums are wanted."""
+    """One for all tensors that have elements, and one more where sums are wanted."""
 
     def launched(case: Case, by_lr: bool, wanted) -> list[int]:
         rng = np.random.default_rng(0)
         x, v = state_of(case, 32, rng)
         (step,) = steps_of(case, 32, 1, rng)
         bucket = on(emulated)(x, v, list(case.dtypes), 32, "float32", vectors_of(case, "float32", rng))
-        tape = bucket.step(step)
-        through = Through([None] * len(case.sizes), [(1.0, 0.0)] * len(case.sizes), by_lr, wanted)
+        record = bucket.step(step)
+        adjoint = AdjointStep([None] * len(case.sizes), [1.0] * len(case.sizes), by_lr, wanted)
         counts = [emulated.launches()]
-        bucket.undo_weights(step, through)
+        bucket.undo_weights_adjoint(step, record, adjoint)
         counts.append(emulated.launches())
-        bucket.undo_velocity_too(step, tape, through)
+        bucket.undo_states_adjoint(step, record, adjoint)
         counts.append(emulated.launches())
         return [after - before for before, after in pairwise(counts)]
 
     small, mixed = Case((3, 700, 5), ("float32",) * 3), Case((3, 700, 0), ("float32", "bfloat16", "float16"))
     assert launched(small, False, (False, False, False)) == [1, 1]
     assert launched(small, True, (False, True, True)) == [2, 2]
-    assert launched(mixed, True, (False, False, False)) == [4, 2]
+    assert launched(mixed, True, (False, False, False)) == [2, 1]
     assert launched(Case((0, 0), ("float32",) * 2), True, (True, True, True)) == [0, 0]
 
 
 def test_errors_of_cuda_are_raised_and_nothing_moves(emulated):
-    arguments = adjoint_sample(64)["sgd_undo_weights_adjoint"]
-    before = [t.clone() for t in arguments[2:5]]
+    arguments = adjoint_sample(64)["undo_weights_adjoint"]
+    state = [arguments[2], *arguments[3], *arguments[1]]
+    before = [t.clone() for t in state]
     emulated.use_device(7)
     try:
         with pytest.raises(RuntimeError, match="invalid device ordinal"):
-            emulated.sgd_undo_weights_adjoint(*arguments)
+            emulated.undo_weights_adjoint(*arguments)
     finally:
         emulated.use_device(0)
-    for t, expected in zip(arguments[2:5], before, strict=True):
+    for t, expected in zip(state, before, strict=True):
         assert torch.equal(t, expected)

@@ -16,10 +16,13 @@ def test_the_cuda_key_has_an_implementation_of_every_move():
     reason = "expected a CUDA tensor" if rh.core.cuda_in_build() else "no CUDA kernels.*install the CUDA toolkit"
     key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     for name, arguments in {**sample(64), **adjoint_sample(64)}.items():
-        before = arguments[3].clone()
+        tensors = [one for argument in arguments for one in (argument if isinstance(argument, list) else [argument])]
+        tensors = [one for one in tensors if isinstance(one, torch.Tensor)]
+        before = [t.clone() for t in tensors]
         with pytest.raises(RuntimeError, match=reason):
             getattr(OPS, name).default.redispatch(key, *arguments)
-        assert torch.equal(arguments[3], before)
+        for t, expected in zip(tensors, before, strict=True):
+            assert torch.equal(t, expected)
 
 
 def test_cuda_parameters_without_cuda_in_the_build(monkeypatch):

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import oracle
 import pytest
 import torch
 from core_journeys import random_right_and_wrong, random_state, there_and_back
-from core_problems import ASKEW, NONE_SKIPPED, STATE_DTYPES, WIDTHS, Bucket, Step, coefficients, integers, normal_gradients
-from device_matrix import CASES, Case, assert_same, state_of, steps_of, walk
+from core_problems import ASKEW, NONE_SKIPPED, RULE, SLOTS, WIDTHS, Bucket, Step, normal_gradients, random_integers
+from device_matrix import CASES, FAST, Case, assert_same, state_of, steps_of, walk
 from gpu_machine import DEVICE, GPU, no_synchronisation  # noqa: F401
 
-from reversible_hypergrad import _core
 from reversible_hypergrad._ops import ops
 
 pytestmark = GPU
 
 STRAIGHT = frozenset()
-ORDINARY = Case((70_001, 513, 9), ("float32", "bfloat16", "float16"), momentum="1/max", rates=(1,))
+ORDINARY = Case((70_001, 513, 9), ("float32", "bfloat16", "float16"), momentum=FAST, elements=(1,))
 
 
 def buckets_of(case: Case, state_bits: int, devices: list[str], seed: int = 3, **options) -> list[Bucket]:
@@ -42,9 +43,9 @@ def test_whatever_the_gradients(seed):
         buckets = [Bucket(x, v, dtypes, state_bits, device=device, askew=STRAIGHT) for device in ("cpu", DEVICE)]
         for _ in range(4):
             steps = random_right_and_wrong(rng, [len(part) for part in x], dtypes, state_bits)
-            traces = [there_and_back(bucket, *steps) for bucket in buckets]
-            for i, (mine, expected) in enumerate(zip(traces[1], traces[0], strict=True)):
-                assert torch.equal(mine, expected), f"entry {i} of the trace"
+            (expected, _), (mine, _) = (there_and_back(bucket, *steps) for bucket in buckets)
+            for i, (one, other) in enumerate(zip(mine, expected, strict=True)):
+                assert torch.equal(one, other), f"entry {i} of the trace"
 
 
 @WIDTHS
@@ -53,14 +54,13 @@ def test_recorded_on_one_device_and_undone_on_the_other(state_bits, there, back)
     first, other = buckets_of(ORDINARY, state_bits, [there, back])
     start = first.snapshot()
     steps = steps_of(ORDINARY, state_bits, 20, np.random.default_rng(4))
-    tapes = [first.step(step) for step in steps]
+    records = [first.step(step) for step in steps]
     for mine, source in zip(other.tensors(), first.tensors(), strict=True):
         mine.copy_(source)
-    for step, (spill_bits, planes) in zip(reversed(steps), reversed(tapes), strict=True):
-        other.undo(step, spill_bits, [plane.to(back) for plane in planes])
+    for step, record in zip(reversed(steps), reversed(records), strict=True):
+        other.undo(step, replace(record, planes=record.planes.to(back)))
         assert not any(other.flags)
     other.assert_equals([t.to(back) for t in start])
-    assert not other.s.any()
 
 
 @WIDTHS
@@ -87,45 +87,44 @@ def test_nothing_waits_for_the_gpu(state_bits, no_synchronisation):  # noqa: F81
     (bucket,) = buckets_of(ORDINARY, state_bits, [DEVICE])
     (step,) = steps_of(ORDINARY, state_bits, 1, np.random.default_rng(4))
     step.gradients = [g.to(DEVICE) for g in step.gradients]
-    step.rates = [None if r is None else r.to(DEVICE) for r in step.rates]
-    skipped = NONE_SKIPPED.to(DEVICE)
+    step.elements = [[None if e is None else e.to(DEVICE) for e in own] for own in step.elements]
+    record, skipped = bucket.record(step), NONE_SKIPPED.to(DEVICE)
     with no_synchronisation():
-        tape = bucket.step(step, skipped)
-        bucket.undo(step, *tape)
+        bucket.step(step, skipped, record)
+        bucket.undo(step, record)
 
 
 @WIDTHS
 def test_captured_in_a_graph(state_bits):
-    """A step without spills replays as often as one likes; scalars and addresses are those of the capture."""
+    """A step that shifts nothing replays as often as one likes; numbers and addresses are those of the capture."""
     case = Case((1030, 65), ("float32", "float32"))
     expected, mine = buckets_of(case, state_bits, ["cpu", DEVICE])
     rng = np.random.default_rng(5)
-    cs = [coefficients(state_bits, 0.1, 0.02, 0.01)] * 2
     static = [torch.zeros(size, device=DEVICE) for size in case.sizes]
-    none = [0] * 8
-    state = mine.x, mine.v, mine.s, [], none, list(cs[0]), 1, 1
-    skipped = NONE_SKIPPED.to(DEVICE)
-
-    def op():
-        ops.sgd_step(mine.weights, static, [True, True], *state, skipped, True, mine.outcome)
 
     def next_gradients() -> Step:
-        step = Step(normal_gradients(rng, case.sizes, case.dtypes, [True] * 2), cs, 1, 1)
+        step = Step(normal_gradients(rng, case.sizes, case.dtypes, [True] * 2), [(0.5, 0.02, 0.01)] * 2, 1.0)
         for target, gradient in zip(static, step.gradients, strict=True):
             target.copy_(gradient)
         return step
 
-    # Once outside: a kernel is loaded when it first runs, which a capture does not allow.
     step = next_gradients()
+    record, skipped = mine.record(step), NONE_SKIPPED.to(DEVICE)
+    given = record.numbers, record.shifts, [], record.planes, skipped, True, mine.outcome
+
+    def op():
+        ops.step(RULE, mine.weights, static, mine.x, [mine.v], *given)
+
+    # Once outside: a kernel is loaded when it first runs, which a capture does not allow.
     op()
-    expected.step(step, planes=[], spill_bits=none)
+    expected.step(step)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         op()
     for _ in range(5):
         step = next_gradients()
         graph.replay()
-        expected.step(step, planes=[], spill_bits=none)
+        expected.step(step)
         assert_same(mine, expected)
 
 
@@ -143,7 +142,7 @@ def test_tensors_of_two_devices_are_refused_by_name():
     mine.weights[1] = other.weights[1]
     before = mine.x.clone()
     with pytest.raises(RuntimeError, match=r"weights\[1\]: expected a tensor on cuda:0.*got one on cpu"):
-        mine.step(Step([torch.zeros(8)] * 2, [(1.0, 0.0, 1.0)] * 2, 9, 10))
+        mine.step(Step([torch.zeros(8)] * 2, [(1.0, 0.0, 1.0)] * 2, 0.9))
     assert torch.equal(mine.x, before)
 
 
@@ -151,27 +150,30 @@ def test_more_elements_than_32_bits_count():
     """A tensor of 2^31 + 1613 weights, all blocks alike, moves as a small one does; 27 GB of GPU memory."""
     if torch.cuda.mem_get_info()[0] < 34 << 30:
         pytest.skip("needs 34 GB of free GPU memory")
-    size, fmt, rng = 2**31 + 3 * 512 + 77, oracle.FORMATS[32], np.random.default_rng(6)
-    block = {"x": integers(rng, 2**fmt.weight_bits, 512, 32), "v": integers(rng, 2**fmt.velocity_bits, 512, 32)}
+    size, rng = 2**31 + 3 * 512 + 77, np.random.default_rng(6)
+    (x,), (v,) = random_integers(rng, [512], 32)
     gradient = torch.from_numpy(rng.standard_normal(512)).half()
-    small = Bucket([block["x"].repeat(2)[:589]], [block["v"].repeat(2)[:589]], ["float16"], 32)
-    step = Step([gradient.repeat(2)[:589]], [coefficients(32, 0.1, 0.02, 0.01)], 1, 10)
-    spill_bits, _ = small.step(step)
+    small = Bucket([x.repeat(2)[:589]], [v.repeat(2)[:589]], ["float16"], 32)
+    step = Step([gradient.repeat(2)[:589]], [(0.5, 0.02, 0.01)], 0.1)
+    record = small.step(step)
 
     def large(part: torch.Tensor) -> torch.Tensor:
         return part.to(DEVICE).repeat(size // 512 + 1)[:size]
 
-    padded = _core.state_size(size)
-    x, v = torch.zeros(padded, dtype=torch.int32, device=DEVICE), torch.zeros(padded, dtype=torch.int32, device=DEVICE)
-    x[:size], v[:size] = large(block["x"]), large(block["v"])
-    s = torch.zeros(_core.lane_count(size), dtype=STATE_DTYPES[32], device=DEVICE)
-    weight, outcome = torch.zeros(size, dtype=torch.float16, device=DEVICE), torch.zeros(2, dtype=torch.int64, device=DEVICE)
-    large_planes = [torch.empty(len(s) * bits // 8, dtype=torch.uint8, device=DEVICE) for bits in spill_bits if bits]
-    shared = [weight], [large(gradient)], [True], x, v, s, large_planes, spill_bits, list(step.coefficients[0]), 1, 10
-    ops.sgd_step(*shared, NONE_SKIPPED.to(DEVICE), True, outcome)
-    for mine, expected, per_block in ((x, small.x, 512), (v, small.v, 512), (weight, small.weights[0], 512), (s, small.s, 64)):
+    states = [torch.zeros(oracle.state_size(size), dtype=torch.int32, device=DEVICE) for _ in range(SLOTS)]
+    for state, part in zip(states, (v, x), strict=True):
+        state[:size] = large(part)
+    weight = torch.zeros(size, dtype=torch.float16, device=DEVICE)
+    outcome = torch.zeros_like(small.outcome, device=DEVICE)
+    bits, plane = int(record.shifts[0, 1]), -(-size // 8)
+    planes = torch.empty(bits * plane, dtype=torch.uint8, device=DEVICE)
+    given = record.numbers, record.shifts, [], planes, NONE_SKIPPED.to(DEVICE), True, outcome
+    ops.step(RULE, [weight], [large(gradient)], states[-1], states[:-1], *given)
+    small_planes = record.planes.view(bits, -1)
+    of_large = [(states[-1], small.x, 512, 77), (states[0], small.v, 512, 77), (weight, small.weights[0], 512, 77)]
+    of_large += [(planes[i * plane : (i + 1) * plane], small_planes[i], 64, 10) for i in range(bits)]
+    for mine, expected, per_block, tail in of_large:
         whole = size // 512 * per_block
         assert bool((mine[:whole].view(-1, per_block) == expected[:per_block].to(DEVICE)).all())
-        tail = 77 if per_block == 512 else _core.lane_count(77)
         assert torch.equal(mine[whole : whole + tail].cpu(), expected[per_block : per_block + tail])
     assert outcome[1] == 0

@@ -33,7 +33,7 @@ def measured(adjoint, *numbers):
 
 
 def size(steps=STEPS, **changed):
-    settings = {"momenta": [(WEIGHTS, [0.9])], "hyperparameters": peak.HYPERPARAMETERS, **changed}
+    settings = {"factors": [(WEIGHTS, [0.9])], "hyperparameters": peak.HYPERPARAMETERS, **changed}
     return RunSize(weights=WEIGHTS, steps=steps, **settings)
 
 

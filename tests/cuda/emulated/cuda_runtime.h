@@ -37,19 +37,8 @@ struct dim3 {
 };
 
 // Device intrinsics, by their definition.
-inline long long __double2ll_rn(double x) { return static_cast<long long>(std::nearbyint(x)); }
 inline int __float2int_rn(float x) { return static_cast<int>(std::nearbyintf(x)); }
 inline float __fmaf_rn(float x, float y, float z) { return std::fmaf(x, y, z); }
-inline long long __double_as_longlong(double x) {
-  long long bits;
-  std::memcpy(&bits, &x, 8);
-  return bits;
-}
-inline double __longlong_as_double(long long bits) {
-  double x;
-  std::memcpy(&x, &bits, 8);
-  return x;
-}
 inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
 template <class T>
 T atomicAdd(T* p, T x) {
@@ -191,10 +180,13 @@ inline void __syncthreads() { emulated::meet(emulated::block_barrier, static_cas
 
 template <class T>
 T __shfl_xor_sync(unsigned mask, T x, int offset) {
-  static_assert(sizeof(T) == 8, "offered as 64 bits");
+  static_assert(sizeof(T) <= 8, "offered as 64 bits");
   const int lane = emulated::running->current % emulated::kWarp;
-  return static_cast<T>(
-      emulated::exchange(mask, static_cast<uint64_t>(x), [&](const uint64_t* all) { return all[lane ^ offset]; }));
+  uint64_t bits = 0;
+  std::memcpy(&bits, &x, sizeof x);
+  bits = emulated::exchange(mask, bits, [&](const uint64_t* all) { return all[lane ^ offset]; });
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
 }
 inline int __any_sync(unsigned mask, int x) {
   return static_cast<int>(emulated::exchange(mask, x != 0, [&](const uint64_t* all) {
