@@ -15,10 +15,9 @@ from reversible_hypergrad.rules.base import Rule
 __all__ = ["EXPONENTS", "exponent_of_increments", "exponent_of_weights", "exponent_unseen", "growth", "magnitudes"]
 
 # Bits left above the largest number that was seen, so that it may grow before the integers must be shifted. What a step adds has
-# 51 of 64 bits: it holds changes as large as twice the weights, and states have 11 more for what a decay of 0.9995 lets them grow
-# to. In 32 bits that comes on top, and weights often grow tenfold.
+# 51 of 64 bits: it holds changes as large as twice the weights. In 32 bits all is scarcer, and weights often grow tenfold.
 _WEIGHT_ROOM = {64: 12, 32: 5}
-_INCREMENT_ROOM = {64: 5, 32: 2}
+_STATE_ROOM = {64: 6, 32: 4}
 # A tensor of zeros: its weights are taken for this large.
 _UNSEEN_WEIGHT = 0.125
 # The same of a state, where nobody looks when its first gradient comes.
@@ -39,8 +38,7 @@ def exponent_of_increments(largest: float, factor: float, layout: FixedPointForm
     # A state is at most 1 / (1 - factor) equal increments.
     gain = min(12, math.floor(-math.log2(max(1.0 - factor, 2.0**-12))))
     bits = layout.state_bits
-    room = min(layout.increment_bits - _INCREMENT_ROOM[bits], layout.limit_bits - _INCREMENT_ROOM[bits] - gain)
-    return _clamped(_log2(largest) - room, bits)
+    return _clamped(_log2(largest) - (layout.increment_bits - _STATE_ROOM[bits] - gain), bits)
 
 
 def exponent_unseen(layout: FixedPointFormat) -> int:

@@ -34,8 +34,8 @@ from reversible_hypergrad.rules.base import Rule
 __all__ = ["State", "flat"]
 
 # Bits that integers on a GPU must leave free at a look, or the next step makes room: until the next look they may grow so far.
-_LEAST_FREE = 4
-_FREED = 6
+_LEAST_FREE = 3
+_FREED = 5
 
 
 def flat(tensor: Tensor) -> Tensor:
@@ -263,17 +263,18 @@ class State:
         if record.unset is not None and record.owed is not None:
             self.unset, self.more_room = record.unset, record.owed
 
-    def make_room(self, outcome: Outcome) -> None:
-        """Of the last step's outcome, read late: what has grown close to its limits gets room in the next step."""
-        self._look(outcome)
+    def make_room(self, *outcomes: Outcome) -> None:
+        """Of the latest steps, read late: what has come close to its limits gets room in the next step."""
+        self._look(*outcomes)
 
-    def _look(self, outcome: Outcome) -> None:
+    def _look(self, *outcomes: Outcome) -> None:
         if not self.is_late:
             if self.unset.any():
-                self.unset = self.unset & (np.array(outcome.used)[:, :-1] == 0)
+                self.unset = self.unset & (np.array(outcomes[-1].used)[:, :-1] == 0)
             return
-        used = np.array(outcome.used).reshape(-1, self.slots)
-        free = self.format.limit_bits - used
+        used = np.max([outcome.used for outcome in outcomes], axis=0).reshape(-1, self.slots)
+        # What is added to a state is about as large as the state.
+        free = np.array([self.format.increment_bits] * len(self.z) + [self.format.limit_bits]) - used
         self.more_room = np.where(free < _LEAST_FREE, _FREED - free, 0)
         if self.unset.any():
             self._settle_exponents(self.unset & (used[:, :-1] == 0))
