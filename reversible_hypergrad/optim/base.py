@@ -210,11 +210,16 @@ class ReversibleOptimizer(StatefulOptimizer):
         """Bytes now, and bits per weight and step since the start (or the last boundary).
 
         Returns:
-            ``state_bytes`` (integers of weights and velocities), ``initial_bytes`` (what fixed point could not hold
-            of the first weights), ``information_bytes`` (accumulators and spilled planes), ``hash_bytes``,
-            ``trajectory_bytes`` (what storing the weights of every step would have taken),
-            ``information_bits_per_weight_step``, ``payload_bits_per_weight_step`` (planes and what the accumulators
-            hold, by their bound), ``limit_bits_per_weight_step`` (log2(1/momentum), averaged).
+            By name
+
+            - ``state_bytes``: the integers of weights and states.
+            - ``initial_bytes``: what fixed point could not hold of the first weights.
+            - ``information_bytes``: the bits that the steps shifted out of the integers, which is what undoing them takes.
+            - ``scale_bytes``: numbers per tensor and step, about 100 bytes each.
+            - ``hash_bytes``: 8 per part and checked step.
+            - ``trajectory_bytes``: what storing the weights of every step would have taken.
+            - ``information_bits_per_weight_step``: ``information_bytes`` over the weights and the steps that moved them.
+            - ``limit_bits_per_weight_step``: what no method can stay below, log2(1/decay) summed over the states; averaged.
         """
         self.synchronize()
         return measure(self._history.parts, self._history.entries)

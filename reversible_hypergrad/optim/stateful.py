@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch.optim import Optimizer
 
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.core.fixed_point import FORMATS
 from reversible_hypergrad.optim import saved
 from reversible_hypergrad.optim.edits import refuse, replaced
@@ -26,8 +27,7 @@ class StatefulOptimizer(Optimizer):
     def __init__(self, params: Any, defaults: dict[str, Any], *, state_bits: int, verify_every: int) -> None:
         if state_bits not in FORMATS:
             raise ValueError(f"Invalid state_bits value: {state_bits}. Expected 32 or 64")
-        if isinstance(verify_every, bool) or not isinstance(verify_every, int) or verify_every < 1:
-            raise ValueError(f"Invalid verify_every value: {verify_every}. Expected an integer >= 1")
+        check_integer("verify_every", verify_every, least=1)
         self.state_bits = state_bits
         self.format = FORMATS[state_bits]
         self.verify_every = verify_every
