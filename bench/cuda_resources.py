@@ -36,7 +36,7 @@ REPORT = re.compile(
 )
 NAME = re.compile(r"PhaseE(?P<phase>\d)ENS\d_(?:9NoAdjoint|11StepAdjointI(?P<adjoint>[fd])E)ELi(?P<table>\d+)")
 ADDING = "add_partials"  # of the blocks' sums; it does not depend on the weights
-ACCESS = re.compile(r"\b(ld|st)\.global(\.v\d)?\.[a-z](\d+)")
+ACCESS = re.compile(r"\b(ld|st)\.global(?:\.wb)?(\.v\d)?\.[a-z](\d+)")
 
 
 def nvcc(rule: str, source: str, bits: int, options: list[str], target: Path) -> str:
@@ -118,9 +118,8 @@ def main() -> None:
     lines = [
         "# Resources of the CUDA kernels",
         "",
-        f"Compiler's report, nvcc {version.split('release ')[1].split(',')[0]}, by `make cuda-resources`. 128 threads per block; no kernel "
-        "spills registers or has",
-        "a stack frame. Every kernel moves weights of all four dtypes.",
+        f"Compiler's report, nvcc {version.split('release ')[1].split(',')[0]}, by `make cuda-resources`. 128 threads per block; no",
+        "kernel spills registers or has a stack frame. Every kernel moves weights of all four dtypes.",
     ]
     with tempfile.TemporaryDirectory() as place:
         for rule in RULES:
