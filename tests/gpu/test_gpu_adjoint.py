@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from adjoint_problems import ADJOINT_CASES, ALSO_ASKEW, AdjointBucket, assert_same_trace, journey, throughs_of, vectors_of
+from adjoint_problems import ADJOINT_CASES, ALSO_ASKEW, AdjointBucket, adjoints_of, assert_same_trace, journey, vectors_of
 from core_problems import WIDTHS
 from device_matrix import Case, state_of, steps_of
 from gpu_machine import DEVICE, GPU, no_synchronisation  # noqa: F401
@@ -14,7 +14,7 @@ import reversible_hypergrad as rh
 
 pytestmark = GPU
 
-LARGE = Case((512 * 1100 + 13, 70_001, 513, 9), ("float32", "bfloat16", "float16", "float32"), momentum="1/max", rates=(1,))
+LARGE = Case((512 * 1100 + 13, 70_001, 513, 9), ("float32", "bfloat16", "float16", "float32"), elements=(1,))
 
 
 def on(device: str, **options):
@@ -41,27 +41,27 @@ def one_step(case: Case, state_bits: int, device: str):
     rng = np.random.default_rng(4)
     x, v = state_of(case, state_bits, rng)
     (step,) = steps_of(case, state_bits, 1, rng)
-    through = throughs_of(case, [step], rng)[0]
+    (adjoint,) = adjoints_of(case, [step], rng)
     bucket = AdjointBucket(x, v, list(case.dtypes), state_bits, "float32", vectors_of(case, "float32", rng), device=device)
     step.gradients = [g.to(device) for g in step.gradients]
-    step.rates = [None if r is None else r.to(device) for r in step.rates]
-    through.products = [None if p is None else p.to(device) for p in through.products]
-    return bucket, step, bucket.step(step), through
+    step.elements = [[None if e is None else e.to(device) for e in own] for own in step.elements]
+    adjoint.products = [None if p is None else p.to(device) for p in adjoint.products]
+    return bucket, step, bucket.step(step), adjoint
 
 
 @WIDTHS
 def test_on_a_stream_of_its_own(state_bits):
     """Work follows the stream that is current, behind what was queued there and before what comes."""
-    expected, step, tape, through = one_step(LARGE, state_bits, "cpu")
-    expected.undo_weights(step, through)
-    expected.undo_velocity_too(step, tape, through)
-    mine, step, tape, through = one_step(LARGE, state_bits, DEVICE)
+    expected, step, record, adjoint = one_step(LARGE, state_bits, "cpu")
+    expected.undo_weights_adjoint(step, record, adjoint)
+    expected.undo_states_adjoint(step, record, adjoint)
+    mine, step, record, adjoint = one_step(LARGE, state_bits, DEVICE)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)
-        mine.undo_weights(step, through)
-        mine.undo_velocity_too(step, tape, through)
+        mine.undo_weights_adjoint(step, record, adjoint)
+        mine.undo_states_adjoint(step, record, adjoint)
         copies = [t.clone() for t in [*mine.tensors(), *mine.adjoint()]]
     stream.synchronize()
     assert_same_trace([[t.cpu() for t in copies]], [[*expected.tensors(), *expected.adjoint()]])
@@ -69,27 +69,10 @@ def test_on_a_stream_of_its_own(state_bits):
 
 @WIDTHS
 def test_nothing_waits_for_the_gpu(state_bits, no_synchronisation):  # noqa: F811
-    bucket, step, tape, through = one_step(LARGE, state_bits, DEVICE)
-    bucket.undo_weights(step, through)  # the guarded vectors below are made before, too
-    bucket.move(step, back=False)
-    sums = [torch.zeros(n * len(bucket.sizes), dtype=torch.float64, device=DEVICE) for n in (1, 3)]
-    none = torch.empty(0, device=DEVICE)
-    products = [none if p is None else p for p in through.products]
-    _, active, flat = bucket._shared(step)
-    rates = bucket._rates(step)
-    rates = [none.to(r.dtype) if r.numel() == 0 else r for r in rates]
-    state = bucket.x, bucket.v, bucket.s
-    head = bucket.weights, step.gradients, active, *state
-    tail = [n for row in through.settings for n in row], [True] * 3, bucket.partials, sums[1]
+    bucket, step, record, adjoint = one_step(LARGE, state_bits, DEVICE)
     with no_synchronisation():
-        ops = bucket.ops
-        vectors = bucket.aw, bucket.av
-        ops.sgd_undo_weights_adjoint(
-            bucket.weights, active, *state, flat, True, bucket.outcome, rates, *vectors, bucket.partials, sums[0]
-        )
-        spill_bits, planes = tape
-        rest = planes, spill_bits, flat, step.n, step.d, bucket.skipped, True, bucket.outcome
-        ops.sgd_undo_velocity_adjoint(*head, *rest, *vectors, products, *tail)
+        bucket.undo_weights_adjoint(step, record, adjoint)
+        bucket.undo_states_adjoint(step, record, adjoint)
 
 
 @pytest.mark.parametrize("state_bits", [64, 32])

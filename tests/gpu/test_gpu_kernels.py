@@ -7,17 +7,17 @@ import oracle
 import pytest
 import torch
 from core_journeys import random_right_and_wrong, random_state, there_and_back
-from core_problems import ASKEW, NONE_SKIPPED, STATE_DTYPES, WIDTHS, Bucket, Step, coefficients, integers, normal_gradients
+from core_problems import ASKEW, NONE_SKIPPED, RULE, WIDTHS, Bucket, Step, integers, normal_gradients, same_bits, units
 from device_matrix import CASES, Case, assert_same, state_of, steps_of, walk
 from gpu_machine import DEVICE, GPU, no_synchronisation  # noqa: F401
+from ticket_journey import assert_stands_still, journey
 
-from reversible_hypergrad import _core
 from reversible_hypergrad._ops import ops
 
 pytestmark = GPU
 
 STRAIGHT = frozenset()
-ORDINARY = Case((70_001, 513, 9), ("float32", "bfloat16", "float16"), momentum="1/max", rates=(1,))
+ORDINARY = Case((70_001, 513, 9), ("float32", "bfloat16", "float16"), elements=(1,))
 
 
 def buckets_of(case: Case, state_bits: int, devices: list[str], seed: int = 3, **options) -> list[Bucket]:
@@ -42,9 +42,10 @@ def test_whatever_the_gradients(seed):
         buckets = [Bucket(x, v, dtypes, state_bits, device=device, askew=STRAIGHT) for device in ("cpu", DEVICE)]
         for _ in range(4):
             steps = random_right_and_wrong(rng, [len(part) for part in x], dtypes, state_bits)
-            traces = [there_and_back(bucket, *steps) for bucket in buckets]
-            for i, (mine, expected) in enumerate(zip(traces[1], traces[0], strict=True)):
-                assert torch.equal(mine, expected), f"entry {i} of the trace"
+            (expected, skips), (mine, others) = [there_and_back(bucket, *steps) for bucket in buckets]
+            for i, (one, other) in enumerate(zip(mine, expected, strict=True)):
+                assert same_bits(one, other), f"entry {i} of the trace"
+            assert others == skips
 
 
 @WIDTHS
@@ -53,14 +54,14 @@ def test_recorded_on_one_device_and_undone_on_the_other(state_bits, there, back)
     first, other = buckets_of(ORDINARY, state_bits, [there, back])
     start = first.snapshot()
     steps = steps_of(ORDINARY, state_bits, 20, np.random.default_rng(4))
-    tapes = [first.step(step) for step in steps]
+    records = [first.step(step) for step in steps]
     for mine, source in zip(other.tensors(), first.tensors(), strict=True):
         mine.copy_(source)
-    for step, (spill_bits, planes) in zip(reversed(steps), reversed(tapes), strict=True):
-        other.undo(step, spill_bits, [plane.to(back) for plane in planes])
+    for step, record in zip(reversed(steps), reversed(records), strict=True):
+        record.planes = record.planes.to(back)
+        other.undo(step, record)
         assert not any(other.flags)
     other.assert_equals([t.to(back) for t in start])
-    assert not other.s.any()
 
 
 @WIDTHS
@@ -87,46 +88,48 @@ def test_nothing_waits_for_the_gpu(state_bits, no_synchronisation):  # noqa: F81
     (bucket,) = buckets_of(ORDINARY, state_bits, [DEVICE])
     (step,) = steps_of(ORDINARY, state_bits, 1, np.random.default_rng(4))
     step.gradients = [g.to(DEVICE) for g in step.gradients]
-    step.rates = [None if r is None else r.to(DEVICE) for r in step.rates]
+    step.elements = [[None if e is None else e.to(DEVICE) for e in own] for own in step.elements]
     skipped = NONE_SKIPPED.to(DEVICE)
     with no_synchronisation():
-        tape = bucket.step(step, skipped)
-        bucket.undo(step, *tape)
+        record = bucket.step(step, skipped)
+        bucket.undo(step, record)
 
 
 @WIDTHS
 def test_captured_in_a_graph(state_bits):
-    """A step without spills replays as often as one likes; scalars and addresses are those of the capture."""
+    """A step replays as often as one likes; scales, shifts and addresses are those of the capture."""
     case = Case((1030, 65), ("float32", "float32"))
     expected, mine = buckets_of(case, state_bits, ["cpu", DEVICE])
     rng = np.random.default_rng(5)
-    cs = [coefficients(state_bits, 0.1, 0.02, 0.01)] * 2
     static = [torch.zeros(size, device=DEVICE) for size in case.sizes]
-    none = [0] * 8
-    state = mine.x, mine.v, mine.s, [], none, list(cs[0]), 1, 1
     skipped = NONE_SKIPPED.to(DEVICE)
 
-    def op():
-        ops.sgd_step(mine.weights, static, [True, True], *state, skipped, True, mine.outcome)
+    def step_of(gradients) -> Step:
+        return Step(gradients, [(1.0, 0.02, 0.01)] * 2, 0.4, rescale=[(0, 1)] * 2)
 
-    def next_gradients() -> Step:
-        step = Step(normal_gradients(rng, case.sizes, case.dtypes, [True] * 2), cs, 1, 1)
+    host = expected.record(step_of(normal_gradients(rng, case.sizes, case.dtypes, [True] * 2)))
+    device = mine.record(step_of(static))
+    state = mine.x, [mine.v], device.numbers, device.shifts, [], device.planes
+
+    def op():
+        ops.step(RULE, mine.weights, static, *state, skipped, True, mine.outcome)
+
+    def expect_next() -> None:
+        step = step_of(normal_gradients(rng, case.sizes, case.dtypes, [True] * 2))
         for target, gradient in zip(static, step.gradients, strict=True):
             target.copy_(gradient)
-        return step
+        expected.step(step, record=host)
 
     # Once outside: a kernel is loaded when it first runs, which a capture does not allow.
-    step = next_gradients()
+    expect_next()
     op()
-    expected.step(step, planes=[], spill_bits=none)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         op()
     for _ in range(5):
-        step = next_gradients()
+        expect_next()
         graph.replay()
-        expected.step(step, planes=[], spill_bits=none)
-        assert_same(mine, expected)
+        assert_same(mine, expected, device, host)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -143,35 +146,52 @@ def test_tensors_of_two_devices_are_refused_by_name():
     mine.weights[1] = other.weights[1]
     before = mine.x.clone()
     with pytest.raises(RuntimeError, match=r"weights\[1\]: expected a tensor on cuda:0.*got one on cpu"):
-        mine.step(Step([torch.zeros(8)] * 2, [(1.0, 0.0, 1.0)] * 2, 9, 10))
+        mine.step(Step([torch.zeros(8)] * 2, [(1.0, 0.0, 1.0)] * 2, 0.9))
     assert torch.equal(mine.x, before)
+
+
+@WIDTHS
+def test_steps_that_nobody_waits_for(state_bits):
+    trace = journey(DEVICE, state_bits, 1e30)
+    assert_stands_still(trace)
+    for mine, expected in zip(trace, journey("cpu", state_bits, 1e30), strict=True):
+        assert same_bits(mine, expected)
 
 
 def test_more_elements_than_32_bits_count():
     """A tensor of 2^31 + 1613 weights, all blocks alike, moves as a small one does; 27 GB of GPU memory."""
     if torch.cuda.mem_get_info()[0] < 34 << 30:
         pytest.skip("needs 34 GB of free GPU memory")
-    size, fmt, rng = 2**31 + 3 * 512 + 77, oracle.FORMATS[32], np.random.default_rng(6)
-    block = {"x": integers(rng, 2**fmt.weight_bits, 512, 32), "v": integers(rng, 2**fmt.velocity_bits, 512, 32)}
+    tail, rng = 77, np.random.default_rng(6)
+    size, few = 2**31 + 3 * 512 + tail, 512 + tail
+    velocity, weight = units(32)
+    block = {"x": integers(rng, weight, 512, 32), "v": integers(rng, velocity, 512, 32)}
     gradient = torch.from_numpy(rng.standard_normal(512)).half()
-    small = Bucket([block["x"].repeat(2)[:589]], [block["v"].repeat(2)[:589]], ["float16"], 32)
-    step = Step([gradient.repeat(2)[:589]], [coefficients(32, 0.1, 0.02, 0.01)], 1, 10)
-    spill_bits, _ = small.step(step)
+    small = Bucket([block["x"].repeat(2)[:few]], [block["v"].repeat(2)[:few]], ["float16"], 32)
+    step = Step([gradient.repeat(2)[:few]], [(0.5, 0.02, 0.01)], 0.1, rescale=[(0, 1)])
+    record = small.step(step)
 
     def large(part: torch.Tensor) -> torch.Tensor:
         return part.to(DEVICE).repeat(size // 512 + 1)[:size]
 
-    padded = _core.state_size(size)
-    x, v = torch.zeros(padded, dtype=torch.int32, device=DEVICE), torch.zeros(padded, dtype=torch.int32, device=DEVICE)
+    x, v = (torch.zeros(oracle.state_size(size), dtype=torch.int32, device=DEVICE) for _ in range(2))
     x[:size], v[:size] = large(block["x"]), large(block["v"])
-    s = torch.zeros(_core.lane_count(size), dtype=STATE_DTYPES[32], device=DEVICE)
-    weight, outcome = torch.zeros(size, dtype=torch.float16, device=DEVICE), torch.zeros(2, dtype=torch.int64, device=DEVICE)
-    large_planes = [torch.empty(len(s) * bits // 8, dtype=torch.uint8, device=DEVICE) for bits in spill_bits if bits]
-    shared = [weight], [large(gradient)], [True], x, v, s, large_planes, spill_bits, list(step.coefficients[0]), 1, 10
-    ops.sgd_step(*shared, NONE_SKIPPED.to(DEVICE), True, outcome)
-    for mine, expected, per_block in ((x, small.x, 512), (v, small.v, 512), (weight, small.weights[0], 512), (s, small.s, 64)):
+    visible = torch.zeros(size, dtype=torch.float16, device=DEVICE)
+    outcome = torch.zeros_like(small.outcome, device=DEVICE)
+    shifts = int(record.shifts[0, 1::2].sum())
+    planes = torch.empty(shifts * -(-size // 8), dtype=torch.uint8, device=DEVICE)
+    state = x, [v], record.numbers, record.shifts, [], planes, NONE_SKIPPED.to(DEVICE)
+    ops.step(RULE, [visible], [large(gradient)], *state, True, outcome)
+
+    def assert_alike(mine: torch.Tensor, expected: torch.Tensor, per_block: int) -> None:
         whole = size // 512 * per_block
         assert bool((mine[:whole].view(-1, per_block) == expected[:per_block].to(DEVICE)).all())
-        tail = 77 if per_block == 512 else _core.lane_count(77)
-        assert torch.equal(mine[whole : whole + tail].cpu(), expected[per_block : per_block + tail])
+        rest = len(expected) - per_block
+        assert torch.equal(mine[whole : whole + rest].cpu(), expected[per_block:])
+
+    for mine, expected in ((x, small.x[:few]), (v, small.v[:few]), (visible, small.weights[0])):
+        assert_alike(mine, expected, 512)
+    for mine, expected in zip(planes.view(shifts, -1), record.planes.view(shifts, -1), strict=True):
+        assert_alike(mine, expected, 64)
+    assert torch.equal(outcome[1:].cpu(), small.outcome[1:])
     assert outcome[1] == 0
