@@ -17,7 +17,8 @@ from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.optim import ReversibleSGD
 from reversible_hypergrad.planning import Plan, plan
 from reversible_hypergrad.replay import ReplayableLoader
-from reversible_hypergrad.training import SGD, TrainedWeights, check_replayable, train
+from reversible_hypergrad.rules import SGD, Rule, TracedSGD
+from reversible_hypergrad.training import TrainedWeights, check_replayable, train
 
 __all__ = [
     "SGD",
@@ -32,7 +33,9 @@ __all__ = [
     "ReversalError",
     "Reversible",
     "ReversibleSGD",
+    "Rule",
     "Snapshots",
+    "TracedSGD",
     "TrainedWeights",
     "Truncated",
     "Unroll",

@@ -63,7 +63,8 @@ class AdjointBucket(Bucket):
             self._guarded("vectors", size if on else 0, self.aw.dtype) for size, on in zip(self.sizes, directed, strict=True)
         ]
         state = self.x, [self.v], record.numbers, record.shifts, self.elements(step), record.planes, self.skipped, True
-        vectors = self.aw, [self.av], self.directions, list(adjoint.wanted), self.partials, self.sums
+        sigma_before = torch.tensor([[own[0].sigma] for own in record.before], dtype=torch.float64)
+        vectors = self.aw, [self.av], self.directions, sigma_before, list(adjoint.wanted), self.partials, self.sums
         return RULE, self.weights, self.gradients(step), *state, self.outcome, *vectors
 
     def undo_weights_adjoint(self, step: Step, record: Record, adjoint: AdjointStep) -> None:
@@ -163,7 +164,7 @@ def expected_second_half(bucket: AdjointBucket, step: Step, record: Record, aws,
         moved = np.where(decay != 0, multiply_add(decay.astype(real), u, aw), aw)
         total = step.gradients[i].cpu().double().numpy() + decay * w
         of_av = av.astype(np.float64)
-        terms = u.astype(np.float64) * w, of_av * values(v, record.after[i][0].sigma), of_av * total
+        terms = u.astype(np.float64) * w, of_av * values(v, record.before[i][0].sigma), of_av * total
         sums.append(tuple(added(np.where(keep, term, 0.0)) for term in terms))
         out_w.append(np.where(keep, moved, aw))
         directions.append(u)

@@ -7,7 +7,9 @@ import torch
 from hypothesis import settings
 
 # Failing asserts in shared helpers show their values too.
-pytest.register_assert_rewrite("core_problems", "core_journeys", "device_matrix", "optim_problems")
+pytest.register_assert_rewrite(
+    "adjoint_problems", "core_problems", "core_journeys", "device_matrix", "optim_problems", "oracle_twin", "ticket_journey"
+)
 
 # Other work on the machine must not fail a property: no deadline per example.
 settings.register_profile("exact", deadline=None, print_blob=True)

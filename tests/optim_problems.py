@@ -39,7 +39,7 @@ def frozen(optimizer: rh.ReversibleSGD) -> dict[str, Any]:
     """Weights, integers, information buffer, records and settings as they are now."""
     groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
     weights = [p for g in optimizer.param_groups for p in g["params"]]
-    return {"weights": plain(weights), "groups": plain(groups), "state": plain(optimizer.state_dict()["reversible"])}
+    return {"weights": plain(weights), "groups": plain(groups), "state": plain(optimizer.state_dict()["state"])}
 
 
 def weights_of(optimizer: torch.optim.Optimizer) -> list[Any]:

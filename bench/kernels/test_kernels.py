@@ -1,10 +1,9 @@
-"""A step, its undoing alone and with its adjoint, and the NumPy core's information buffer, at several sizes;
+"""A step, its undoing alone and with its adjoint, and the NumPy core's contraction, at several sizes;
 torch.optim.SGD(fused) is the yardstick."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from bench.backward import Backward
 from reversible_hypergrad import core
 
 Timed = Callable[..., None]
-NINE_TENTHS = Fraction(9, 10)
 
 
 def parameter(weights: int) -> torch.nn.Parameter:
@@ -67,33 +65,12 @@ def test_back_in_torch(timed: Timed, weights: int, state_bits: int) -> None:
 
 @pytest.mark.parametrize("state_bits", [32, 64])
 def test_contract(timed: Timed, weights: int, state_bits: int) -> None:
-    values = np.random.default_rng(0).integers(-(10**6), 10**6, weights)
-    buffer = core.InformationBuffer(weights, state_bits)
-    decayed = core.InformationBuffer(weights, state_bits).contract(values, NINE_TENTHS)
-    timed(lambda: buffer.contract(values, NINE_TENTHS), after=lambda: buffer.expand(decayed, NINE_TENTHS))
-    assert buffer.is_empty()
+    values = np.random.default_rng(0).integers(-(10**6), 10**6, weights).astype(core.FORMATS[state_bits].dtype)
+    timed(lambda: core.contract(values, 1, 1))
 
 
 @pytest.mark.parametrize("state_bits", [32, 64])
 def test_expand(timed: Timed, weights: int, state_bits: int) -> None:
-    values = np.random.default_rng(0).integers(-(10**6), 10**6, weights)
-    buffer = core.InformationBuffer(weights, state_bits)
-    decayed = core.InformationBuffer(weights, state_bits).contract(values, NINE_TENTHS)
-    timed(lambda: buffer.expand(decayed, NINE_TENTHS), before=lambda: buffer.contract(values, NINE_TENTHS))
-    assert buffer.is_empty()
-
-
-@pytest.mark.parametrize("state_bits", [32, 64])
-def test_push(timed: Timed, weights: int, state_bits: int) -> None:
-    digits = np.random.default_rng(0).integers(0, 10, weights)
-    buffer = core.InformationBuffer(weights, state_bits)
-    timed(lambda: buffer.push(digits, 10), after=lambda: buffer.pop(10))
-    assert buffer.is_empty()
-
-
-@pytest.mark.parametrize("state_bits", [32, 64])
-def test_pop(timed: Timed, weights: int, state_bits: int) -> None:
-    digits = np.random.default_rng(0).integers(0, 10, weights)
-    buffer = core.InformationBuffer(weights, state_bits)
-    timed(lambda: buffer.pop(10), before=lambda: buffer.push(digits, 10))
-    assert buffer.is_empty()
+    values = np.random.default_rng(0).integers(-(10**6), 10**6, weights).astype(core.FORMATS[state_bits].dtype)
+    contracted, planes = core.contract(values, 1, 1)
+    timed(lambda: core.expand(contracted, planes, 1, 1))

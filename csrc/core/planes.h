@@ -27,16 +27,18 @@ RH_INLINE Integer expand(Integer z, int shift, int64_t centre, Integer bits) {
   return wrapping_subtract(wrapping_add(shift_left(z, shift), bits), static_cast<Integer>(centre));
 }
 
-// Negative in any lane of an undone state that no step's contraction can have given: expanding it could lose its high bits.
+// What a step's contraction can give lies in [-2^(limit_bits - shift), this]: rounding may reach the upper end.
 template <class Layout>
-RH_INLINE typename Layout::Integer contraction_limit(int shift) {
-  return typename Layout::Integer{1} << (Layout::limit_bits - shift);
+RH_INLINE typename Layout::Integer largest_contracted(int shift) {
+  return (typename Layout::Integer{1} << (Layout::limit_bits - shift)) - (shift == 0);
 }
-template <class Lanes, class Integer>
-RH_INLINE Lanes foreign_word(Lanes z, Integer limit) {
-  return (limit - z) | (z + limit);
+// Negative in any lane of an undone state that no step's contraction can have given: expanding it could lose its high bits.
+template <class Layout, class Lanes>
+RH_INLINE Lanes foreign_word(Lanes z, typename Layout::Integer largest, typename Layout::Integer lowest) {
+  if constexpr (std::is_same<Lanes, typename Layout::Integer>::value)
+    return wrapping_subtract(largest, z) | wrapping_subtract(z, lowest);
+  else
+    return (largest - z) | (z - lowest);
 }
-RH_INLINE int64_t foreign_word(int64_t z, int64_t limit) { return wrapping_subtract(limit, z) | wrapping_add(z, limit); }
-RH_INLINE int32_t foreign_word(int32_t z, int32_t limit) { return wrapping_subtract(limit, z) | wrapping_add(z, limit); }
 
 }  // namespace rh

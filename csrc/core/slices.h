@@ -58,12 +58,13 @@ template <class T>
 using AdjointReal = std::conditional_t<sizeof(T) == sizeof(double), double, float>;
 
 struct AdjointSlice {
-  void* weight;                // from the tensor's first element on
-  void* states[kMaxStates];    // likewise
-  double carries[kMaxStates];  // decay of the states in the step that was undone before
-  const void* product;         // as the gradient; null: zero
-  void* direction;             // as `weight`; null: the rule's direction is the first state's vector as it is
-  double* partials[kMaxSums];  // one per block of the tensor; null: not wanted
+  void* weight;                     // from the tensor's first element on
+  void* states[kMaxStates];         // likewise
+  double carries[kMaxStates];       // decay of the states in the step that was undone before
+  double sigma_before[kMaxStates];  // of the states before the step; in the second half
+  const void* product;              // as the gradient; null: zero
+  void* direction;                  // as `weight`; null: the rule's direction is the first state's vector as it is
+  double* partials[kMaxSums];       // one per block of the tensor; null: not wanted
 };
 
 }  // namespace rh

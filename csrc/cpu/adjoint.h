@@ -110,7 +110,8 @@ struct AdjointWorker {
 
   void fill(bool before, int64_t at, int count, Row& row) const {
     for (int k = 0; k < K; ++k)
-      if (reads(before, k)) read(slice.states[k].integers, at, count, slice.states[k].sigma, row.states[k]);
+      if (reads(before, k))
+        read(slice.states[k].integers, at, count, before ? slice.states[k].sigma : adjoint.sigma_before[k], row.states[k]);
     bool weight = false, gradient = false;
     for (int s = 0; !before && s < Rule::kSumsAfter; ++s) {
       weight |= wanted(s) && Rule::sum_after_reads_weight(s);

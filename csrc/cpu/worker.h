@@ -92,8 +92,8 @@ struct Worker {
     Integer* states[K];
     const void* elements[N];
     Real sigma[K], inverse[K], sigma_before, sigma_after, inverse_after, numbers[N];
-    Integer limits[K];
-    double seen;  // scale of the weights that show, for those of double
+    Integer largest[K], lowest[K];  // that a contraction can give
+    double seen;                    // scale of the weights that show, for those of double
     bool hash;
   } constants;
   bool elementwise = false;
@@ -118,7 +118,8 @@ struct Worker {
       c.states[k] = static_cast<Integer*>(of.states[k].integers);
       c.sigma[k] = static_cast<Real>(of.states[k].sigma);
       c.inverse[k] = static_cast<Real>(1.0 / of.states[k].sigma);
-      c.limits[k] = contraction_limit<Layout>(of.states[k].shift);
+      c.largest[k] = largest_contracted<Layout>(of.states[k].shift);
+      c.lowest[k] = -(Integer{1} << (Layout::limit_bits - of.states[k].shift));
     }
     c.sigma_before = static_cast<Real>(of.sigma_before);
     c.sigma_after = static_cast<Real>(of.own.sigma);
@@ -214,7 +215,7 @@ struct Worker {
       const Integers q = P::round(Rule::increment<k, kWeight>(g, w, values, n) * c.inverse[k]);
       now[k] = now[k] - q;
       checks.increment = checks.increment | increment_word<Layout>(q);
-      checks.foreign = checks.foreign | foreign_word(now[k], c.limits[k]);
+      checks.foreign = checks.foreign | foreign_word<Layout>(now[k], c.largest[k], c.lowest[k]);
       values[k] = P::real(now[k]) * c.sigma[k];
       subtract_increments<k - 1, kWeight>(c, g, w, now, values, n, checks);
     }

@@ -20,7 +20,8 @@ struct AdjointEntry : Entry {
   const void* product;
   void* direction;
   double carries[K];
-  bool decays;  // see the rule
+  double sigmas[K];  // of the states: after the step in the first half, before it in the second
+  bool decays;       // see the rule
   bool has_work;
 };
 
@@ -69,8 +70,7 @@ struct StepAdjoint {
       lane.n[i] = static_cast<R>(lane.wide[i]);
     }
 #pragma unroll
-    for (int k = 0; k < K; ++k)
-      lane.values[k] = shared.reads_state[k] ? static_cast<double>(z[k].at[j]) * entry.slots[k].sigma : 0;
+    for (int k = 0; k < K; ++k) lane.values[k] = shared.reads_state[k] ? static_cast<double>(z[k].at[j]) * entry.sigmas[k] : 0;
     return lane;
   }
   template <int count>
@@ -214,7 +214,10 @@ AdjointEntry adjoint_entry_of(const CudaMove& move, const AdjointShared& shared,
   static_cast<Entry&>(entry) = entry_of(slice, i, move.first_block[i]);
   entry.product = own.product;
   entry.direction = own.direction;
-  for (int k = 0; k < K; ++k) entry.carries[k] = own.carries[k];
+  for (int k = 0; k < K; ++k) {
+    entry.carries[k] = own.carries[k];
+    entry.sigmas[k] = move.phase == Phase::undo_weights ? slice.states[k].sigma : own.sigma_before[k];
+  }
   entry.decays = Rule::decays(slice);
   entry.has_work = move.phase == Phase::undo_weights || own.direction || entry.decays;
   for (const double* partials : shared.partials) entry.has_work |= partials != nullptr;

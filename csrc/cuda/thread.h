@@ -159,7 +159,9 @@ struct Thread {
       z[k] = wrapping_subtract(z[k], q);
       values[k] = to_real(z[k]) * static_cast<Real>(entry.slots[k].sigma);
       found.increments |= increment_word<Layout>(q);
-      found.foreign |= foreign_word(z[k], contraction_limit<Layout>(entry.shifts[k])) < 0;
+      const int shift = entry.shifts[k];
+      const Integer lowest = -(Integer{1} << (Layout::limit_bits - shift));
+      found.foreign |= foreign_word<Layout>(z[k], largest_contracted<Layout>(shift), lowest) < 0;
       subtract_increments<k - 1>(g, w, z, values, n, found);
     }
   }

@@ -36,12 +36,13 @@ struct Call {
 
 // Beside a step's undoing, its adjoint.
 struct AdjointCall {
-  Tensor weights;                  // vectors, laid out as the state
-  std::vector<Tensor> states;      // likewise
-  std::vector<Tensor> products;    // one per weight, empty: zero; no entries in the second half
-  std::vector<Tensor> directions;  // one per weight, empty: not written; no entries in the first half
-  std::optional<Tensor> carries;
-  std::vector<bool> wanted;  // which sums
+  Tensor weights;                      // vectors, laid out as the state
+  std::vector<Tensor> states;          // likewise
+  std::vector<Tensor> products;        // one per weight, empty: zero; no entries in the second half
+  std::vector<Tensor> directions;      // one per weight, empty: not written; no entries in the first half
+  std::optional<Tensor> carries;       // of the first half
+  std::optional<Tensor> sigma_before;  // of the second half
+  std::vector<bool> wanted;            // which sums
   Tensor partials, sums;
 };
 

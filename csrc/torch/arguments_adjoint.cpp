@@ -57,6 +57,15 @@ void* direction_of(const AdjointCall& adjoint, const Call& call, size_t i) {
   return direction.data_ptr();
 }
 
+// A row of numbers for every weight, one per state; null if there is no table.
+const double* table_of(const std::optional<Tensor>& table, const char* name, size_t count, size_t states) {
+  if (!table) return nullptr;
+  STD_TORCH_CHECK(table->is_cpu() && table->scalar_type() == Type::Double && table->is_contiguous() &&
+                      table->numel() == static_cast<int64_t>(count * states),
+                  name, ": expected a contiguous float64 table on the CPU of ", count, " rows of ", states);
+  return static_cast<const double*>(table->data_ptr());
+}
+
 }  // namespace
 
 void check_adjoint(Phase phase, const AdjointCall& adjoint, const Call& call, const RuleShape& shape, Arguments& arguments) {
@@ -69,10 +78,8 @@ void check_adjoint(Phase phase, const AdjointCall& adjoint, const Call& call, co
   STD_TORCH_CHECK(adjoint.products.empty() || adjoint.products.size() == count, "products: expected ", count, " tensors");
   STD_TORCH_CHECK(adjoint.directions.empty() || adjoint.directions.size() == count, "directions: expected ", count, " tensors");
   STD_TORCH_CHECK(static_cast<int>(adjoint.wanted.size()) <= most, "wanted: expected ", most, " entries or less");
-  STD_TORCH_CHECK(
-      !adjoint.carries || (adjoint.carries->is_cpu() && adjoint.carries->scalar_type() == Type::Double &&
-                           adjoint.carries->is_contiguous() && adjoint.carries->numel() == static_cast<int64_t>(count * states)),
-      "carries: expected a contiguous float64 table on the CPU of ", count, " rows of ", states);
+  const double* carries = table_of(adjoint.carries, "carries", count, states);
+  const double* sigma_before = table_of(adjoint.sigma_before, "sigma_before", count, states);
   for (const Tensor* t : {&adjoint.partials, &adjoint.sums})
     STD_TORCH_CHECK(t->scalar_type() == Type::Double && t->is_contiguous() && same_device(*t, call.x),
                     "partials and sums: expected contiguous float64 tensors on ", device_of(call.x));
@@ -81,13 +88,13 @@ void check_adjoint(Phase phase, const AdjointCall& adjoint, const Call& call, co
   STD_TORCH_CHECK(adjoint.sums.numel() == wanted * static_cast<int64_t>(count), "sums: expected ",
                   wanted * static_cast<int64_t>(count), " elements, one for each wanted sum and weight");
 
-  const double* carries = adjoint.carries ? static_cast<const double*>(adjoint.carries->data_ptr()) : nullptr;
   for (size_t i = 0; i < count; ++i) {
     AdjointSlice slice{};
     slice.weight = part_of(adjoint.weights, arguments.slices[i]);
     for (size_t k = 0; k < states; ++k) {
       slice.states[k] = part_of(adjoint.states[k], arguments.slices[i]);
       slice.carries[k] = carries ? carries[i * states + k] : 1.0;
+      slice.sigma_before[k] = sigma_before ? sigma_before[i * states + k] : 1.0;
     }
     slice.product = product_of(adjoint, call, i);
     slice.direction = direction_of(adjoint, call, i);

@@ -32,6 +32,8 @@ std::string rules() {
   return names;
 }
 
+int64_t program_numbers(std::string rule) { return rh::cpu_device.shape(rule).numbers; }
+
 bool cuda_in_build() { return rh::cuda_in_build; }
 
 }  // namespace
@@ -41,6 +43,7 @@ STABLE_TORCH_LIBRARY(reversible_hypergrad, m) {
   m.def("instruction_sets() -> str");
   m.def("use_instruction_set(str name) -> ()");
   m.def("rules() -> str");
+  m.def("program_numbers(str rule) -> int");
   m.def("cuda_in_build() -> bool");
 }
 
@@ -51,6 +54,7 @@ STABLE_TORCH_LIBRARY_IMPL(reversible_hypergrad, CompositeExplicitAutograd, m) {
   m.impl("instruction_sets", TORCH_BOX(&instruction_sets));
   m.impl("use_instruction_set", TORCH_BOX(&use_instruction_set));
   m.impl("rules", TORCH_BOX(&rules));
+  m.impl("program_numbers", TORCH_BOX(&program_numbers));
   m.impl("cuda_in_build", TORCH_BOX(&cuda_in_build));
 }
 

@@ -74,8 +74,9 @@ void undo_states(std::string rule, std::vector<Tensor> weights, std::vector<Tens
 }
 
 // A step's undoing together with its adjoint; see the rule for what is computed. `weights_adjoint` and `states_adjoint` are
-// vectors laid out as the state. `partials` is scratch memory. `sums` gets the wanted inner products, one kind after the other,
-// each with one number per tensor.
+// vectors laid out as the state. carries: a row per tensor: what its states decayed by in the step that was undone before.
+// sigma_before: likewise, sigma of its states before the step. `partials` is scratch memory. `sums` gets the wanted inner
+// products, one kind after the other, each with one number per tensor.
 template <const Device& device>
 void undo_weights_adjoint(std::string rule, std::vector<Tensor> weights, Tensor x, std::vector<Tensor> states, Tensor numbers,
                           Tensor shifts, std::vector<Tensor> elements, Tensor planes, bool hash, Tensor outcome,
@@ -86,9 +87,10 @@ void undo_weights_adjoint(std::string rule, std::vector<Tensor> weights, Tensor 
       outcome};
   const RuleShape shape = device.shape(call.rule);
   Arguments arguments = check_arguments(Phase::undo_weights, call, shape);
-  check_adjoint(Phase::undo_weights,
-                {weights_adjoint, std::move(states_adjoint), std::move(products), {}, carries, std::move(wanted), partials, sums},
-                call, shape, arguments);
+  check_adjoint(
+      Phase::undo_weights,
+      {weights_adjoint, std::move(states_adjoint), std::move(products), {}, carries, {}, std::move(wanted), partials, sums}, call,
+      shape, arguments);
   device.move(Phase::undo_weights, arguments, call);
 }
 
@@ -96,7 +98,8 @@ template <const Device& device>
 void undo_states_adjoint(std::string rule, std::vector<Tensor> weights, std::vector<Tensor> gradients, Tensor x,
                          std::vector<Tensor> states, Tensor numbers, Tensor shifts, std::vector<Tensor> elements, Tensor planes,
                          Tensor skipped, bool hash, Tensor outcome, Tensor weights_adjoint, std::vector<Tensor> states_adjoint,
-                         std::vector<Tensor> directions, std::vector<bool> wanted, Tensor partials, Tensor sums) {
+                         std::vector<Tensor> directions, Tensor sigma_before, std::vector<bool> wanted, Tensor partials,
+                         Tensor sums) {
   const Call call{std::move(rule),
                   std::move(weights),
                   std::move(gradients),
@@ -112,7 +115,15 @@ void undo_states_adjoint(std::string rule, std::vector<Tensor> weights, std::vec
   const RuleShape shape = device.shape(call.rule);
   Arguments arguments = check_arguments(Phase::undo_states, call, shape);
   check_adjoint(Phase::undo_states,
-                {weights_adjoint, std::move(states_adjoint), {}, std::move(directions), {}, std::move(wanted), partials, sums},
+                {weights_adjoint,
+                 std::move(states_adjoint),
+                 {},
+                 std::move(directions),
+                 {},
+                 sigma_before,
+                 std::move(wanted),
+                 partials,
+                 sums},
                 call, shape, arguments);
   device.move(Phase::undo_states, arguments, call);
 }
@@ -139,8 +150,8 @@ void define_moves(Library& m) {
   m.def(
       "undo_states_adjoint(str rule, Tensor[] weights, Tensor[] gradients, Tensor x, Tensor(a!)[] states, Tensor numbers,"
       " Tensor shifts, Tensor[] elements, Tensor planes, Tensor(b!) skipped, bool hash, Tensor(c!) outcome,"
-      " Tensor(d!) weights_adjoint, Tensor[] states_adjoint, Tensor(e!)[] directions, bool[] wanted, Tensor(f!) partials,"
-      " Tensor(g!) sums) -> ()");
+      " Tensor(d!) weights_adjoint, Tensor[] states_adjoint, Tensor(e!)[] directions, Tensor sigma_before, bool[] wanted,"
+      " Tensor(f!) partials, Tensor(g!) sums) -> ()");
 }
 
 template <const Device& device, class Library>

@@ -31,7 +31,14 @@ class Run(ABC):
 
     @abstractmethod
     def pull_back(self, cotangents: Sequence[Tensor | None]) -> Cotangents:
-        """Gradients by everything that went in, from those by the trained weights (None: zero). May be called again."""
+        """Gradients by everything that went in, from those by the trained weights. May be called again.
+
+        Args:
+            cotangents: one tensor per weight, of its shape; None stands for zero.
+
+        Raises:
+            ReversalError: if the trajectory of training was not restored.
+        """
 
 
 class Adjoint(ABC):
@@ -50,8 +57,19 @@ class Adjoint(ABC):
 
     @abstractmethod
     def start(self, problem: Problem) -> Run:
-        """A run of ``problem``, not yet trained. Raises ValueError for a problem that the strategy cannot do."""
+        """A run of ``problem``, not yet trained.
+
+        Args:
+            problem: what is trained; its weights hold the initial ones.
+
+        Raises:
+            ValueError: for a problem that the strategy cannot do.
+        """
 
     def cost(self, size: RunSize) -> Cost | None:
-        """Memory and time for a run of this size, for the planner; None if that cannot be known."""
+        """Memory and time for a run, for the planner; None if that cannot be known.
+
+        Args:
+            size: of the run.
+        """
         return None

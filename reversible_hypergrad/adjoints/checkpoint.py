@@ -5,9 +5,10 @@ from pathlib import Path
 
 from reversible_hypergrad.adjoints.base import Adjoint, Run
 from reversible_hypergrad.adjoints.cost import Cost, RunSize
-from reversible_hypergrad.adjoints.floats import needs_velocity
+from reversible_hypergrad.adjoints.floats import needs_states
 from reversible_hypergrad.adjoints.scheduled import Schedule, ScheduledRun, scheduled_cost
 from reversible_hypergrad.adjoints.segments import level
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.problem.problem import Problem
 from reversible_hypergrad.storage.places import check_place
 
@@ -15,15 +16,15 @@ __all__ = ["Checkpoint"]
 
 
 class Checkpoint(Adjoint):
-    """Keeps weights and velocity at about sqrt(T) of T steps, and trains again between two of them. Exact.
+    """Keeps weights and states at about sqrt(T) of T steps, and trains again between two of them. Exact.
 
     Momentum 0 and Nesterov are allowed. While a segment is walked back, the weights of its steps are kept; the last one's are
     kept when they are first seen.
 
     Args:
-        every: steps between two kept states. None takes the least memory: segments that get shorter towards the end, since
-            fewer states are left when the first ones are walked back.
-        store: where states wait, as for :class:`Snapshots`.
+        every: steps between two kept states, at least 1. None takes the least memory: segments that get shorter towards the
+            end, since fewer states are left when the first ones are walked back.
+        store: where states wait: "device", "host", or a directory, as for :class:`Snapshots`.
 
     Cost: for float32, about 8 sqrt(T) bytes per weight (11 with velocities); almost one more forward run.
 
@@ -31,7 +32,9 @@ class Checkpoint(Adjoint):
     momentum 0.9 :class:`Reversible` takes less memory up to some 100,000 steps, and no time again.
 
     Raises:
-        TypeError, ValueError: for ``every``. NotADirectoryError: for ``store``.
+        TypeError: if ``every`` is neither an integer nor None.
+        ValueError: if ``every`` is below 1.
+        NotADirectoryError: if ``store`` names no place and no directory.
 
     >>> import reversible_hypergrad as rh
     >>> rh.Checkpoint(every=100)
@@ -41,10 +44,8 @@ class Checkpoint(Adjoint):
     """
 
     def __init__(self, every: int | None = None, store: str | Path = "device") -> None:
-        if every is not None and (isinstance(every, bool) or not isinstance(every, int)):
-            raise TypeError(f"every: expected a number of steps or None, got {every!r}")
-        if every is not None and every < 1:
-            raise ValueError(f"every: expected at least 1 step, got {every}")
+        if every is not None:
+            check_integer("every", every, least=1, otherwise="None")
         self.every = every
         self.store = check_place("store", store)
 
@@ -52,16 +53,17 @@ class Checkpoint(Adjoint):
         return f"Checkpoint(every={self.every}, store={str(self.store)!r})"
 
     def start(self, problem: Problem) -> Run:
-        return ScheduledRun(problem, Segments(self.starts(problem.steps, needs_velocity(problem))), self.store)
+        starts = self.starts(problem.steps, needs_states(problem), len(problem.rule.states))
+        return ScheduledRun(problem, Segments(starts), self.store)
 
     def cost(self, size: RunSize) -> Cost:
-        return scheduled_cost(Segments(self.starts(size.steps, size.with_velocity)), size)
+        return scheduled_cost(Segments(self.starts(size.steps, size.with_states, size.states)), size)
 
-    def starts(self, steps: int, with_velocity: bool) -> list[int]:
-        """The first steps of the segments, 0 first. With velocities a snapshot takes as much as a state, else half."""
+    def starts(self, steps: int, with_states: bool, states: int = 1) -> list[int]:
+        """The first steps of the segments, 0 first. A snapshot is the weights, or ``with_states`` as much as what is between."""
         if self.every is not None:
             return list(range(0, max(steps, 1), self.every))
-        return level([1.0] * steps, 1.0 if with_velocity else 2.0, lambda j: j)[0]
+        return level([1.0] * steps, 1.0 if with_states else 1.0 + states, lambda j: j)[0]
 
 
 class Segments(Schedule):

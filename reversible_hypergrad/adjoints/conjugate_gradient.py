@@ -7,6 +7,7 @@ from torch import Tensor
 
 from reversible_hypergrad.adjoints.base import Adjoint, Run
 from reversible_hypergrad.adjoints.implicit import ImplicitRun
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.problem.problem import Problem
 
 __all__ = ["ConjugateGradient"]
@@ -19,8 +20,8 @@ class ConjugateGradient(Adjoint):
     since a minimum does not depend on them. Momentum 0 and Nesterov are allowed.
 
     Args:
-        iterations: the most Hessian-vector products.
-        tolerance: stop when the residual is below this times the right side.
+        iterations: the most Hessian-vector products, at least 1.
+        tolerance: stop when the norm of the residual is below this times that of the right side; at least 0.
 
     Cost: one graph of the loss and up to ``iterations`` products, whatever the number of steps.
 
@@ -28,7 +29,9 @@ class ConjugateGradient(Adjoint):
     *Not recommended* with early stopping, minibatches or networks, whose Hessians have negative eigenvalues: an error then.
 
     Raises:
-        TypeError, ValueError: for the arguments. ArithmeticError: from ``backward``, where the Hessian is not positive definite.
+        TypeError: if ``iterations`` is no integer.
+        ValueError: if ``iterations`` is below 1, or ``tolerance`` below 0.
+        ArithmeticError: from ``backward``, where the Hessian is not positive definite.
 
     >>> import reversible_hypergrad as rh
     >>> rh.ConjugateGradient(iterations=20)
@@ -42,10 +45,7 @@ class ConjugateGradient(Adjoint):
     approximation = "the trained weights count as a minimum of the last training loss"
 
     def __init__(self, iterations: int, tolerance: float = 1e-6) -> None:
-        if isinstance(iterations, bool) or not isinstance(iterations, int):
-            raise TypeError(f"iterations: expected an integer >= 1, got {iterations!r}")
-        if iterations < 1:
-            raise ValueError(f"iterations: expected an integer >= 1, got {iterations}")
+        check_integer("iterations", iterations, least=1)
         if not tolerance >= 0:
             raise ValueError(f"tolerance: expected a number >= 0, got {tolerance!r}")
         self.iterations, self.tolerance = iterations, tolerance

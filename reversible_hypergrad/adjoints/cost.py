@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reversible_hypergrad.adjoints.floats import needs_velocity
-from reversible_hypergrad.core.rational import approximate_momentum, information_limit
+from reversible_hypergrad.adjoints.floats import needs_states
 from reversible_hypergrad.problem.problem import Problem
+from reversible_hypergrad.problem.setting import Setting
 
 __all__ = ["Cost", "RunSize"]
 
@@ -32,68 +32,82 @@ class Cost:
 
 @dataclass(frozen=True)
 class RunSize:
-    """Attributes:
-    weights, steps: how many.
-    weight_bytes: of one weight. adjoint_bytes: of an element of the adjoint's vectors.
-    momenta: (how many weights share it, one for all steps or one per step) for each momentum.
-    with_velocity: whether learning rates or momenta get gradients, so that the adjoint looks at velocities.
-    nesterov: as in SGD.
-    hyperparameters: how many elements get a gradient, initial weights not counted; None: not known.
+    """How large a training run is.
+
+    Attributes:
+        weights: how many.
+        steps: how many.
+        factors: a pair for each factor that a state or the weight decays by: how many weights share it, and its numbers, one for
+            all steps or one per step.
+        weight_bytes: bytes of one weight.
+        adjoint_bytes: bytes of an element of the adjoint's vectors.
+        states: of the rule, per weight.
+        with_states: whether the adjoint looks at states: with SGD, where learning rates or momenta get gradients.
+        irreversible: why the steps cannot be undone; empty if they can.
+        hyperparameters: how many elements get a gradient, initial weights not counted; None: not known.
     """
 
     weights: int
     steps: int
-    momenta: Sequence[tuple[int, Sequence[float]]]
+    factors: Sequence[tuple[int, Sequence[float]]]
     weight_bytes: int = 4
     adjoint_bytes: int = 4
-    with_velocity: bool = False
-    nesterov: bool = False
+    states: int = 1
+    with_states: bool = False
+    irreversible: str = ""
     hyperparameters: int | None = None
 
     @staticmethod
     def of(problem: Problem) -> "RunSize":
-        shared: dict[int, tuple[int, Sequence[float]]] = {}
+        shared: dict[tuple[Setting, ...], int] = {}
         for weight, settings in zip(problem.weights, problem.settings, strict=True):
-            count, _ = shared.get(id(settings.momentum), (0, ()))
-            shared[id(settings.momentum)] = (count + weight.numel(), settings.momentum.numbers)
+            shared[tuple(settings.values())] = shared.get(tuple(settings.values()), 0) + weight.numel()
+        factors: list[tuple[int, Sequence[float]]] = []
+        for key, count in shared.items():
+            settings = dict(zip(problem.rule.settings, key, strict=True))
+            factors += [(count, numbers) for numbers in problem.rule.factors(settings, problem.steps).values()]
         weight_bytes = max(weight.element_size() for weight in problem.weights)
         return RunSize(
             weights=sum(weight.numel() for weight in problem.weights),
             steps=problem.steps,
-            momenta=list(shared.values()),
+            factors=factors,
             weight_bytes=weight_bytes,
             adjoint_bytes=max(4, weight_bytes),
-            with_velocity=needs_velocity(problem),
-            nesterov=problem.nesterov,
+            states=len(problem.rule.states),
+            with_states=needs_states(problem),
+            irreversible=problem.rule.irreversible(problem.settings) or "",
             hyperparameters=problem.report.hyperparameters,
         )
 
     @property
     def common_bytes(self) -> float:
         """What every strategy holds at the end of a step back, per run: the copy of the weights, the result and its cotangent,
-        gradients and products, the adjoint's two vectors; per hyperparameter a float64 sum, a product and the result."""
-        per_weight = 5 * self.weight_bytes + 2 * self.adjoint_bytes
+        gradients and products, the adjoint's vectors; per hyperparameter a float64 sum, a product and the result."""
+        per_weight = 5 * self.weight_bytes + (1 + self.states) * self.adjoint_bytes
         return per_weight * self.weights + 16.0 * (self.hyperparameters or 0)
 
     @property
     def float_bytes(self) -> float:
-        """Beside them, with plain floats: velocity, the gradient as one vector, the initial weights; the losses."""
-        return self.common_bytes + 3.0 * self.weight_bytes * self.weights + 16.0 * self.steps
+        """Beside them, with plain floats: states, the gradient as one vector, the initial weights; the losses."""
+        return self.common_bytes + (2.0 + self.states) * self.weight_bytes * self.weights + 16.0 * self.steps
 
     @property
     def vector_bytes(self) -> float:
         """Of the weights of one step."""
         return float(self.weight_bytes * self.weights)
 
-    def information_bits(self, state_bits: int) -> np.ndarray:
-        """What each step's momenta destroy, in all weights together. As an array: lists would outweigh a small model's bits."""
+    def information_bits(self) -> np.ndarray:
+        """What each step's decays destroy, in all weights together. As an array: lists would outweigh a small model's bits."""
         total = np.zeros(self.steps)
-        for weights, numbers in self.momenta:
-            different, step = np.unique(numbers, return_inverse=True)
-            limits = np.array([information_limit(approximate_momentum(float(m), state_bits)) for m in different])
-            total += weights * (limits[step] if len(numbers) > 1 else limits[0])
+        for weights, numbers in self.factors:
+            total += -weights * np.log2(np.asarray(numbers, np.float64))
         return total
 
     def time(self, trained_again: float, more: float = 0.0) -> float:
-        """Once forward and back, some steps once more, and whatever else, in units of training."""
+        """Once forward and back, in units of the same training without a hypergradient.
+
+        Args:
+            trained_again: how many steps are trained once more.
+            more: whatever else, in the same units.
+        """
         return 1.0 + _STEP_BACK + trained_again / max(self.steps, 1) + more

@@ -2,8 +2,9 @@
 
 from reversible_hypergrad.adjoints.base import Adjoint, Run
 from reversible_hypergrad.adjoints.float_run import FloatRun
-from reversible_hypergrad.adjoints.floats import FloatState
+from reversible_hypergrad.adjoints.floats import FloatState, needs_states
 from reversible_hypergrad.problem.problem import Problem
+from reversible_hypergrad.rules.sgd import SGD
 
 __all__ = ["DrMAD"]
 
@@ -11,7 +12,8 @@ __all__ = ["DrMAD"]
 class DrMAD(Adjoint):
     """Walks back along the straight line from the initial to the trained weights. APPROXIMATE: training took another path.
 
-    Momentum 0 and Nesterov are allowed. The velocity is that of moving along the line.
+    Momentum 0 and Nesterov are allowed. The velocity is that of moving along the line. Other rules than :class:`SGD` are allowed
+    where no gradient depends on their states.
 
     Cost: two copies of the weights, whatever the number of steps; backward as the exact strategies.
 
@@ -33,6 +35,11 @@ class DrMAD(Adjoint):
         return "DrMAD()"
 
     def start(self, problem: Problem) -> Run:
+        if not isinstance(problem.rule, SGD) and needs_states(problem):
+            raise ValueError(
+                "adjoint: DrMAD knows the states on its line for rh.SGD alone, and these gradients depend on those of "
+                f"{problem.rule!r}. Use rh.Checkpoint(), or settings that want no gradient"
+            )
         return DrMADRun(problem)
 
 
@@ -51,14 +58,13 @@ class DrMADRun(FloatRun):
             self._end = [group.state(False) for group in self.groups]
         for group, start, end in zip(self.groups, self.begin, self._end, strict=True):
             group.w.copy_(start.w).lerp_(end.w, step / self.problem.steps)
-            if self.with_velocity:
+            if self.with_states:
                 # w - lr*v is the next point of the line. Of the step before: there v was made.
-                group.v.copy_(start.w - end.w).div_(self.problem.steps)
-                for part, setting, _ in group.lr_spans:
-                    rates = setting.elementwise if setting.elementwise is not None else setting.at(max(step - 1, 0))
-                    group.v[part].div_(rates).nan_to_num_(0.0, 0.0, 0.0)
+                group.z["v"].copy_(start.w - end.w).div_(self.problem.steps)
+                for span in group.spans:
+                    span.of(group.z["v"]).div_(span.h(max(step - 1, 0)).lr).nan_to_num_(0.0, 0.0, 0.0)
                 if step == 0:
-                    group.v.zero_()
+                    group.z["v"].zero_()
 
     def let_go(self) -> None:
         self._end = []

@@ -7,19 +7,22 @@ import torch
 from torch import Tensor
 
 from reversible_hypergrad.adjoints.base import CAUSES, Run
-from reversible_hypergrad.adjoints.floats import FloatGroup, FloatState, float_groups, needs_velocity
+from reversible_hypergrad.adjoints.float_adjoint import FloatAdjoint
+from reversible_hypergrad.adjoints.floats import FloatGroup, FloatState, float_groups, needs_states
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.problem.problem import Cotangents, Problem
+from reversible_hypergrad.reversible.lateness import LOOK_EVERY
 
 __all__ = ["FloatRun"]
-
-_CHECK_EVERY = 64  # steps between looks for non-finite losses: each waits for the device
 
 
 class FloatRun(Run):
     """What the strategies with plain float states share. One of them says what to keep, and how to get a step's weights back.
 
     The loss of every step is kept (8 bytes) and compared, bit for bit, when the step is evaluated again on the way back.
+
+    Args:
+        problem: what is trained.
     """
 
     replays = True  # whether the walk back sees the very weights of training
@@ -29,7 +32,7 @@ class FloatRun(Run):
         self.groups: list[FloatGroup] = []
         self.begin: list[FloatState] = []  # per group, to start once more from
         self.first = 0  # the walk back ends with this step
-        self.with_velocity = False
+        self.with_states = False
         self._losses = torch.empty(0)
         self._first_losses: Tensor | None = None  # of the run whose weights went out
         self._at_end = False
@@ -40,7 +43,7 @@ class FloatRun(Run):
 
     @abstractmethod
     def restore(self, step: int) -> None:
-        """Brings the groups back to before ``step``; velocities too ``with_velocity``. Steps come in descending order."""
+        """Brings the groups back to before ``step``; states too ``with_states``. Steps come in descending order."""
 
     def let_go(self) -> None:
         """Forgets what was kept."""
@@ -48,7 +51,7 @@ class FloatRun(Run):
     def forward(self, record: bool) -> None:
         problem = self.problem
         self.groups = float_groups(problem)
-        self.with_velocity = needs_velocity(problem)
+        self.with_states = needs_states(problem)
         self.begin = [group.state(False) for group in self.groups]
         self._losses = torch.empty(problem.steps, dtype=torch.float64, device=self.groups[0].device)
         try:
@@ -57,7 +60,7 @@ class FloatRun(Run):
                     if record:
                         self.keep(step)
                     self.train(step)
-                    if step % _CHECK_EVERY == _CHECK_EVERY - 1 or step == problem.steps - 1:
+                    if step % LOOK_EVERY == LOOK_EVERY - 1 or step == problem.steps - 1:
                         self._refuse_non_finite(step)
                     bar.advance()
         except BaseException:
@@ -68,7 +71,8 @@ class FloatRun(Run):
             self._free()
 
     def train(self, step: int) -> None:
-        loss, gradients = self.problem.gradient.values(step)
+        gradient = self.problem.gradient
+        loss, gradients = gradient.values(gradient.batch(step))
         self._losses[step] = loss
         for group in self.groups:
             group.step(step, gradients)
@@ -86,34 +90,30 @@ class FloatRun(Run):
     def walk_back(self, cotangents: Sequence[Tensor | None]) -> Cotangents:
         problem, groups = self.problem, self.groups
         totals = Cotangents.zeros(problem)
-        aws, avs = [group.gather(cotangents) for group in groups], [group.vector() for group in groups]
+        adjoints = [FloatAdjoint(group, cotangents, totals) for group in groups]
         again = self._losses.clone()
         with problem.progress("differentiating", problem.steps - self.first) as bar:
             for step in reversed(range(self.first, problem.steps)):
                 self.restore(step)
-                again[step] = self._differentiate(step, aws, avs, totals)
+                again[step] = self._differentiate(step, adjoints, totals)
                 bar.advance()
         if self.replays:
             self._compare(again)
-        self.finish(totals, aws)
+        self.finish(totals, [adjoint.aw for adjoint in adjoints])
         return totals
 
-    def _differentiate(self, step: int, aws: Sequence[Tensor], avs: Sequence[Tensor], totals: Cotangents) -> Tensor:
+    def _differentiate(self, step: int, adjoints: Sequence[FloatAdjoint], totals: Cotangents) -> Tensor:
         """The adjoint of one step, from the state before it. Returns its loss. Gradients and products die here, not later:
         training again between two steps must not find them in memory."""
         evaluation = self.problem.gradient(step)
-        gradients = evaluation.gradients
-        adjoint = list(zip(self.groups, aws, avs, strict=True))
-        us = [group.enter(step, aw, av, gradients, totals) for group, aw, av in adjoint]
-        directions: list[Tensor] = [torch.empty(0)] * len(gradients)
-        for group, u in zip(self.groups, us, strict=True):
-            group.scatter(u, directions)
+        directions: list[Tensor] = [torch.empty(0)] * len(self.problem.weights)
+        for adjoint in adjoints:
+            adjoint.pull(step, evaluation.gradients, directions)
         by_weights, by_hyperparameters = evaluation.products(directions)
-        for (group, aw, av), u in zip(adjoint, us, strict=True):
-            group.through_velocity(step, av, gradients, totals)
-            group.through_gradient(step, aw, av, u, by_weights, totals)
+        for adjoint in adjoints:
+            adjoint.add(step, by_weights)
         totals.add_hyperparameters(by_hyperparameters)
-        return evaluation.loss
+        return evaluation.value
 
     def finish(self, totals: Cotangents, aws: Sequence[Tensor]) -> None:
         """The gradients by the initial weights, from those by the weights before the first step."""
@@ -153,7 +153,7 @@ class FloatRun(Run):
         )
 
     def _refuse_non_finite(self, step: int) -> None:
-        since = max(0, step + 1 - _CHECK_EVERY)
+        since = max(0, step + 1 - LOOK_EVERY)
         bad = (~self._losses[since : step + 1].isfinite()).nonzero()
         if len(bad):
             at = since + int(bad[0])

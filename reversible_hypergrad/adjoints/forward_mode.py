@@ -1,38 +1,45 @@
 """One tangent per hyperparameter, carried along with training."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from reversible_hypergrad.adjoints.base import Adjoint, Run
 from reversible_hypergrad.adjoints.cost import Cost, RunSize
+from reversible_hypergrad.adjoints.float_span import FloatSpan
 from reversible_hypergrad.adjoints.floats import FloatGroup, float_groups
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.problem.gradient import Evaluation
 from reversible_hypergrad.problem.problem import Cotangents, Problem
 from reversible_hypergrad.problem.setting import Setting
+from reversible_hypergrad.rules.step import step
 
 __all__ = ["ForwardMode"]
 
 
 class ForwardMode(Adjoint):
-    """Carries how weights and velocity change with every hyperparameter along with training. Exact; no way back is needed.
+    """Carries how weights and states change with every hyperparameter along with training. Exact; no way back is needed.
 
     Also known as real-time recurrent learning. Momentum 0 and Nesterov are allowed. Initial weights count as hyperparameters if
     they were given to :func:`train` as ``initial=``; there is no gradient by the model's own.
 
     Args:
-        chunk: how many tangents go through a Hessian-vector product at a time.
-        limit: refuse more hyperparameters than this; ``force=True`` takes any number.
+        chunk: how many tangents go through a Hessian-vector product at a time, at least 1.
+        limit: refuse more hyperparameters (elements of tensors) than this; at least 1.
+        force: take any number of them.
 
-    Cost: two vectors as large as the weights, and a Hessian-vector product per step, for every hyperparameter (an element of a
+    Cost: a vector as large as the weights, one more per state of the rule, and a Hessian-vector product per step, for every
+    hyperparameter (an element of a
     tensor that wants a gradient; a learning rate per step counts T times). The loss may not be evaluated again.
 
     *Recommended* for a few hyperparameters and very long runs, or a loss that cannot be replayed. *Not recommended* for
     more than about ten: :class:`Reversible` takes the same time for any number.
 
     Raises:
-        TypeError, ValueError: for the arguments; ValueError from :func:`train` for too many hyperparameters.
+        TypeError: if ``chunk`` or ``limit`` is no integer.
+        ValueError: if one of them is below 1; from :func:`train` for too many hyperparameters.
 
     >>> import reversible_hypergrad as rh
     >>> rh.ForwardMode(chunk=8)
@@ -45,11 +52,8 @@ class ForwardMode(Adjoint):
     graphable = False
 
     def __init__(self, chunk: int = 16, limit: int = 100, force: bool = False) -> None:
-        for name, number in (("chunk", chunk), ("limit", limit)):
-            if isinstance(number, bool) or not isinstance(number, int):
-                raise TypeError(f"{name}: expected an integer >= 1, got {number!r}")
-            if number < 1:
-                raise ValueError(f"{name}: expected an integer >= 1, got {number}")
+        check_integer("chunk", chunk, least=1)
+        check_integer("limit", limit, least=1)
         self.chunk, self.limit, self.force = chunk, limit, bool(force)
 
     def __repr__(self) -> str:
@@ -59,7 +63,7 @@ class ForwardMode(Adjoint):
         run = ForwardModeRun(problem, self.chunk)
         if run.count > self.limit and not self.force:
             raise ValueError(
-                f"adjoint: ForwardMode(limit={self.limit}) got {run.count} hyperparameters, each of which takes two vectors as "
+                f"adjoint: ForwardMode(limit={self.limit}) got {run.count} hyperparameters, each of which takes vectors as "
                 "large as the weights and a Hessian-vector product per step. Use rh.Reversible(), whose cost does not grow with "
                 "their number, or ForwardMode(force=True)"
             )
@@ -68,7 +72,9 @@ class ForwardMode(Adjoint):
     def cost(self, size: RunSize) -> Cost | None:
         if size.hyperparameters is None:
             return None
-        tangents = (2 * size.hyperparameters + 3 * min(self.chunk, size.hyperparameters)) * size.adjoint_bytes * size.weights
+        # Of a chunk, the changes of the gradients, twice; meanwhile neither result nor cotangent nor products are there.
+        vectors = (1 + size.states) * size.hyperparameters + max(2 * min(self.chunk, size.hyperparameters) - 3, 0)
+        tangents = vectors * size.adjoint_bytes * size.weights
         # A tangent goes through the graph of a gradient with products, which is about a step back.
         time = 1.0 + (size.time(0) - 1.0) * max(1.0, float(size.hyperparameters))
         too_many = size.hyperparameters > self.limit and not self.force
@@ -76,7 +82,7 @@ class ForwardMode(Adjoint):
 
 
 class ForwardModeRun(Run):
-    """The tangents of a group are the rows of two matrices: of its weights, and of its velocity."""
+    """The tangents of a group are the rows of matrices: of its weights, and of each of its states."""
 
     def __init__(self, problem: Problem, chunk: int) -> None:
         self.problem, self.chunk = problem, chunk
@@ -89,20 +95,20 @@ class ForwardModeRun(Run):
         self._of_initial = begins[sources + hyperparameters : -1]
         self.groups: list[FloatGroup] = []
         self._w: list[Tensor] = []
-        self._v: list[Tensor] = []
+        self._z: list[dict[str, Tensor]] = []
 
     def forward(self, record: bool) -> None:
         problem = self.problem
         self.groups = float_groups(problem)
         if record:
             self._w = [g.vector().new_zeros(self.count, len(g.w)) for g in self.groups]
-            self._v = [torch.zeros_like(w) for w in self._w]
+            self._z = [{name: torch.zeros_like(w) for name in problem.rule.states} for w in self._w]
             self._begin()
         with problem.progress("training", problem.steps) as bar:
             for step in range(problem.steps):
                 # Not values(): their last bits may differ, and a run is the same one whether it is differentiated or not.
                 evaluation = problem.gradient(step)
-                loss, gradients = evaluation.loss, evaluation.gradients
+                loss, gradients = evaluation.value, evaluation.gradients
                 for first in range(0, self.count if record else 0, self.chunk):
                     self._advance(step, slice(first, min(first + self.chunk, self.count)), evaluation)
                 del evaluation
@@ -111,8 +117,8 @@ class ForwardModeRun(Run):
                 for group in self.groups:
                     group.step(step, gradients)
                 bar.advance()
-        self._v = []
-        problem.report.kept_bytes = 2 * sum(w.nbytes for w in self._w)
+        self._z = []
+        problem.report.kept_bytes = (1 + len(problem.rule.states)) * sum(w.nbytes for w in self._w)
 
     def _begin(self) -> None:
         for begin, m in zip(self._of_initial, self.problem.given, strict=True):
@@ -121,7 +127,7 @@ class ForwardModeRun(Run):
                     i = group.members.index(m)
                     weight = group.weights[i]
                     unit = torch.eye(weight.numel(), dtype=w.dtype, device=w.device).reshape(-1, *weight.shape)
-                    _rows(group, w[begin : begin + weight.numel()], i).copy_(unit)
+                    group.view_rows(w[begin : begin + weight.numel()], i).copy_(unit)
 
     def _advance(self, step: int, rows: slice, evaluation: Evaluation) -> None:
         """Some tangents of every group through one step. All see the state before it."""
@@ -129,66 +135,63 @@ class ForwardModeRun(Run):
         by_weights: list[Tensor] = [torch.empty(0)] * len(problem.weights)
         for group, w in zip(self.groups, self._w, strict=True):
             for i, m in enumerate(group.members):
-                by_weights[m] = _rows(group, w[rows], i)
+                by_weights[m] = group.view_rows(w[rows], i)
         by_hyperparameters = [
             self._unit_rows(begin, tensor, rows)
             for begin, tensor in zip(self._of_hyperparameters, problem.hyperparameters, strict=True)
         ]
         changes = evaluation.tangents(by_weights, by_hyperparameters)
-        for group, w_all, v_all in zip(self.groups, self._w, self._v, strict=True):
-            w, v = w_all[rows], v_all[rows]
-            total = torch.zeros_like(w)
+        for group, w, z in zip(self.groups, self._w, self._z, strict=True):
+            g = torch.zeros_like(w[rows])
             for i, m in enumerate(group.members):
                 change = changes[m]
                 if change is not None:
-                    _rows(group, total, i).copy_(change)
-            self._step(step, rows, group, w, v, total, evaluation.gradients)
+                    group.view_rows(g, i).copy_(change)
+            group.gather_gradient(evaluation.gradients)
+            for span in group.spans:
+                self._step(step, rows, group, span, g, w[rows], {name: state[rows] for name, state in z.items()})
 
     def _step(
-        self, step: int, rows: slice, group: FloatGroup, w: Tensor, v: Tensor, total: Tensor, gradients: Sequence[Tensor]
+        self, t: int, rows: slice, group: FloatGroup, span: FloatSpan, dg: Tensor, dw: Tensor, dz: dict[str, Tensor]
     ) -> None:
-        """The product rule, line by line of a step. ``total`` holds the tangents of the loss's gradients."""
-        for part, setting, index in group.decay_spans:
-            numbers = setting.elementwise if setting.elementwise is not None else setting.at(step)
-            total[:, part] += numbers * w[:, part]
-            self._add(total[:, part], rows, step, setting, group, index, lambda part=part: group.weights_vector()[part])
-        momentum = group.momentum_at(step)
-        v_before = group.velocity
-        v.mul_(momentum)
-        self._add(v, rows, step, group.momentum, group, 0, v_before)
-        for part, setting, index in group.dampening_spans:
-            v[:, part].add_(total[:, part], alpha=group.share(setting, step))
-            if group.dampens(step):
-                self._add(v[:, part], rows, step, setting, group, index, lambda part=part: -group.total_at(step, gradients)[part])
-        moved = v
-        if group.nesterov:
-            moved = total.add_(v, alpha=momentum)
-            self._add(moved, rows, step, group.momentum, group, 0, lambda: group.velocity_after(step, gradients))
-        for part, setting, index in group.lr_spans:
-            numbers = setting.elementwise if setting.elementwise is not None else setting.at(step)
-            w[:, part] -= numbers * moved[:, part]
-            self._add(w[:, part], rows, step, setting, group, index, lambda part=part: -self._moved(group, step, gradients)[part])
-
-    def _moved(self, group: FloatGroup, step: int, gradients: Sequence[Tensor]) -> Tensor:
-        after = group.velocity_after(step, gradients)
-        return group.total_at(step, gradients).add(after, alpha=group.momentum_at(step)) if group.nesterov else after
-
-    def _add(self, onto, rows, step, setting: Setting, group: FloatGroup, index: int, factor) -> None:  # type: ignore[no-untyped-def]
-        """``factor`` to the rows of ``onto`` that are the tangents of this setting at this step, among ``rows``."""
-        if setting.source is None:
+        """The rule's own step, differentiated along each row. ``dg`` holds the tangents of the loss's gradients."""
+        dg, dw, dz = span.rows_of(dg), span.rows_of(dw), {name: span.rows_of(state) for name, state in dz.items()}
+        if span.linear is not None and not span.learned:
+            span.linear.move(t, dg, dw, dz)
             return
+        dtype = group.dtype
+        h = span.attached(t)
+        leaves = {name: x.detach().to(dtype) for name, x in vars(h).items() if isinstance(x, Tensor) and x.requires_grad}
+
+        def after(g: Tensor, w: Tensor, z: dict[str, Tensor], learned: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            return step(group.rule, SimpleNamespace(**{**vars(h), **learned}), t, g, w, z)
+
+        primals = (
+            span.of(group.g).to(dtype),
+            span.of(group.w).to(dtype),
+            {name: span.of(state).to(dtype) for name, state in group.z.items()},
+            leaves,
+        )
+        by_setting = {name: self._setting_rows(t, rows, span, span.settings[name], x) for name, x in leaves.items()}
+        new_w, new_z = torch.func.vmap(lambda *along: torch.func.jvp(after, primals, along)[1])(dg, dw, dz, by_setting)
+        dw.copy_(new_w)
+        for name, state in dz.items():
+            state.copy_(new_z[name])
+
+    def _setting_rows(self, t: int, rows: slice, span: FloatSpan, setting: Setting, value: Tensor) -> Tensor:
+        """How a setting's value at this step changes along each of ``rows``."""
+        assert setting.source is not None
         begin = self._of_sources[setting.source]
+        count = rows.stop - rows.start
         if setting.elementwise is None:
-            row = begin + (step if len(setting.numbers) > 1 else 0) - rows.start
-            if 0 <= row < len(onto):
-                onto[row] += factor()
-            return
-        weight = group.weights[index]
-        places = torch.arange(weight.numel(), device=onto.device).as_strided(weight.shape, weight.stride()).reshape(-1)
-        first, last = max(begin, rows.start), min(begin + len(places), rows.stop)
-        if first < last:
-            chosen = places[first - begin : last - begin]
-            onto[torch.arange(first - rows.start, last - rows.start, device=onto.device), chosen] += factor()[chosen]
+            found = value.new_zeros(count)
+            row = begin + (t if len(setting.numbers) > 1 else 0) - rows.start
+            if 0 <= row < count:
+                found[row] = 1.0
+            return found
+        source = self.problem.sources[setting.source]
+        units = self._unit_rows(begin, source, rows).to(value)
+        return span.rows_per_weight(units)
 
     def _unit_rows(self, begin: int, tensor: Tensor, rows: slice) -> Tensor:
         unit = torch.zeros(rows.stop - rows.start, tensor.numel(), dtype=tensor.dtype, device=tensor.device)
@@ -214,10 +217,3 @@ class ForwardModeRun(Run):
         totals.initial = initial
         problem.report.restored = True
         return totals
-
-
-def _rows(group: FloatGroup, matrix: Tensor, i: int) -> Tensor:
-    """The part of every row that belongs to the ``i``-th member, in its shape."""
-    weight = group.weights[i]
-    shape, strides = (len(matrix), *weight.shape), (matrix.stride(0), *weight.stride())
-    return matrix.as_strided(shape, strides, matrix.storage_offset() + group.offsets[i])

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from reversible_hypergrad.adjoints.base import Adjoint, Run
 from reversible_hypergrad.adjoints.implicit import ImplicitRun
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.problem.problem import Problem
 
 __all__ = ["Neumann"]
@@ -19,8 +20,8 @@ class Neumann(Adjoint):
     dampening and initial weights are zero, since a minimum does not depend on them. Momentum 0 and Nesterov are allowed.
 
     Args:
-        terms: of the series, each a Hessian-vector product.
-        lr: step size of the series; None takes the learning rates of the last step. Must be below 2 / the largest curvature.
+        terms: how many of the series, at least 1; each but the first takes a Hessian-vector product.
+        lr: step size of the series, above 0 and below 2 / the largest curvature; None takes the learning rates of the last step.
 
     Cost: one graph of the loss and ``terms`` products, whatever the number of steps.
 
@@ -28,7 +29,8 @@ class Neumann(Adjoint):
     with early stopping or minibatches: on the task of bench.tradeoff its relative error is 0.96 to 1.0.
 
     Raises:
-        TypeError, ValueError: for the arguments; ValueError from ``backward`` if every learning rate of the last step is 0.
+        TypeError: if ``terms`` is no integer.
+        ValueError: if ``terms`` is below 1 or ``lr`` not above 0; from ``backward`` if every learning rate of the last step is 0.
 
     >>> import reversible_hypergrad as rh
     >>> rh.Neumann(terms=50).approximation
@@ -41,10 +43,7 @@ class Neumann(Adjoint):
     approximation = "the trained weights count as a minimum of the last training loss"
 
     def __init__(self, terms: int, lr: float | None = None) -> None:
-        if isinstance(terms, bool) or not isinstance(terms, int):
-            raise TypeError(f"terms: expected an integer >= 1, got {terms!r}")
-        if terms < 1:
-            raise ValueError(f"terms: expected an integer >= 1, got {terms}")
+        check_integer("terms", terms, least=1)
         if lr is not None and not lr > 0:
             raise ValueError(f"lr: expected a number > 0 or None, got {lr!r}")
         self.terms, self.lr = terms, lr
@@ -62,11 +61,16 @@ class NeumannRun(ImplicitRun):
         self.adjoint = adjoint
 
     def _rates(self) -> list[Tensor]:
+        own, step = self.adjoint.lr, self.problem.steps - 1
+        if own is None and "lr" not in self.problem.rule.settings:
+            raise ValueError(
+                "adjoint: Neumann takes the learning rates as its step size, and "
+                f"{type(self.problem.rule).__name__} has none. Pass Neumann(terms, lr=...)"
+            )
         rates = [group.vector() for group in self.groups]
         for group, vector in zip(self.groups, rates, strict=True):
-            for part, setting, _ in group.lr_spans:
-                own = setting.elementwise if setting.elementwise is not None else setting.at(self.problem.steps - 1)
-                vector[part] = own if self.adjoint.lr is None else self.adjoint.lr
+            for span in group.spans:
+                span.of(vector)[:] = span.h(step).lr if own is None else own
         if not any(bool(vector.any()) for vector in rates):
             raise ValueError(
                 "adjoint: Neumann takes the last step's learning rates as its step size, and they are all 0. Pass "

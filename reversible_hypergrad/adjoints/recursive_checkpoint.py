@@ -7,6 +7,7 @@ from pathlib import Path
 from reversible_hypergrad.adjoints.base import Adjoint, Run
 from reversible_hypergrad.adjoints.cost import Cost, RunSize
 from reversible_hypergrad.adjoints.scheduled import Schedule, ScheduledRun, scheduled_cost
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.problem.problem import Problem
 from reversible_hypergrad.storage.places import check_place
 
@@ -21,9 +22,9 @@ class RecursiveCheckpoint(Adjoint):
     fewest steps are trained again (the binomial optimum). Momentum 0 and Nesterov are allowed.
 
     Args:
-        arity: parts of a node of the tree, at least 2. Not used with ``slots``.
-        slots: the most states kept at a time beside the initial weights; at least 1.
-        store: where states wait, as for :class:`Snapshots`.
+        arity: parts of a node of the tree, at least 2. Not to be given with ``slots``.
+        slots: the most states kept at a time beside the initial weights, at least 1; None for the tree.
+        store: where states wait: "device", "host", or a directory, as for :class:`Snapshots`.
 
     Cost: for float32, 8 bytes per weight and state: (arity - 1) log_arity(T) or ``slots`` states. The tree trains a step
     up to log_arity(T) times again, 4.4 times on average for arity 2 and T = 2000; with ``slots`` it is at most r times, the
@@ -33,7 +34,9 @@ class RecursiveCheckpoint(Adjoint):
     :class:`Reversible` with segments fits, which trains once more only.
 
     Raises:
-        TypeError, ValueError: for ``arity`` and ``slots``. NotADirectoryError: for ``store``.
+        TypeError: if ``arity`` or ``slots`` is no integer.
+        ValueError: if one of them is too small, or both are given.
+        NotADirectoryError: if ``store`` names no place and no directory.
 
     >>> import reversible_hypergrad as rh
     >>> rh.RecursiveCheckpoint(slots=10)
@@ -44,13 +47,9 @@ class RecursiveCheckpoint(Adjoint):
     """
 
     def __init__(self, arity: int = 2, slots: int | None = None, store: str | Path = "device") -> None:
-        for name, number, least in (("arity", arity, 2), ("slots", slots, 1)):
-            if number is None and name == "slots":
-                continue
-            if isinstance(number, bool) or not isinstance(number, int):
-                raise TypeError(f"{name}: expected an integer >= {least}, got {number!r}")
-            if number < least:
-                raise ValueError(f"{name}: expected an integer >= {least}, got {number}")
+        check_integer("arity", arity, least=2)
+        if slots is not None:
+            check_integer("slots", slots, least=1, otherwise="None")
         if slots is not None and arity != 2:
             raise ValueError(f"arity: expected none beside slots={slots}, since that optimum has no arity; got {arity}")
         self.arity, self.slots = arity, slots

@@ -9,8 +9,9 @@ from reversible_hypergrad.adjoints.base import Adjoint
 from reversible_hypergrad.adjoints.cost import Cost, RunSize
 from reversible_hypergrad.adjoints.reversible_run import ReversibleRun
 from reversible_hypergrad.adjoints.segments import level
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.problem.problem import Problem
-from reversible_hypergrad.reversible.fixed import LOG_BYTES
+from reversible_hypergrad.reversible.run_log import LOG_BYTES
 from reversible_hypergrad.storage.places import check_place
 
 __all__ = ["Reversible"]
@@ -31,7 +32,6 @@ class Reversible(Adjoint):
             compared every 64 steps, so that the host need not wait; the step that is named is the same.
         buffer: where spilled planes wait: "device", "host", or a directory (a file there, written and read behind the
             computation, checked when read, removed at the end).
-
         segments: 1, or how many, of equal length; or "auto": as many as take the least memory for the number of steps. Those
             get shorter towards the end, so that each part of the way back takes as much memory as any other. A segment begins
             with an empty buffer, so weights differ by some quanta of the state from those with another number of segments.
@@ -45,8 +45,10 @@ class Reversible(Adjoint):
     log2(1/momentum) bits.
 
     Raises:
-        ValueError: for another ``state_bits``, ``verify_every`` or ``segments``; from :func:`train` for momentum 0 and Nesterov,
-        which cannot be undone. NotADirectoryError: for ``buffer``.
+        TypeError: if ``verify_every`` or ``segments`` is no integer (or "auto").
+        ValueError: for other ``state_bits``, or too small a number; from :func:`train` for momentum 0 and Nesterov, which cannot
+            be undone.
+        NotADirectoryError: if ``buffer`` names no place and no directory.
 
     >>> import reversible_hypergrad as rh
     >>> rh.Reversible(state_bits=32, verify_every=10)
@@ -61,10 +63,9 @@ class Reversible(Adjoint):
     ) -> None:
         if state_bits not in (32, 64):
             raise ValueError(f"state_bits: expected 32 or 64, got {state_bits!r}")
-        if isinstance(verify_every, bool) or not isinstance(verify_every, int) or verify_every < 1:
-            raise ValueError(f"verify_every: expected an integer >= 1, got {verify_every!r}")
-        if segments != "auto" and (isinstance(segments, bool) or not isinstance(segments, int) or segments < 1):
-            raise ValueError(f"segments: expected an integer >= 1 or 'auto', got {segments!r}")
+        check_integer("verify_every", verify_every, least=1)
+        if segments != "auto":
+            check_integer("segments", segments, least=1, otherwise="'auto'")
         self.state_bits = state_bits
         self.verify_every = verify_every
         self.buffer = check_place("buffer", buffer)
@@ -77,41 +78,39 @@ class Reversible(Adjoint):
         )
 
     def start(self, problem: Problem) -> "ReversibleRun":
-        if problem.nesterov:
-            raise ValueError(
-                "nesterov: rh.Reversible() cannot undo a Nesterov step, since its gradient is taken where the weights are only "
-                "known after the step is undone. Use adjoint=rh.Checkpoint(), or nesterov=False"
-            )
-        if any(number == 0 for settings in problem.settings for number in settings.momentum.numbers):
-            raise ValueError(
-                "momentum: rh.Reversible() expected numbers in (0, 1], got 0. A step with momentum 0 destroys the whole velocity "
-                "and cannot be undone from a few bits: use a small momentum, or adjoint=rh.Checkpoint()"
-            )
+        reason = problem.rule.irreversible(problem.settings)
+        if reason is not None:
+            raise ValueError(reason)
         return ReversibleRun(self, problem)
 
-    def starts(self, bits_per_step: np.ndarray, weights: int) -> list[int]:
-        """First steps of the segments, 0 first, from the bits that each step destroys in all weights together."""
+    def starts(self, bits_per_step: np.ndarray, state_bytes: float) -> list[int]:
+        """First steps of the segments, 0 first.
+
+        Args:
+            bits_per_step: what each step destroys in all weights together.
+            state_bytes: of one state between segments.
+        """
         steps = len(bits_per_step)
         if not isinstance(self.segments, str):
             count = max(1, min(self.segments, steps))
             return [i * steps // count for i in range(count)]
         costs = bits_per_step / 8 + LOG_BYTES
         # The initial state is the initial weights, and the last segment is walked back before any state is needed.
-        return level(costs, weights * self.state_bits / 4, lambda j: max(j - 1, 0))[0]
+        return level(costs, state_bytes, lambda j: max(j - 1, 0))[0]
 
     def cost(self, size: RunSize) -> Cost:
-        obstacle = "Nesterov" if size.nesterov else "momentum 0" if any(0 in numbers for _, numbers in size.momenta) else ""
+        obstacle = "momentum 0 cannot be undone" if any(0 in numbers for _, numbers in size.factors) else size.irreversible
         if obstacle:
-            return Cost(0.0, 0.0, f"{obstacle} cannot be undone")
-        bits = size.information_bits(self.state_bits)
-        starts = self.starts(bits, size.weights)
-        recorded = bits / 8 + LOG_BYTES * len(size.momenta)
-        state = size.weights * self.state_bits / 4
+            return Cost(0.0, 0.0, obstacle)
+        bits = size.information_bits()
+        state = size.weights * (1 + size.states) * self.state_bits / 8
+        starts = self.starts(bits, state)
+        recorded = bits / 8 + LOG_BYTES * max(len(size.factors), 1)
         most = max(
             state * max(j - 1, 0) + float(recorded[first:end].sum())
             for j, (first, end) in enumerate(pairwise([*starts, size.steps]))
         )
-        held = size.common_bytes + state + size.weights * self.state_bits / 64
+        held = size.common_bytes + state
         if self.state_bits < 8 * size.weight_bytes + 32:
             held += size.vector_bytes  # initial weights that the fixed point rounds
         if len(starts) > 1:

@@ -13,11 +13,12 @@ from reversible_hypergrad.adjoints.base import CAUSES, Run
 from reversible_hypergrad.adjoints.cost import RunSize
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.problem.problem import Cotangents, Problem
-from reversible_hypergrad.reversible.fixed import FixedGroup, fixed_groups
-from reversible_hypergrad.reversible.fixed_adjoint import FixedAdjoint, apart_from
-from reversible_hypergrad.reversible.lookout import Lookout
+from reversible_hypergrad.reversible.group import ReversibleGroup, reversible_groups
+from reversible_hypergrad.reversible.lateness import LOOK_EVERY, Lookout
 from reversible_hypergrad.reversible.outcome import Outcome, hash_of
-from reversible_hypergrad.reversible.refusal import complaint
+from reversible_hypergrad.reversible.pull_back import ProgramPullBack, PullBack
+from reversible_hypergrad.reversible.refusal import refusal
+from reversible_hypergrad.reversible.rule_pull_back import RulePullBack
 
 __all__ = ["ReversibleRun"]
 
@@ -29,14 +30,14 @@ class Options(Protocol):
     verify_every: int
     buffer: str | Path
 
-    def starts(self, bits_per_step: np.ndarray, weights: int) -> list[int]: ...
+    def starts(self, bits_per_step: np.ndarray, state_bytes: float) -> list[int]: ...
 
 
 class ReversibleRun(Run):
     def __init__(self, adjoint: Options, problem: Problem) -> None:
         self.adjoint = adjoint
         self.problem = problem
-        self.groups: list[FixedGroup] = []
+        self.groups: list[ReversibleGroup] = []
         self.starts: list[int] = [0]
         self.failure: str | None = None
         self.ends: dict[int, list[int]] = {}  # step -> hashes of the state before it, where segments meet and at the end
@@ -46,13 +47,13 @@ class ReversibleRun(Run):
 
     def forward(self, record: bool) -> None:
         problem, adjoint = self.problem, self.adjoint
-        self.groups = fixed_groups(problem, adjoint.state_bits, adjoint.verify_every, adjoint.buffer)
-        bits = RunSize.of(problem).information_bits(adjoint.state_bits)
+        self.groups = reversible_groups(problem, adjoint.state_bits, adjoint.verify_every, adjoint.buffer)
+        bits = RunSize.of(problem).information_bits()
         problem.report.limit_bits = float(bits.sum()) / max(problem.report.weights * problem.steps, 1)
-        self.starts = adjoint.starts(bits, problem.report.weights)
+        problem.report.state_bytes = sum(group.state.nbytes for group in self.groups)
+        self.starts = adjoint.starts(bits, problem.report.state_bytes)
         if record and len(self.starts) > 1:
             self.begin = [weight.detach().clone() for weight in problem.weights]
-        problem.report.state_bytes = sum(g.bucket.x.nbytes + g.bucket.v.nbytes for g in self.groups)
         try:
             with problem.progress("training", problem.steps) as bar:
                 for first, end in pairwise([*self.starts, problem.steps]):
@@ -76,7 +77,7 @@ class ReversibleRun(Run):
                 group.begin_segment(step)
 
     def _compare(self, step: int) -> None:
-        hashes = [group.bucket.hash() for group in self.groups]
+        hashes = [group.state.hash() for group in self.groups]
         if self.ends.setdefault(step, hashes) != hashes:
             raise ReversalError(
                 f"training once more did not come to the same weights as before at step {step}, so there is no exact "
@@ -95,7 +96,7 @@ class ReversibleRun(Run):
         with Lookout(self._check_step) as lookout:
             for step in range(first, end):
                 gradients = problem.gradient(step).gradients
-                lookout.add(step, [group.step(step, gradients, record) for group in self.groups], gradients)
+                lookout.add(step, self._step(step, gradients, record), gradients)
                 bar.advance(self._bits(step + 1 - first, kept) if bar.wants_text else "")
         for group in self.groups:
             group.store.flush()
@@ -106,13 +107,21 @@ class ReversibleRun(Run):
             report.information_bits = 8 * report.information_bytes / max(report.weights * problem.steps, 1)
             report.log_bytes = max(report.log_bytes, sum(group.log_bytes() for group in self.groups))
 
+    def _step(self, step: int, gradients: Sequence[Tensor], record: bool) -> list[Outcome]:
+        try:
+            return [group.step(step, gradients, record) for group in self.groups]
+        except ArithmeticError as error:
+            raise type(error)(f"step {step}: {error}") from None
+
     def _check_step(
         self, step: int, outcomes: Sequence[Outcome], expected: Sequence[int | None], gradients: Sequence[Tensor] | None
     ) -> None:
-        if any(any(outcome.flags) for outcome in outcomes):
-            of_groups = None if gradients is None else [[gradients[m] for m in group.members] for group in self.groups]
-            error = complaint([group.bucket for group in self.groups], of_groups, outcomes)
+        error = refusal([group.state for group in self.groups], None, outcomes)
+        if error is not None:
             raise type(error)(f"step {step}: {error}")
+        if gradients is None and (step + 1) % LOOK_EVERY == 0:
+            for group, outcome in zip(self.groups, outcomes, strict=True):
+                group.state.make_room(outcome)
 
     def _train_again(self, first: int, end: int) -> None:
         """The segment before the one that has just been undone, recorded this time."""
@@ -160,7 +169,8 @@ class ReversibleRun(Run):
     def _undo(self, cotangents: Sequence[Tensor | None]) -> Cotangents:
         problem = self.problem
         totals = Cotangents.zeros(problem)
-        adjoints = [FixedAdjoint(problem, group, cotangents, totals) for group in self.groups]
+        kind = ProgramPullBack if problem.rule.program else RulePullBack
+        adjoints: list[PullBack] = [kind(problem, group, cotangents, totals) for group in self.groups]
         with problem.progress("undoing", problem.steps) as bar:
             for first, end in reversed(list(pairwise([*self.starts, problem.steps]))):
                 if end < problem.steps:
@@ -169,33 +179,33 @@ class ReversibleRun(Run):
         problem.report.restored = True
         initial: list[Tensor] = [torch.empty(0)] * len(problem.weights)
         for adjoint in adjoints:
-            adjoint.group.scatter(adjoint.aw, initial)
+            adjoint.group.scatter(adjoint.finish(), initial)
         totals.initial = [g.to(w.dtype, copy=True) for g, w in zip(initial, problem.weights, strict=True)]
         return totals
 
-    def _undo_segment(self, first: int, end: int, adjoints: Sequence[FixedAdjoint], totals: Cotangents, bar: Any) -> None:
+    def _undo_segment(self, first: int, end: int, adjoints: Sequence[PullBack], totals: Cotangents, bar: Any) -> None:
         self.verified = end
         with Lookout(self._check_undone) as lookout:
             for step in reversed(range(first, end)):
                 self._undo_step(step, lookout, adjoints, totals)
                 bar.advance(f"exact back to step {self.verified}" if bar.wants_text else "")
 
-    def _undo_step(self, step: int, lookout: Lookout, adjoints: Sequence[FixedAdjoint], totals: Cotangents) -> None:
+    def _undo_step(self, step: int, lookout: Lookout, adjoints: Sequence[PullBack], totals: Cotangents) -> None:
         """One step back, and its adjoint."""
         undoing = [adjoint.undo_weights(step) for adjoint in adjoints]
         evaluation = self.problem.gradient(step)
         gradients = evaluation.gradients
         directions: list[Tensor] = [torch.empty(0)] * len(gradients)
-        for adjoint in adjoints:
-            adjoint.directions(step, directions)
-        by_weights, by_hyperparameters = evaluation.products(directions)
-        totals.add_hyperparameters(by_hyperparameters)  # now: they may be parts of the vectors, too
-        by_weights = apart_from([adjoint.av for adjoint in adjoints], by_weights)
-        velocities = [
-            adjoint.undo_velocity(step, record, gradients, by_weights)
+        states = [
+            adjoint.undo_states(step, record, gradients, directions)
             for adjoint, (record, _) in zip(adjoints, undoing, strict=True)
         ]
-        outcomes = [*(weights for _, weights in undoing), *velocities]
+        by_weights, by_hyperparameters = evaluation.products(directions)
+        totals.add_hyperparameters(by_hyperparameters)
+        vectors = [vector for adjoint in adjoints for vector in adjoint.vectors]
+        for adjoint in adjoints:
+            adjoint.add(by_weights, vectors)
+        outcomes = [*(weights for _, weights in undoing), *states]
         lookout.add(step, outcomes, gradients, [hash_of(record.hash_before) for record, _ in undoing])
 
     def _check_undone(
@@ -203,7 +213,7 @@ class ReversibleRun(Run):
     ) -> None:
         count = len(self.groups)
         phases = zip(self.groups, outcomes[:count], outcomes[count:], expected, strict=True)
-        suspects = [name for group, weights, velocity, hash_ in phases for name in group.suspects(step, weights, velocity, hash_)]
+        suspects = [name for group, weights, states, hash_ in phases for name in group.suspects(step, weights, states, hash_)]
         if suspects:
             self._refuse(step, suspects)
         if None not in expected:

@@ -27,6 +27,8 @@ class Schedule(ABC):
         other. The state before ``start`` is at hand for as long as any step in between is needed.
 
         Args:
+            start: a step whose state is there.
+            stop: a later step.
             held: how many states are kept now, the initial one not counted.
         """
 
@@ -34,14 +36,19 @@ class Schedule(ABC):
 class ScheduledRun(FloatRun):
     """Keeps states on a stack, one per step that the schedule names; the walk back takes the top one or trains on from it.
 
-    A state is the weights. The velocity joins where training goes on from it, or where the adjoint looks at it.
+    A state is the weights. The rule's states join where training goes on from it, or where the adjoint looks at them.
+
+    Args:
+        problem: what is trained.
+        schedule: which states to keep.
+        place: where they wait: "device", "host", or a directory.
     """
 
     def __init__(self, problem: Problem, schedule: Schedule, place: str | Path) -> None:
         super().__init__(problem)
         self.schedule, self.place = schedule, place
         self._stores: list[PlaneStore] = []
-        self._kept: list[tuple[int, bool]] = []  # step, and whether with velocity
+        self._kept: list[tuple[int, bool]] = []  # step, and whether with the rule's states
         self._planned: dict[int, bool] = {}
 
     def keep(self, step: int) -> None:
@@ -60,12 +67,12 @@ class ScheduledRun(FloatRun):
             raise
 
     def restore(self, step: int) -> None:
-        at, with_velocity = self._kept[-1] if self._kept else (0, False)
+        at, with_states = self._kept[-1] if self._kept else (0, False)
         if at == 0:
             self.load(self.begin)
         else:
             for group, store in zip(self.groups, self._stores, strict=True):
-                _unpack(group, store.pop() if at == step else store.top(), with_velocity)
+                _unpack(group, store.pop() if at == step else store.top(), with_states)
             if at == step:
                 self._kept.pop()
                 return
@@ -75,22 +82,23 @@ class ScheduledRun(FloatRun):
             self.train_again(between)
 
     def train_again(self, step: int) -> None:
-        _, gradients = self.problem.gradient.values(step)
+        gradient = self.problem.gradient
+        _, gradients = gradient.values(gradient.batch(step))
         for group in self.groups:
             group.step(step, gradients)
         self.problem.report.steps_again += 1
 
     def _plan(self, start: int, stop: int) -> None:
         steps = list(self.schedule.keep(start, stop, len(self._kept)))
-        self._planned = {s: self.with_velocity or after - s > 1 for s, after in pairwise([*steps, stop])}
+        self._planned = {s: self.with_states or after - s > 1 for s, after in pairwise([*steps, stop])}
 
     def _keep_if_planned(self, step: int) -> None:
-        with_velocity = self._planned.get(step)
-        if with_velocity is None:
+        with_states = self._planned.get(step)
+        if with_states is None:
             return
         for group, store in zip(self.groups, self._stores, strict=True):
-            store.push(_pack(group, with_velocity))
-        self._kept.append((step, with_velocity))
+            store.push(_pack(group, with_states))
+        self._kept.append((step, with_states))
         report = self.problem.report
         report.kept_bytes = max(report.kept_bytes, sum(store.nbytes for store in self._stores))
 
@@ -108,7 +116,7 @@ def scheduled_cost(schedule: Schedule, size: RunSize) -> Cost:
     def keep(start: int, stop: int) -> None:
         nonlocal vectors, most
         for step, after in pairwise([*schedule.keep(start, stop, len(kept)), stop]):
-            kept.append((step, 2 if size.with_velocity or after - step > 1 else 1))
+            kept.append((step, 1 + size.states if size.with_states or after - step > 1 else 1))
             vectors += kept[-1][1]
         most = max(most, vectors)
 
@@ -123,13 +131,14 @@ def scheduled_cost(schedule: Schedule, size: RunSize) -> Cost:
     return Cost(size.float_bytes + most * size.vector_bytes, size.time(again))
 
 
-def _pack(group: FloatGroup, with_velocity: bool) -> Tensor:
-    state = torch.cat([group.w, group.v]) if with_velocity else group.w.clone()
+def _pack(group: FloatGroup, with_states: bool) -> Tensor:
+    state = torch.cat([group.w, *group.z.values()]) if with_states else group.w.clone()
     return state.view(torch.uint8)
 
 
-def _unpack(group: FloatGroup, plane: Tensor, with_velocity: bool) -> None:
-    state = plane.view(group.w.dtype)
-    group.w.copy_(state[: len(group.w)])
-    if with_velocity:
-        group.v.copy_(state[len(group.w) :])
+def _unpack(group: FloatGroup, plane: Tensor, with_states: bool) -> None:
+    parts = plane.view(group.w.dtype).view(-1, len(group.w))
+    group.w.copy_(parts[0])
+    if with_states:
+        for own, part in zip(group.z.values(), parts[1:], strict=True):
+            own.copy_(part)

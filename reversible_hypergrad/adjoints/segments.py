@@ -14,7 +14,8 @@ def level(costs: Sequence[float] | np.ndarray, state: float, held: Callable[[int
     states are held, so they are shorter: with equal segments the worst moment would need up to 1.4 times as much.
 
     Args:
-        costs: memory per step. state: memory of a state, in the same unit.
+        costs: memory per step.
+        state: memory of a state, in the same unit.
         held: how many states are held during segment j = 0, 1, ...; not decreasing.
 
     >>> level([1.0] * 10, 2.0, lambda j: j)

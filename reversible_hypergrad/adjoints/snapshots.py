@@ -27,7 +27,7 @@ class Snapshots(Adjoint):
     momentum 0.9 :class:`Reversible` keeps 211 times less.
 
     Raises:
-        NotADirectoryError: for ``store``.
+        NotADirectoryError: if ``store`` names no place and no directory.
 
     >>> import reversible_hypergrad as rh
     >>> rh.Snapshots(store="host")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from reversible_hypergrad.adjoints.base import Adjoint, Run
 from reversible_hypergrad.adjoints.scheduled import Schedule, ScheduledRun
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.problem.problem import Cotangents, Problem
 from reversible_hypergrad.storage.places import check_place
 
@@ -21,8 +22,8 @@ class Truncated(Adjoint):
     Momentum 0 and Nesterov are allowed.
 
     Args:
-        steps: how many of the last steps to walk back through; the whole run if it is no longer.
-        store: where their weights wait, as for :class:`Snapshots`.
+        steps: how many of the last steps to walk back through, at least 1; the whole run if it is no longer.
+        store: where their weights wait: "device", "host", or a directory, as for :class:`Snapshots`.
 
     Cost: as :class:`Snapshots` for a run of ``steps``.
 
@@ -31,7 +32,9 @@ class Truncated(Adjoint):
     early, where what it leaves out decides ("short-horizon bias": Wu, Ren, Liao, Grosse, ICLR 2018).
 
     Raises:
-        TypeError, ValueError: for ``steps``. NotADirectoryError: for ``store``.
+        TypeError: if ``steps`` is no integer.
+        ValueError: if ``steps`` is below 1.
+        NotADirectoryError: if ``store`` names no place and no directory.
 
     >>> import reversible_hypergrad as rh
     >>> rh.Truncated(steps=20).approximation
@@ -43,10 +46,7 @@ class Truncated(Adjoint):
     exact = False
 
     def __init__(self, steps: int, store: str | Path = "device") -> None:
-        if isinstance(steps, bool) or not isinstance(steps, int):
-            raise TypeError(f"steps: expected an integer >= 1, got {steps!r}")
-        if steps < 1:
-            raise ValueError(f"steps: expected an integer >= 1, got {steps}")
+        check_integer("steps", steps, least=1)
         self.steps = steps
         self.store = check_place("store", store)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,8 @@ from torch import Tensor
 from reversible_hypergrad.adjoints.base import CAUSES, Adjoint, Run
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.problem.problem import Cotangents, Problem
-from reversible_hypergrad.problem.setting import Setting
+from reversible_hypergrad.problem.setting import Setting, Settings
+from reversible_hypergrad.rules.step import step as step_of
 
 __all__ = ["Unroll"]
 
@@ -21,7 +23,7 @@ class Unroll(Adjoint):
 
     Cost: all activations of all steps, twice over for the gradients' graphs. Backward does not compute the loss again.
 
-    *Recommended* as an oracle: it shares no formula with the other strategies. *Not recommended* otherwise, because
+    *Recommended* as an oracle: autograd goes through all of it at once. *Not recommended* otherwise, because
     :class:`Snapshots` is as exact, takes a fraction of the memory and is as fast or faster.
 
     >>> import reversible_hypergrad as rh
@@ -54,18 +56,18 @@ class UnrollRun(Run):
         problem = self.problem
         weights = [start.clone().requires_grad_() for start in self.begin]
         self._leaves, self._initial = {}, weights
-        velocities = [torch.zeros_like(w) for w in weights]
+        states = [{name: torch.zeros_like(w) for name in problem.rule.states} for w in weights]
         losses: list[float] = []
         with torch.enable_grad(), problem.progress("training", problem.steps) as bar:
             for step in range(problem.steps):
-                loss, gradients = problem.gradient.attached(step, weights)
+                loss, gradients = problem.gradient.attached(problem.gradient.batch(step), weights)
                 losses.append(loss.item())
                 if not math.isfinite(losses[-1]):
                     raise FloatingPointError(f"step {step}: the loss is {losses[-1]}, expected a finite number. Lower lr")
-                weights = self._step(step, weights, velocities, gradients)
+                weights = self._step(step, weights, states, gradients)
                 if not record:
                     weights = [w.detach().requires_grad_() for w in weights]
-                    velocities[:] = [v.detach() for v in velocities]
+                    states = [{name: z.detach() for name, z in own.items()} for own in states]
                 bar.advance()
         if self._losses is None:
             self._losses = losses
@@ -80,19 +82,20 @@ class UnrollRun(Run):
         self._trained = weights if record else []
 
     def _step(
-        self, step: int, weights: Sequence[Tensor], velocities: list[Tensor], gradients: Sequence[Tensor | None]
+        self, t: int, weights: Sequence[Tensor], states: list[dict[str, Tensor]], gradients: Sequence[Tensor | None]
     ) -> list[Tensor]:
+        rule = self.problem.rule
         after = []
         for i, (w, g, settings) in enumerate(zip(weights, gradients, self.problem.settings, strict=True)):
-            lr, mu, tau, decay = (
-                self._value(s, step, w) for s in (settings.lr, settings.momentum, settings.dampening, settings.weight_decay)
-            )
-            total = decay * w if g is None else g + decay * w
-            dampened = step > 0 and settings.momentum.at(step) != 0
-            velocities[i] = mu * velocities[i] + ((1 - tau) * total if dampened else total)
-            moved = total + mu * velocities[i] if self.problem.nesterov else velocities[i]
-            after.append((w - lr * moved).to(w.dtype))  # learning rates per weight may have more digits than the weights
+            h = self._h(settings, t, w)
+            new, z = step_of(rule, h, t, torch.zeros_like(w) if g is None else g, w, states[i])
+            # Settings per weight may have more digits than the weights.
+            states[i] = {name: state.to(w.dtype) for name, state in z.items()}
+            after.append(new.to(w.dtype))
         return after
+
+    def _h(self, settings: Settings, t: int, weight: Tensor) -> Any:
+        return self.problem.rule.at(settings, t, lambda _, setting: self._value(setting, t, weight))
 
     def _value(self, setting: Setting, step: int, weight: Tensor) -> Tensor | float:
         """One setting at one step, attached to a leaf of its own if it wants a gradient."""
@@ -126,7 +129,7 @@ class UnrollRun(Run):
                 target = totals.sources[setting.source]
                 if setting.elementwise is not None:
                     chosen = zip(self._initial, problem.settings, strict=True)
-                    g = _shaped(g, next(w for w, s in chosen if setting in (s.lr, s.weight_decay)))
+                    g = _shaped(g, next(w for w, s in chosen if setting in s.values()))
                 target += g.reshape(target.shape).to(target.device)
         totals.add_hyperparameters(found[count + len(self._leaves) :])
         problem.report.restored = True

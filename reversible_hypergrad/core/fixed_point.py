@@ -1,6 +1,7 @@
-"""Two's-complement fixed point: an integer count of quanta, the quantum a power of two."""
+"""Fixed point: integers that count quanta of size sigma."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,7 +9,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from reversible_hypergrad import _core
 
-__all__ = ["FORMATS", "FixedPointFormat", "dequantize", "quantize"]
+__all__ = ["FORMATS", "FixedPointFormat", "Integers", "Reals", "as_integers", "dequantize", "quantize"]
+
+Integers = NDArray[np.signedinteger[Any]]
+Reals = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -17,75 +21,98 @@ class FixedPointFormat:
 
     Attributes:
         state_bits: 32 or 64, the bits of one integer.
-        weight_fraction_bits: a weight is an integer times ``2 ** -weight_fraction_bits``.
-        velocity_fraction_bits: the same for a velocity (and a gradient).
-        weight_limit_bits: weights stay below ``2 ** weight_limit_bits`` quanta.
-        velocity_limit_bits: the same for velocities.
-        capacity: accumulators of the information buffer stay below this.
-        max_denominator: the largest denominator of a momentum.
+        limit_bits: integers lie in [-2 ** limit_bits, 2 ** limit_bits).
+        increment_bits: what one step adds to an integer lies in [-2 ** increment_bits, 2 ** increment_bits).
     """
 
     state_bits: int
-    weight_fraction_bits: int
-    velocity_fraction_bits: int
-    weight_limit_bits: int
-    velocity_limit_bits: int
-    capacity: int
-    max_denominator: int
+    limit_bits: int
+    increment_bits: int
 
     @property
-    def weight_range(self) -> float:
-        """Weights lie strictly between minus and plus this."""
-        return 2.0 ** (self.weight_limit_bits - self.weight_fraction_bits)
+    def dtype(self) -> np.dtype[Any]:
+        """Of the integers: int32 or int64."""
+        return np.dtype(np.int64 if self.state_bits == 64 else np.int32)
 
     @property
-    def velocity_range(self) -> float:
-        """Velocities, and gradients, lie strictly between minus and plus this."""
-        return 2.0 ** (self.velocity_limit_bits - self.velocity_fraction_bits)
+    def real(self) -> np.dtype[Any]:
+        """Of the arithmetic on them: float32 or float64."""
+        return np.dtype(np.float64 if self.state_bits == 64 else np.float32)
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of the integers, and of the accumulators' bits."""
+    def torch_dtype(self) -> torch.dtype:
+        """Of the integers in tensors."""
         return torch.int64 if self.state_bits == 64 else torch.int32
 
 
-FORMATS = {bits: FixedPointFormat(**_core.format_of(bits)) for bits in (32, 64)}
+FORMATS = {numbers["state_bits"]: FixedPointFormat(**numbers) for numbers in _core.FORMATS}
 """The formats by ``state_bits``."""
 
 
-def quantize(values: ArrayLike, fraction_bits: int = FORMATS[64].weight_fraction_bits) -> NDArray[np.int64]:
-    """Floats to fixed point, rounded to nearest even.
+def quantize(values: ArrayLike, sigma: float, state_bits: int = 64) -> Integers:
+    """Floats to counts of quanta, rounded to nearest even.
 
     Args:
-        values: finite floats, any shape, below ``2 ** (63 - fraction_bits)`` in magnitude.
-        fraction_bits: the quantum is ``2 ** -fraction_bits``.
+        values: finite floats, any shape, below ``2 ** limit_bits * sigma`` in magnitude.
+        sigma: the quantum, above 0.
+        state_bits: 32 or 64.
 
     Returns:
-        int64 counts of quanta, of the same shape.
+        int64 (int32) array of the same shape: ``rint(values * (1 / sigma))``, the product taken in float64 (float32).
 
     Raises:
-        OverflowError: if a value is not finite or does not fit.
+        OverflowError: if a value is not finite or does not fit. ValueError: for another ``state_bits`` or ``sigma``.
 
     >>> from reversible_hypergrad import core
-    >>> core.quantize([0.5, -0.3], fraction_bits=4)
+    >>> core.quantize([0.5, -0.3], sigma=2.0**-4)
     array([ 8, -5])
     """
-    scaled = np.rint(np.asarray(values, np.float64) * 2.0**fraction_bits)
-    outside = ~(np.abs(scaled) < 2.0**63)
+    layout = format_of(state_bits)
+    if not (sigma > 0 and np.isfinite(sigma)):
+        raise ValueError(f"sigma: expected a finite number above 0, got {sigma}")
+    return rounded("values", values, sigma, layout, layout.limit_bits)
+
+
+def rounded(name: str, values: ArrayLike, sigma: float, layout: FixedPointFormat, limit_bits: int) -> Integers:
+    """Counts of quanta in [-2 ** limit_bits, 2 ** limit_bits), or an error that calls the values ``name``."""
+    limit, real = 2.0**limit_bits, layout.real.type
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+        scaled = np.rint(np.asarray(values, layout.real) * real(1 / sigma))
+    outside = ~((scaled >= -limit) & (scaled < limit))
     if outside.any():
-        worst = np.asarray(values, np.float64)[outside].flat[0]
+        index = tuple(map(int, np.argwhere(outside)[0]))
         raise OverflowError(
-            f"values: expected finite numbers below {2.0 ** (63 - fraction_bits):g} in magnitude, got {worst}. "
-            "Use fewer fraction_bits"
+            f"{name}: expected finite numbers below {limit * sigma:g} in magnitude, got {np.asarray(values)[index]} at {index}. "
+            "Use a larger sigma"
         )
-    return scaled.astype(np.int64)
+    integers: Integers = scaled.astype(layout.dtype)
+    return integers
 
 
-def dequantize(quanta: ArrayLike, fraction_bits: int = FORMATS[64].weight_fraction_bits) -> NDArray[np.float64]:
-    """Fixed point to float64, rounded to nearest even where 53 bits do not suffice.
+def dequantize(integers: ArrayLike, sigma: float) -> Reals:
+    """Counts of quanta to floats: int64 to float64, int32 to float32, rounded to nearest even where the digits do not suffice.
 
     >>> from reversible_hypergrad import core
-    >>> core.dequantize([8, -5], fraction_bits=4)
+    >>> core.dequantize([8, -5], sigma=2.0**-4)
     array([ 0.5   , -0.3125])
     """
-    return np.asarray(quanta, np.int64).astype(np.float64) * 2.0**-fraction_bits
+    quanta = as_integers(integers)
+    layout = FORMATS[8 * quanta.dtype.itemsize]
+    real = layout.real.type
+    values: Reals = quanta.astype(layout.real) * real(sigma)
+    return values
+
+
+def as_integers(values: ArrayLike) -> Integers:
+    """As a contiguous int32 or int64 array, not copied where it is one."""
+    array: NDArray[Any] = np.asarray(values)
+    if array.dtype not in (np.int32, np.int64):
+        raise TypeError(f"values: expected an array of int32 or int64, got {array.dtype}. quantize() makes one of floats")
+    integers: Integers = np.ascontiguousarray(array).reshape(array.shape)
+    return integers
+
+
+def format_of(state_bits: int) -> FixedPointFormat:
+    if state_bits not in FORMATS:
+        raise ValueError(f"state_bits: expected 32 or 64, got {state_bits}")
+    return FORMATS[state_bits]

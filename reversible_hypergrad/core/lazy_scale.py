@@ -1,11 +1,12 @@
 """A decay moves the scale of a state, not its integers: value = Z * sigma."""
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SMALLEST_FACTOR", "decay_scales"]
+__all__ = ["SMALLEST_FACTOR", "LazyScale", "decay_scales"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -33,10 +34,90 @@ def decay_scales(
         changed.
     """
     product = a * factor
-    # In (2 ** -(k + 1), 2 ** -k] for k halvings; the float below it is in [2 ** -(k + 1), 2 ** -k), whose exponent is -k.
-    halvings = -np.frexp(np.nextafter(product, 0.0))[1]
+    halvings = halvings_of(product)
     shift: Integers = (halvings + rescale).astype(np.int64)
     moves = shift > 0
     # Half of 2 ** shift, and every second time one less, so that halves go up and down in turn; 0 where nothing moves.
     centre = (np.left_shift(1, shift) >> 1) - (count & moves)
     return np.ldexp(product, halvings), count + moves, shift, centre
+
+
+def halvings_of(product: Floats) -> NDArray[np.int32]:
+    """How often each product in (0, 1] can be doubled and stay at most 1: the k of (2 ** -(k + 1), 2 ** -k]."""
+    # The float below it is in [2 ** -(k + 1), 2 ** -k), and frexp takes such intervals.
+    halvings: NDArray[np.int32] = -np.frexp(np.nextafter(product, 0.0))[1]
+    return halvings
+
+
+class LazyScale:
+    """What one unit of an integer state is worth, and how the integers move as it decays.
+
+    The integers Z stand for ``Z * sigma`` with ``sigma = a * 2 ** exponent``. A decay multiplies ``a``. Where that leaves
+    (1/2, 1], ``a`` is doubled and the integers are halved, by :func:`contract`, as often as it takes: at 0.9 every 6.6th
+    time. The sequence of moves depends on the factors alone.
+
+    Args:
+        exponent: the first sigma is ``2.0 ** exponent``.
+
+    Attributes:
+        a: float in (1/2, 1], at first 1.
+        exponent: int.
+        count: how many moves there have been. Odd ones round halves down, the others up.
+
+    Cost: about 10 us per decay. Each decay is remembered (some 100 bytes) until it is undone.
+
+    >>> from reversible_hypergrad import core
+    >>> scale = core.LazyScale()
+    >>> scale.decay(0.6), scale.a, scale.sigma
+    ((0, 0), 0.6, 0.6)
+    >>> scale.decay(0.6), scale.a, scale.sigma  # one halving
+    ((1, 1), 0.72, 0.72)
+    >>> scale.undo(), scale.sigma
+    ((1, 1), 0.6)
+    """
+
+    def __init__(self, exponent: int = 0) -> None:
+        self.a, self.exponent, self.count = 1.0, exponent, 0
+        self._log: list[tuple[float, int, int, int, int]] = []
+
+    @property
+    def sigma(self) -> float:
+        return math.ldexp(self.a, self.exponent)
+
+    def decay(self, factor: float, rescale: int = 0) -> tuple[int, int]:
+        """Multiplies sigma by ``factor``, up to the rounding of one product.
+
+        Args:
+            factor: in [2 ** -16, 1].
+            rescale: further halvings of the integers, each of which doubles sigma: their value stays.
+
+        Returns:
+            ``shift`` and ``centre`` of the :func:`contract` that the integers owe; both 0 if they do not move.
+
+        Raises:
+            ValueError: for a factor outside its range or a negative ``rescale``. Nothing is changed then.
+        """
+        if not SMALLEST_FACTOR <= factor <= 1:
+            raise ValueError(f"factor: expected a number in [2 ** -16, 1], got {factor}. A smaller factor forgets the state")
+        if rescale < 0:
+            raise ValueError(f"rescale: expected at least 0 halvings, got {rescale}")
+        a, count, shift, centre = decay_scales(np.array(self.a), np.array(self.count), np.array(factor), rescale)
+        move = int(shift), int(centre)
+        self._log.append((self.a, self.exponent, self.count, *move))
+        self.a, self.exponent, self.count = float(a), self.exponent + rescale, int(count)
+        return move
+
+    def rescale(self, halvings: int) -> tuple[int, int]:
+        """Makes room for larger integers: they are halved, their value stays. Returns what a decay does."""
+        return self.decay(1.0, halvings)
+
+    def undo(self) -> tuple[int, int]:
+        """Takes the last :meth:`decay` or :meth:`rescale` back. Returns its ``shift`` and ``centre``, for :func:`expand`.
+
+        Raises:
+            ValueError: if there is nothing to undo.
+        """
+        if not self._log:
+            raise ValueError("the scale is as it was made, no decay() is left to undo")
+        self.a, self.exponent, self.count, *move = self._log.pop()
+        return move[0], move[1]

@@ -1,30 +1,29 @@
-"""The training loss's gradient and its products with directions, captured once per shape of the batch, and replayed."""
+"""A gradient and its products with directions, captured once per shape of the batch, and replayed."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from threading import get_ident
-from typing import Any, Generic, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree
 
+from reversible_hypergrad import pytree
+from reversible_hypergrad.gradients.captured_function import CapturedFunction
+from reversible_hypergrad.gradients.decorator import Decorator
 from reversible_hypergrad.gradients.graphs import CudaGraphs, Graphs
-from reversible_hypergrad.gradients.loss import LossEvaluation, LossGradient, same_bits
 from reversible_hypergrad.gradients.static_batch import StaticBatch, write
-from reversible_hypergrad.problem.gradient import Evaluation, Gradient
-from reversible_hypergrad.replay.environment import RandomStates
+from reversible_hypergrad.problem.gradient import Evaluation, Gradient, Products, SideEffects
 
 __all__ = ["CapturedGradient", "captured"]
-
-T = TypeVar("T")
-Products = tuple[list[Tensor | None], list[Tensor | None]]
 
 _SHAPES = 8  # each keeps the activations of a step
 
 
-def captured(gradient: LossGradient, hyperparameters: Any) -> "CapturedGradient":
+def captured(gradient: Gradient, hyperparameters: Any) -> "CapturedGradient":
     """``gradient``, by CUDA graphs on the weights' device.
+
+    Args:
+        gradient: what is captured.
+        hyperparameters: as train() was given them.
 
     Raises:
         ValueError: if the weights, or a tensor among ``hyperparameters`` that wants a gradient, are not all on one CUDA device.
@@ -35,17 +34,17 @@ def captured(gradient: LossGradient, hyperparameters: Any) -> "CapturedGradient"
         raise ValueError(f"cuda_graph: expected all of the model's weights on one CUDA device, got {found}. Move it to one")
     (device,) = devices
     graphs = CudaGraphs(device)
-    for path, leaf in _pytree.tree_flatten_with_path(hyperparameters)[0]:
+    for path, leaf in zip(pytree.paths(hyperparameters), pytree.leaves(hyperparameters), strict=True):
         if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.device != device:
             raise ValueError(
-                f"hyperparameters{_pytree.keystr(path)}: with cuda_graph=True expected what wants a gradient on {device}, "
+                f"hyperparameters{path}: with cuda_graph=True expected what wants a gradient on {device}, "
                 f"where the weights are, got it on {leaf.device}. Pass it as .to({str(device)!r}), through which gradients flow"
             )
     return CapturedGradient(gradient, graphs)
 
 
-class CapturedGradient(Gradient):
-    """A :class:`LossGradient` whose results have the same bits, by fewer launches.
+class CapturedGradient(Decorator):
+    """A gradient whose results have the same bits as those of ``inner``, by fewer launches.
 
     For each shape of the batch, a function of it (the gradient with its graph, its products, loss and gradient alone) runs as it
     is at first; then it is captured, and replayed from there on. A replay of another step is compared with the plain result.
@@ -56,26 +55,29 @@ class CapturedGradient(Gradient):
         graphs: what captures.
     """
 
-    def __init__(self, inner: LossGradient, graphs: Graphs) -> None:
-        self.inner, self.graphs = inner, graphs
-        self.wanted = inner.wanted
-        self.evaluations = 0
+    def __init__(self, inner: Gradient, graphs: Graphs) -> None:
+        super().__init__(inner)
+        self.graphs = graphs
+        self.asked = 0  # batches, so far
         self._shapes: list[_Shape] = []
         self._places: list[int] = []
 
-    def __call__(self, step: int) -> "CapturedEvaluation":
-        return CapturedEvaluation(self, self._shape(step), step)
+    def batch(self, step: int) -> "_Batch":
+        places = [weight.data_ptr() for weight in self.weights]
+        if places != self._places:  # a strategy has moved the weights' memory, which the graphs read
+            self.let_go()
+            self._places = places
+        self.asked += 1
+        return _Batch(step, self._shape_of(step, self.inner.batch(step)))
 
-    def values(self, step: int) -> tuple[Tensor, list[Tensor]]:
-        shape = self._shape(step)
-        if not self.inner.checked:  # see LossGradient.values
-            before = Moment(self.inner)
-            self.graphs.eagerly(lambda: self.inner.evaluation_of(shape.batch.tree))
-            before.put_back()
-        loss, gradients = shape.values(step)
+    def of(self, batch: "_Batch") -> "CapturedEvaluation":
+        return CapturedEvaluation(self, batch)
+
+    def values(self, batch: "_Batch") -> tuple[Tensor, list[Tensor]]:
+        loss, gradients = batch.shape.values(batch.step)
         return loss.clone(), gradients
 
-    def attached(self, step: int, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
+    def attached(self, batch: "_Batch", weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
         raise ValueError(
             "cuda_graph: expected a strategy that asks for evaluations and values alone, got one that asks for attached(). Leave "
             "cuda_graph=True out, and set graphable = False in the strategy"
@@ -91,18 +93,13 @@ class CapturedGradient(Gradient):
     def let_go(self) -> None:
         self._shapes, self._places = [], []
         self.graphs.close()
+        self.inner.let_go()
 
-    def _shape(self, step: int) -> "_Shape":
-        """For the batch of ``step``, which is in its tensors now, and with the random numbers of the step's loss to come."""
-        places = [weight.data_ptr() for weight in self.inner.weights]
-        if places != self._places:  # a strategy has moved the weights' memory, which the graphs read
-            self.let_go()
-            self._places = places
-        self.evaluations += 1
-        batch = self.inner.batch_of(step)
-        leaves, spec = _pytree.tree_flatten(batch)
+    def _shape_of(self, step: int, batch: Any) -> "_Shape":
+        """The shape of ``batch``, which is in its tensors now."""
+        leaves, structure = pytree.flatten(batch)
         for shape in self._shapes:
-            if shape.batch.fits(leaves, spec):
+            if shape.batch.fits(leaves, structure):
                 shape.batch.fill(step, batch, leaves)
                 return shape
         if len(self._shapes) == _SHAPES:
@@ -111,30 +108,35 @@ class CapturedGradient(Gradient):
                 "dtypes, structure), each of which keeps the activations of a step; got one more. Pad the batches, or leave "
                 "cuda_graph=True out"
             )
-        shape = _Shape(self.inner, self.graphs, StaticBatch(step, batch, self.inner.weights[0].device))
+        shape = _Shape(self.inner, self.graphs, StaticBatch(step, batch, self.weights[0].device))
         self._shapes.append(shape)
         return shape
 
 
 class CapturedEvaluation(Evaluation):
-    """Valid until the next evaluation: its tensors are those of the graphs, which write them again."""
+    """Valid until the next batch: its tensors are those of the graphs, which write them again."""
 
-    def __init__(self, owner: CapturedGradient, shape: "_Shape", step: int) -> None:
-        self._owner, self._shape, self._step = owner, shape, step
-        self._number = owner.evaluations
-        before = None if shape.evaluation.is_captured else Moment(owner.inner)
-        (loss, *self.gradients), self._plain = shape.evaluation(step)
-        self.loss = loss.clone()
-        self._before = None if shape.evaluation.is_captured else before
+    def __init__(self, owner: CapturedGradient, batch: "_Batch") -> None:
+        self._owner, self._number = owner, owner.asked
+        self._step, self._shape = batch
+        evaluation = self._shape.evaluation
+        before = None if evaluation.is_captured else owner.side_effects()
+        (value, *self.gradients), self._plain = evaluation(self._step)
+        self.value = value.clone()
+        self._before: SideEffects | None = None if evaluation.is_captured else before
         self._asked = 0
 
+    @property
+    def is_attached(self) -> bool:
+        return self._plain.is_attached
+
     def products(self, directions: Sequence[Tensor], keep: bool = False) -> Products:
-        if self._owner.evaluations != self._number:
+        if self._owner.asked != self._number:
             raise RuntimeError(
                 "cuda_graph: products were asked of an evaluation after the next one, which has written over it. Leave "
                 "cuda_graph=True out, and set graphable = False in the strategy"
             )
-        if not self._plain.is_attached:
+        if not self.is_attached:
             return self._plain.products(directions)
         shape = self._shape
         shape.put_directions(directions)
@@ -145,9 +147,9 @@ class CapturedEvaluation(Evaluation):
             self._evaluate_again(self._before)
         return shape.products(self._step)
 
-    def _evaluate_again(self, before: "Moment") -> None:
+    def _evaluate_again(self, before: SideEffects) -> None:
         """Many products of one evaluation are to come, and it was not captured: now it is, with the same bits."""
-        after = Moment(self._owner.inner)
+        after = self._owner.side_effects()
         before.put_back()
         _, self._plain = self._shape.evaluation(self._step)
         after.put_back()
@@ -160,21 +162,26 @@ class CapturedEvaluation(Evaluation):
         )
 
 
+class _Batch(NamedTuple):
+    step: int
+    shape: "_Shape"  # it is in its tensors
+
+
 class _Shape:
     """The functions of batches of one shape."""
 
-    def __init__(self, inner: LossGradient, graphs: Graphs, batch: StaticBatch) -> None:
+    def __init__(self, inner: Gradient, graphs: Graphs, batch: StaticBatch) -> None:
         self.batch, self._weights = batch, inner.weights
         self._directions: list[Tensor] = []
         directions = self._directions  # the functions must not hold the shape: a cycle would keep its memory for long
 
-        def evaluate() -> tuple[list[Tensor], LossEvaluation]:
-            evaluation = inner.evaluation_of(batch.tree)
-            return [evaluation.loss, *evaluation.gradients], evaluation
+        def evaluate() -> tuple[list[Tensor], Evaluation]:
+            evaluation = inner.of(batch.tree)
+            return [evaluation.value, *evaluation.gradients], evaluation
 
-        self.evaluation = evaluation = _Captured(inner, graphs, evaluate, compare=True)
-        self.values = _Captured(inner, graphs, lambda: inner.values_of(batch.tree), compare=True)
-        self.products = _Captured(inner, graphs, lambda: evaluation.result[1].products(directions, keep=True))
+        self.evaluation = evaluation = CapturedFunction(graphs, evaluate, inner.side_effects)
+        self.values = CapturedFunction(graphs, lambda: inner.values(batch.tree), inner.side_effects)
+        self.products = CapturedFunction(graphs, lambda: evaluation.result[1].products(directions, keep=True))
 
     def put_directions(self, directions: Sequence[Tensor]) -> None:
         if not self._directions:
@@ -182,93 +189,6 @@ class _Shape:
                 self._directions.append(torch.empty_strided(d.shape, d.stride(), dtype=weight.dtype, device=d.device))
         write(self._directions, directions)
 
-    def products_of(self, evaluation: LossEvaluation, keep: bool) -> Products:
+    def products_of(self, evaluation: Evaluation, keep: bool) -> Products:
         """Of one that is not captured."""
         return self.products.plainly(lambda: evaluation.products(self._directions, keep))
-
-
-class _Captured(Generic[T]):
-    """A function of tensors that stay where they are. The first call in a thread runs it as it is; the next one captures it.
-
-    A thread of its own, because libraries keep handles per thread, which cannot be made inside a capture; and train()'s backward
-    is not in the thread of its forward.
-    """
-
-    result: T  # of the capture
-
-    def __init__(self, inner: LossGradient, graphs: Graphs, function: Callable[[], T], compare: bool = False) -> None:
-        self._inner, self._graphs, self._function, self._compare = inner, graphs, function, compare
-        self._warm: set[int] = set()
-        self._replay: Callable[[], None] | None = None
-        self._step = 0  # of the capture
-
-    @property
-    def is_captured(self) -> bool:
-        return self._replay is not None
-
-    def plainly(self, function: Callable[[], T]) -> T:
-        """``function``, which does what this one does."""
-        result = self._graphs.eagerly(function)
-        self._warm.add(get_ident())
-        return result
-
-    def __call__(self, step: int) -> T:
-        if self._replay is None:
-            if get_ident() not in self._warm:
-                return self.plainly(self._function)
-            with _without_version_checks():
-                self.result, self._replay = self._graphs.capture(self._function)
-            self._step = step
-        if self._compare and step != self._step:
-            self._compare = False
-            self._compare_with_plain(step, self._replay)
-        else:
-            self._replay()
-        return self.result
-
-    def _compare_with_plain(self, step: int, replay: Callable[[], None]) -> None:
-        """At another step than that of the capture, so that what it has frozen shows."""
-        inner, eagerly = self._inner, self._graphs.eagerly
-        before = Moment(inner)
-        replay()
-        replayed = _pytree.tree_map(_copy, (self.result, list(inner.model.buffers())))
-        before.put_back()
-        plain = eagerly(self._function), list(inner.model.buffers())
-        if same_bits(plain, replayed):
-            return
-        plain = _pytree.tree_map(_copy, plain)
-        before.put_back()
-        if same_bits((eagerly(self._function), list(inner.model.buffers())), plain):
-            raise RuntimeError(
-                f"cuda_graph: at step {step} the captured graph gave another loss, gradient or buffer than the loss itself does: "
-                "its Python code does not do the same at every step (it draws from Python or NumPy, counts, makes tensors anew "
-                "that it reads later), and a graph holds what was done when it was captured. Draw with torch on the GPU, pass "
-                "what changes in the batch as a tensor, or leave cuda_graph=True out"
-            )
-
-
-class Moment:
-    """What evaluations change beside their results: random numbers and the model's buffers, as they are when this is made."""
-
-    def __init__(self, gradient: LossGradient) -> None:
-        self._random = RandomStates(gradient.cuda_devices)
-        places = [(module._buffers, name) for module in gradient.model.modules() for name in module._buffers]
-        self._buffers = [(of, name, b, b.clone()) for of, name in places if (b := of[name]) is not None]
-
-    def put_back(self) -> None:
-        self._random.put_back()
-        for of, name, buffer, before in self._buffers:
-            of[name] = buffer  # a module may have put another one there
-            buffer.copy_(before)
-
-
-def _copy(x: Any) -> Any:
-    return x.clone() if isinstance(x, Tensor) else x
-
-
-@contextmanager
-def _without_version_checks() -> Iterator[None]:
-    """What is captured in here saves tensors for products that come after any number of steps, whose writes to weights and batch
-    are as they should be: the evaluation is replayed in between. Torch would count them as errors."""
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
-        yield

@@ -1,14 +1,17 @@
 """Whether a user's loss can be replayed and differentiated twice, and which module spoils it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
-from reversible_hypergrad.gradients.loss import Loss, LossGradient, is_first_order_only, private_copy, same_bits
+from reversible_hypergrad import pytree
+from reversible_hypergrad.gradients.autograd_graph import is_first_order_only
+from reversible_hypergrad.gradients.loss import Loss, LossGradient
+from reversible_hypergrad.gradients.private_copy import private_copy
+from reversible_hypergrad.gradients.same_bits import same_bits
 from reversible_hypergrad.replay.environment import Environment, seed_step
 
 __all__ = ["Replayability", "check_replayable"]
@@ -19,7 +22,8 @@ class Replayability:
     """What :func:`check_replayable` found. True if nothing is wrong; ``str()`` of it is a report.
 
     Attributes:
-        same_loss, same_gradients: whether two evaluations gave the same bits.
+        same_loss: whether two evaluations gave the same bits of the loss.
+        same_gradients: whether they gave the same bits of its gradient.
         second_derivatives: whether the gradient could be differentiated again.
         problems: one sentence each, with the module's name where one was found.
     """
@@ -45,13 +49,20 @@ def check_replayable(model: nn.Module, loss: Loss, batch: Any, hyperparameters: 
     differentiates the gradient, and looks for the first module whose output differed or that has no second derivative.
 
     Args:
-        model, loss, hyperparameters, seed: as for :func:`train`. batch: one batch.
+        model: any module with trainable parameters. It is not modified.
+        loss: ``loss(model, batch, hyperparameters)`` -> scalar tensor, as for :func:`train`.
+        batch: one batch.
+        hyperparameters: any nest of tensors, passed to ``loss``.
+        seed: of the random numbers.
 
     Returns:
         A :class:`Replayability`, true if all is well.
 
     Raises:
-        What the loss itself raises, and TypeError or ValueError for a loss that is no scalar or does not reach the weights.
+        TypeError: for a model that is no module, or spread over processes, and for a loss that is no scalar.
+        ValueError: for a model without trainable parameters, and a loss that does not reach them.
+        RuntimeError: if another thread is inside of a run.
+        Exception: whatever the loss itself raises.
 
     Cost: two gradients and one Hessian-vector product, and up to one more of each per module if something is wrong.
 
@@ -71,20 +82,22 @@ def check_replayable(model: nn.Module, loss: Loss, batch: Any, hyperparameters: 
     """
     result = Replayability()
     private = private_copy(model)
-    trained = {name: p for name, p in private.named_parameters() if p.requires_grad}
+    trained: dict[str, Tensor] = {name: p for name, p in private.named_parameters() if p.requires_grad}
     if not trained:
         raise ValueError("model: expected parameters that require grad, got none")
-    leaves, spec = _pytree.tree_flatten(hyperparameters)
-    wanted = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    gradient = LossGradient(private, list(trained.values()), list(trained), loss, lambda step: batch, leaves, spec, wanted, seed)
-    gradient.refuse_first_order = False
+    first_order_only: list[bool] = []
+
+    def note(loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
+        first_order_only.append(is_first_order_only([loss, *gradients]))
+
+    gradient = LossGradient(private, trained, loss, lambda step: batch, hyperparameters, seed, check=note)
     with Environment.current({w.device for w in trained.values()}).pinned():
         watch = _Watch(private)
-        first, second = gradient(0), None
+        first = gradient(0)
         watch.compare = True
         second = gradient(0)
         watch.remove()
-        result.same_loss = same_bits(first.loss, second.loss)
+        result.same_loss = same_bits(first.value, second.value)
         different = [n for n, a, b in zip(trained, first.gradients, second.gradients, strict=True) if not same_bits(a, b)]
         result.same_gradients = not different
         if watch.first is not None:
@@ -99,7 +112,7 @@ def check_replayable(model: nn.Module, loss: Loss, batch: Any, hyperparameters: 
                 "draws unseeded random numbers or counts its calls, or a backward is not deterministic"
             )
         try:
-            if gradient.first_order_only:
+            if any(first_order_only):
                 raise RuntimeError("a torch.autograd.Function in it is marked once_differentiable")
             first.products([torch.ones_like(g) for g in first.gradients])
         except (RuntimeError, NotImplementedError) as error:
@@ -153,12 +166,12 @@ class _Watch:
 
 
 def _differentiate_twice(module: nn.Module, inputs: Any) -> None:
-    leaves, spec = _pytree.tree_flatten(inputs)
+    leaves, spec = pytree.flatten(inputs)
     leaves = [x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in leaves]
     sources = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
     sources += [p for p in module.parameters() if p.requires_grad]
     with torch.enable_grad():
-        outputs = _pytree.tree_leaves(module(*_pytree.tree_unflatten(leaves, spec)))
+        outputs = pytree.leaves(module(*pytree.unflatten(leaves, spec)))
         total = sum(y.square().sum() for y in outputs if isinstance(y, Tensor) and y.requires_grad)
         if not isinstance(total, Tensor):
             return
@@ -171,7 +184,7 @@ def _differentiate_twice(module: nn.Module, inputs: Any) -> None:
 
 
 def _detached(nest: Any) -> Any:
-    return _pytree.tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, nest)
+    return pytree.map_tensors(lambda x: x.detach().clone(), nest)
 
 
 def _described(name: str, module: nn.Module) -> str:

@@ -8,7 +8,8 @@ from weakref import finalize
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree
+
+from reversible_hypergrad import pytree
 
 __all__ = ["CudaGraphs", "Graphs", "cannot_be_captured"]
 
@@ -68,7 +69,7 @@ class CudaGraphs(Graphs):
                 result = function()
         finally:
             outside.wait_stream(self._stream)
-        for leaf in _pytree.tree_leaves(result):
+        for leaf in pytree.leaves(result):
             if isinstance(leaf, Tensor):
                 leaf.record_stream(outside)  # or its memory may be given to this stream while the other one still reads it
         return result

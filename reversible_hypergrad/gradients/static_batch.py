@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree
+
+from reversible_hypergrad import pytree
 
 __all__ = ["StaticBatch", "write"]
 
@@ -14,7 +15,8 @@ class StaticBatch:
     """A copy of one step's batch, and of every later one that has the same structure, sizes, strides and dtypes.
 
     Args:
-        step, batch: the first.
+        step: the first one.
+        batch: of that step.
         device: where its tensors must be.
 
     Raises:
@@ -22,7 +24,7 @@ class StaticBatch:
     """
 
     def __init__(self, step: int, batch: Any, device: torch.device) -> None:
-        leaves, self._spec = _pytree.tree_flatten(batch)
+        leaves, self._spec = pytree.flatten(batch)
         self._kinds = [_kind(leaf) for leaf in leaves]
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor) and (leaf.device != device or leaf.layout is not torch.strided):
@@ -38,7 +40,7 @@ class StaticBatch:
     @property
     def tree(self) -> Any:
         """In containers of its own: the loss may change them."""
-        return _pytree.tree_unflatten(self._own, self._spec)
+        return pytree.unflatten(self._own, self._spec)
 
     def fits(self, leaves: Sequence[Any], spec: Any) -> bool:
         return bool(spec == self._spec) and [_kind(leaf) for leaf in leaves] == self._kinds
@@ -103,4 +105,4 @@ def _is_same(a: Any, b: Any) -> bool:
 
 def _name(batch: Any, i: int) -> str:
     """Of a leaf, as in batch['x'][0]."""
-    return f"batch{_pytree.keystr(_pytree.tree_flatten_with_path(batch)[0][i][0])}"
+    return f"batch{pytree.paths(batch)[i]}"

@@ -1,5 +1,5 @@
-"""The drop-in optimizer."""
+"""The drop-in optimizers."""
 
-from reversible_hypergrad.optim.reversible_sgd import ReversibleSGD
+from reversible_hypergrad.optim.sgd import ReversibleSGD
 
 __all__ = ["ReversibleSGD"]

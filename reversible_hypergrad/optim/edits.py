@@ -13,24 +13,31 @@ def replaced(parts: Sequence[Part], groups: Sequence[dict[str, Any]]) -> list[st
     names = []
     for part in parts:
         params = groups[part.group]["params"] if part.group < len(groups) else []
-        for i, weight, name in zip(part.members, part.bucket.weights, part.bucket.names, strict=True):
+        for i, weight, name in zip(part.members, part.state.weights, part.state.names, strict=True):
             if i >= len(params) or params[i] is not weight:
                 names.append(name)
     return names
 
 
-def edited(parts: Sequence[Part], by_weights: bool) -> list[str]:
-    """Names of the tensors that were written, resized or reshaped.
+def edited(parts: Sequence[Part], all_weights: bool) -> list[str]:
+    """Names of the tensors whose weights are not those of the state. If there are none, all are watched from now on.
+
+    Weights that were swapped out and in again, as an average of weights is for an evaluation, are no edit: so those that were
+    touched are read and compared, and only those.
 
     Args:
-        by_weights: read every weight, as after loading; if all are those of the state, they are watched from now on. Else look
-            at version counters and addresses only.
+        all_weights: compare every weight, as after loading.
     """
-    if not by_weights:
-        return [part.bucket.names[i] for part in parts for i in part.watch.edited()]
-    names = [name for part in parts for name in part.bucket.edited(at_start=part.steps == 0)]
+    names: list[str] = []
+    touched = []
+    for part in parts:
+        reshaped = part.reshaped()
+        suspects = range(len(part.state.weights)) if all_weights else part.watch.touched()
+        names += [part.state.names[i] for i in reshaped]
+        names += part.state.edited([i for i in suspects if i not in reshaped], at_start=part.steps == 0)
+        touched += [part] if suspects else []
     if not names:
-        for part in parts:
+        for part in touched:
             part.watch.accept()
     return names
 

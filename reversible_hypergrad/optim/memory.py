@@ -1,34 +1,47 @@
 """What the optimizer keeps, in bytes and in bits per weight and step."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
-from reversible_hypergrad.core.rational import information_limit
+import numpy as np
+
 from reversible_hypergrad.optim.parts import Entry, Part
+from reversible_hypergrad.reversible.record import Record
 
 __all__ = ["measure"]
 
 
 def measure(parts: Sequence[Part], entries: Sequence[Entry]) -> dict[str, float]:
     """The keys are described at :meth:`ReversibleSGD.memory`."""
-    buckets = [part.bucket for part in parts]
-    records = [(r, p.bucket) for e in entries for r, p in zip(e.records, parts, strict=False)]
-    planes = sum(record.nbytes for record, _ in records)
-    accumulators = sum(bucket.accumulators.nbytes for bucket in buckets)
+    states = [part.state for part in parts]
+    records = [(r, p.state) for e in entries for r, p in zip(e.records, parts, strict=False)]
+    planes = sum(record.planes.nbytes for record, _ in records)
     weight_steps, limit, trajectory = 0, 0.0, 0
-    for record, bucket in records:
-        moved = [w for w, active in zip(bucket.weights, record.active, strict=True) if active]
-        count = sum(w.numel() for w in moved)
-        weight_steps += count
-        limit += count * information_limit(record.momentum)
-        trajectory += sum(w.nbytes for w in moved)
+    for record, state in records:
+        factors = np.broadcast_to(record.given.factors, (len(state.sizes), state.slots))
+        for weight, active, own in zip(state.weights, record.active, factors, strict=True):
+            if active:
+                weight_steps += weight.numel()
+                limit -= weight.numel() * sum(map(math.log2, own))
+                trajectory += weight.nbytes
     per = 1.0 / weight_steps if weight_steps else 0.0
     return {
-        "state_bytes": sum(bucket.x.nbytes + bucket.v.nbytes for bucket in buckets),
-        "initial_bytes": sum(i.nbytes for bucket in buckets for i in bucket.initial if i is not None),
-        "information_bytes": planes + accumulators,
+        "state_bytes": sum(state.nbytes for state in states),
+        "initial_bytes": sum(i.nbytes for state in states for i in state.initial if i is not None),
+        "information_bytes": planes,
+        "scale_bytes": _scale_bytes(record for record, _ in records),
         "hash_bytes": 8 * sum(record.hash_before is not None for record, _ in records),
         "trajectory_bytes": trajectory,
-        "information_bits_per_weight_step": 8 * (planes + accumulators) * per,
-        "payload_bits_per_weight_step": (8 * planes + sum(bucket.payload_bits() for bucket in buckets)) * per,
+        "information_bits_per_weight_step": 8 * planes * per,
         "limit_bits_per_weight_step": limit * per,
     }
+
+
+def _scale_bytes(records: Iterable[Record]) -> int:
+    """Of the numbers per tensor and step. Records share the arrays that a step left as they were."""
+    arrays = {}
+    for record in records:
+        for scales in (record.scales, record.scales_after):
+            arrays.update({id(array): array.nbytes for array in (scales.a, scales.count, scales.exponent)})
+        arrays.update({id(tensor): tensor.nbytes for tensor in (record.numbers, record.shifts)})
+    return sum(arrays.values())

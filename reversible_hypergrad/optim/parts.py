@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 from reversible_hypergrad.optim.settings import Settings
 from reversible_hypergrad.optim.watch import Watch
-from reversible_hypergrad.reversible.bucket import Bucket, Record
 from reversible_hypergrad.reversible.outcome import Outcome, hash_of
+from reversible_hypergrad.reversible.record import Record
+from reversible_hypergrad.reversible.state import State
 
 __all__ = ["CAUSES", "Entry", "Part"]
 
@@ -18,34 +19,39 @@ CAUSES = (
 
 @dataclass
 class Part:
-    """One bucket of the optimizer: tensors of one group and device whose first gradient came in the same step."""
+    """Tensors of one group and device whose first gradient came in the same step: they move together."""
 
     group: int
     members: tuple[int, ...]  # positions in the group's "params"
-    bucket: Bucket
-    fresh: bool = True  # it started from velocity 0, so without steps it need not exist
+    state: State
+    fresh: bool = True  # its states were zero at the start, so without steps it need not exist
     steps: int = 0
     hash: int | Outcome | None = None  # of the present state, or who will know it; None: not computed at this step
     watch: Watch = field(init=False)
 
     def __post_init__(self) -> None:
-        self.watch = Watch(self.bucket.weights)
+        self.watch = Watch(self.state.weights)
         if self.steps == 0:
-            self.hash = self.bucket.hash()
+            self.hash = self.state.hash()
 
     @property
     def at_fresh_start(self) -> bool:
         return self.fresh and self.steps == 0
 
+    def reshaped(self) -> list[int]:
+        """Indices of the tensors that no longer have the form or the device of their state."""
+        elsewhere = [i for i, weight in enumerate(self.state.weights) if weight.device != self.state.x.device]
+        return sorted({*self.watch.reshaped(), *elsewhere})
+
     def wrote(self, stepped: bool = False) -> None:
         """After the kernels wrote the weights: at the start the first weights show to the last bit."""
         if self.steps == 0 and not stepped:
-            self.bucket.restore_initial()
+            self.state.restore_initial()
         self.watch.wrote()
 
     def take_off(self, record: Record) -> None:
         """The last step counts as not taken; the device knows already."""
-        self.bucket.bound = record.bound
+        self.state.count_as_not_taken(record)
         self.hash = hash_of(record.hash_before)
         self.steps -= 1
 
@@ -53,11 +59,11 @@ class Part:
         """Whether undoing by ``record`` ended where the step began, as far as it is checked."""
         if any(outcome.flags) or (record.hash_before is not None and hash_ != record.hash_before):
             return False
-        return not self.at_fresh_start or self.bucket.is_empty()
+        return not self.at_fresh_start or self.state.is_empty()
 
     def suspects(self, outcome: Outcome) -> str:
-        names = [name for name, flags in zip(self.bucket.names, outcome.flags, strict=True) if flags]
-        return ", ".join((names or self.bucket.names)[:3])
+        names = [name for name, flags in zip(self.state.names, outcome.flags, strict=True) if flags]
+        return ", ".join((names or self.state.names)[:3])
 
 
 @dataclass

@@ -6,12 +6,10 @@ import torch
 from torch import Tensor
 
 from reversible_hypergrad.optim.parts import Entry, Part
+from reversible_hypergrad.reversible.lateness import LOOK_EVERY, Ticket, none_refused
 from reversible_hypergrad.reversible.outcome import Outcome, hash_of, is_late, read
-from reversible_hypergrad.reversible.ticket import Ticket, none_refused
 
 __all__ = ["Queue"]
-
-_LONGEST = 64  # steps; then the host waits once for all of them
 
 
 class Queue:
@@ -20,16 +18,24 @@ class Queue:
     def __init__(self) -> None:
         self._waiting: list[tuple[Entry, list[Outcome]]] = []
         self._first_refused: Tensor | None = None
+        self._was_refused = False  # the latest step that was looked at
 
-    @staticmethod
-    def takes(parts: Sequence[Part]) -> bool:
-        """Whether steps of ``parts`` may be queued: on one GPU, since a word on one does not stop a step on another."""
-        devices = {part.bucket.x.device for part in parts}
-        return len(devices) == 1 and is_late(next(iter(devices)))
+    def takes(self, parts: Sequence[Part]) -> bool:
+        """Whether the next step of ``parts`` may be queued: on one GPU, since a word on one does not stop a step on another; with
+        all scales chosen, which takes a look; and not after a refused one, which may need more room than was made."""
+        if self._was_refused:
+            self._was_refused = False
+            return False
+        devices = {part.state.x.device for part in parts}
+        return (
+            len(devices) == 1
+            and is_late(next(iter(devices)))
+            and all(part.state.moves.queues and not part.state.unset.any() for part in parts)
+        )
 
     @property
     def is_full(self) -> bool:
-        return len(self._waiting) >= _LONGEST
+        return len(self._waiting) >= LOOK_EVERY
 
     def ticket(self, device: torch.device, number: int) -> Ticket:
         if self._first_refused is None or self._first_refused.device != device:
@@ -39,15 +45,17 @@ class Queue:
     def add(self, entry: Entry, outcomes: list[Outcome]) -> None:
         self._waiting.append((entry, outcomes))
 
-    def look(self) -> tuple[int, list[Outcome]] | None:
-        """Waits for all of them; afterwards the queue is empty. None, or the first refused step: how many have not taken place
-        with it, and its outcomes."""
+    def look(self, parts: Sequence[Part]) -> tuple[int, list[Outcome]] | None:
+        """Waits for all of them; afterwards the queue is empty. None, and ``parts`` have room for the next ones; or the first
+        refused step: how many have not taken place with it, and its outcomes."""
         waiting, self._waiting = self._waiting, []
         read(outcome for _, outcomes in waiting for outcome in outcomes)
         for i, (entry, outcomes) in enumerate(waiting):
             for record in entry.records:
                 record.hash_before = hash_of(record.hash_before)
             if any(any(outcome.flags) for outcome in outcomes):
-                self._first_refused = None
+                self._first_refused, self._was_refused = None, True
                 return len(waiting) - i, outcomes
+        for part, outcome in zip(parts, waiting[-1][1] if waiting else (), strict=False):
+            part.state.make_room(outcome)
         return None

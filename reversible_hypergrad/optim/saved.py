@@ -1,122 +1,134 @@
-"""The reversible state as plain types and tensors, and back, checked."""
+"""The reversible state as one dictionary of tensors and numbers per parameter, and back, checked."""
 
 import hashlib
-from collections.abc import Callable
-from fractions import Fraction
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.optim.parts import Entry, Part
-from reversible_hypergrad.optim.settings import Settings, check_unsupported
-from reversible_hypergrad.reversible.bucket import Bucket, Coefficients, Record
-from reversible_hypergrad.reversible.initial import InitialWeights
+from reversible_hypergrad.optim.history import History, name_of
+from reversible_hypergrad.optim.packing import TENSORS, pack_part, unpack_part
+from reversible_hypergrad.optim.parts import Entry
+from reversible_hypergrad.optim.settings import Settings
+from reversible_hypergrad.rules.base import Rule
 
-__all__ = ["KEY", "pack", "unpack"]
+__all__ = ["names", "pack", "unpack"]
 
-KEY = "reversible"
-_VERSION = 1
+FORMAT_VERSION = 3
 
+Packed = dict[str, Any]  # of one parameter: tensors and integers by name
 
-def pack(state_bits: int, steps_taken: int, parts: list[Part], entries: list[Entry]) -> dict[str, Any]:
-    """Loadable with ``torch.load(..., weights_only=True)``."""
-    packed = {
-        "version": _VERSION,
-        "state_bits": state_bits,
-        "steps_taken": steps_taken,
-        "parts": [_pack_part(part) for part in parts],
-        "entries": [_pack_entry(entry) for entry in entries],
-    }
-    return {**packed, "digest": _digest(packed)}
+_NUMBERS = ("format_version", "state_bits", "steps_taken", "entries", "size", "part", "place", "fresh", "steps")
 
 
-def _digest(packed: Any) -> str:
-    """SHA-256 over every key, number and bit."""
-    sha = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, Tensor):
-            sha.update(f"{value.dtype} {tuple(value.shape)}".encode())
-            sha.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data if value.numel() else b"")
-        elif isinstance(value, dict):
-            sha.update(b"{")
-            for key, item in value.items():
-                add(key)
-                add(item)
-        elif isinstance(value, list | tuple):
-            sha.update(f"[{len(value)}".encode())
-            for item in value:
-                add(item)
-        else:
-            sha.update(f"{type(value).__name__} {value!r};".encode())
-
-    add(packed)
-    return sha.hexdigest()
+def _tensors(rule: Rule) -> dict[str, torch.dtype]:
+    integers = dict.fromkeys(("x", *(f"state_{name}" for name in rule.states)), torch.int64)
+    of_start = {"initial_index": torch.int64, "initial_value": torch.float32}
+    return {**integers, **of_start, **TENSORS, "settings": torch.float64}
 
 
-def _pack_part(part: Part) -> dict[str, Any]:
-    bucket = part.bucket
-    return {
-        "group": part.group,
-        "members": list(part.members),
-        "sizes": bucket.sizes,
-        "fresh": part.fresh,
-        "steps": part.steps,
-        "hash": part.hash,
-        "bound": bucket.bound,
-        "x": bucket.x,
-        "v": bucket.v,
-        "accumulators": bucket.accumulators,
-        "initial": [None if i is None else [i.index, i.value] for i in bucket.initial],
-    }
+def names(rule: Rule) -> tuple[str, ...]:
+    """Of every parameter, with and without state: torch's distributed checkpoints load by the names that the optimizer has."""
+    return (*_NUMBERS, *_tensors(rule), "digest")
 
 
-def _pack_entry(entry: Entry) -> dict[str, Any]:
-    return {
-        "settings": [[s.lr, s.momentum, s.dampening, s.weight_decay, s.maximize] for s in entry.settings],
-        "records": [
-            {
-                "momentum": [r.momentum.numerator, r.momentum.denominator],
-                "coefficients": [[c.gradient, c.decay, c.lr] for c in r.coefficients],
-                "active": list(r.active),
-                "bound": r.bound,
-                "spill_bits": list(r.spill_bits),
-                "planes": r.planes,
-                "hash_before": r.hash_before,
+def pack(history: History, groups: Sequence[dict[str, Any]]) -> dict[Tensor, Packed]:
+    """By parameter. Every value is a tensor on its device or an integer, so that it can be flattened; the number of values does
+    not depend on the number of steps."""
+    packed: dict[Tensor, Packed] = {}
+    for g, group in enumerate(groups):
+        for i, parameter in enumerate(group["params"]):
+            packed[parameter] = {
+                "format_version": FORMAT_VERSION,
+                "state_bits": history.state_bits,
+                "steps_taken": history.steps_taken,
+                "entries": len(history.entries),
+                "size": parameter.numel(),
+                "part": -1,
+                "place": 0,
+                "fresh": 1,
+                "steps": 0,
+                **{name: torch.empty(0, dtype=dtype, device=parameter.device) for name, dtype in _tensors(history.rule).items()},
             }
-            for r in entry.records
-        ],
-    }
+            if i == 0:
+                rows = [list(entry.settings[g].values()) for entry in history.entries if g < len(entry.settings)]
+                packed[parameter]["settings"] = torch.tensor(rows, dtype=torch.float64, device=parameter.device)
+    for p, part in enumerate(history.parts):
+        records = [entry.records[p] for entry in history.entries[len(history.entries) - part.steps :]]
+        for m, (i, own) in enumerate(zip(part.members, pack_part(part, records), strict=True)):
+            entry = packed[groups[part.group]["params"][i]]
+            entry.update(part=p, place=m, fresh=int(part.fresh), steps=part.steps, **own)
+    for parameter, entry in packed.items():
+        entry["digest"] = _digest(entry).to(parameter.device)
+    return packed
+
+
+def _digest(packed: Packed) -> Tensor:
+    """SHA-256 over every name, number and bit, as 32 bytes."""
+    sha = hashlib.sha256()
+    for name in sorted(packed):
+        value = packed[name]
+        if name == "digest":
+            continue
+        if isinstance(value, Tensor):
+            sha.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+            sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data if value.numel() else b"")
+        else:
+            sha.update(f"{name} {value!r};".encode())
+    return torch.tensor(list(sha.digest()), dtype=torch.uint8)
 
 
 def unpack(
     state_dict: dict[str, Any],
+    rule: Rule,
     state_bits: int,
-    groups: list[dict[str, Any]],
-    name_of: Callable[[int, int], str],
-) -> tuple[int, list[Part], list[Entry]]:
+    groups: Sequence[dict[str, Any]],
+    settings_of: Callable[[dict[str, Any]], Settings],
+) -> History:
     """New parts and entries on the parameters of ``groups``; tensors are copied.
 
     Raises:
-        ValueError: if the state is not one of this optimizer, or damaged.
+        ValueError: if the state is not one of such an optimizer, or damaged.
     """
-    if not isinstance(state_dict, dict) or "param_groups" not in state_dict or not isinstance(state_dict.get(KEY), dict):
+    found = _by_position(state_dict, groups)
+    keys = [list(settings_of({**ours, **theirs})) for ours, theirs in zip(groups, state_dict["param_groups"], strict=True)]
+    packed: dict[tuple[int, int], Packed] = {}
+    for (g, i), entry in found.items():
+        # A distributed checkpoint leaves out parameters that are not trained.
+        if entry or groups[g]["params"][i].requires_grad:
+            packed[g, i] = _checked(entry, groups[g]["params"][i], name_of(groups, g, i), rule, state_bits)
+    if not packed:
+        return History(rule, state_bits, waiting=[list(range(len(group["params"]))) for group in groups])
+    first = next(iter(packed.values()))
+    if any(entry[name] != first[name] for entry in packed.values() for name in ("steps_taken", "entries")):
+        raise ValueError("state_dict: its parameters were saved after different steps. Load a state that was saved as a whole")
+    entries = [Entry([], []) for _ in range(first["entries"])]
+    for g, of_group in enumerate(keys):
+        rows = packed[g, 0]["settings"].tolist() if (g, 0) in packed else []
+        for e, row in zip(entries[len(entries) - len(rows) :], rows, strict=True):
+            e.settings.append(dict(zip(of_group, row, strict=True)))
+    parts = []
+    for g, positions in _members(packed):
+        weights, labels = [groups[g]["params"][i] for i in positions], [name_of(groups, g, i) for i in positions]
+        part, records = unpack_part([packed[g, i] for i in positions], g, positions, weights, labels, rule, state_bits)
+        for e, record in zip(entries[len(entries) - part.steps :], records, strict=True):
+            e.records.append(record)
+        parts.append(part)
+    begun = {(part.group, i) for part in parts for i in part.members}
+    waiting = [[i for i in range(len(group["params"])) if (g, i) not in begun] for g, group in enumerate(groups)]
+    return History(rule, state_bits, parts, entries, first["steps_taken"], waiting)
+
+
+def _by_position(state_dict: Any, groups: Sequence[dict[str, Any]]) -> dict[tuple[int, int], Any]:
+    """The saved entry, or None, of the parameter at each (group, position)."""
+    if isinstance(state_dict, dict) and isinstance(state_dict.get("reversible"), dict):
+        raise _of_version(state_dict["reversible"].get("version"))
+    if not (isinstance(state_dict, dict) and isinstance(state_dict.get("state"), dict) and "param_groups" in state_dict):
         raise ValueError(
-            f"state_dict: expected one from ReversibleSGD.state_dict(), with the keys 'param_groups' and '{KEY}', got "
+            "state_dict: expected one from state_dict() of a reversible optimizer, with the keys 'state' and 'param_groups', got "
             f"{sorted(map(str, state_dict)) if isinstance(state_dict, dict) else type(state_dict).__name__}. "
-            "The state of another optimizer holds no reversible state: start a new ReversibleSGD from the weights"
-        )
-    saved = state_dict[KEY]
-    if saved.get("version") != _VERSION:
-        raise ValueError(f"state_dict: expected format version {_VERSION}, got {saved.get('version')}")
-    packed = {key: value for key, value in saved.items() if key != "digest"}
-    if saved.get("digest") != _digest(packed):
-        raise ValueError("state_dict: damaged, its content does not match its digest. Load an intact copy")
-    if saved["state_bits"] != state_bits:
-        raise ValueError(
-            f"state_dict: was saved with state_bits={saved['state_bits']}, but this optimizer has state_bits={state_bits}. "
-            "Construct it with the same state_bits"
+            "The state of another optimizer holds no reversible state: start a new optimizer from the weights"
         )
     ours, theirs = [len(g["params"]) for g in groups], [len(g["params"]) for g in state_dict["param_groups"]]
     if ours != theirs:
@@ -124,51 +136,45 @@ def unpack(
             f"state_dict: was saved with {theirs} parameters per group, but this optimizer has {ours}. Construct it with the "
             "same parameters in the same groups"
         )
-    for ours_, theirs_ in zip(groups, state_dict["param_groups"], strict=True):
-        merged = {**ours_, **theirs_}
-        check_unsupported(merged)
-        Settings.read(merged).fraction(state_bits)
-    parts = [_unpack_part(part, state_bits, groups, name_of) for part in saved["parts"]]
-    entries = [_unpack_entry(entry) for entry in saved["entries"]]
-    return saved["steps_taken"], parts, entries
+    keys = {(g, i): key for g, group in enumerate(state_dict["param_groups"]) for i, key in enumerate(group["params"])}
+    return {position: state_dict["state"].get(key) for position, key in keys.items()}
 
 
-def _unpack_part(
-    saved: dict[str, Any], state_bits: int, groups: list[dict[str, Any]], name_of: Callable[[int, int], str]
-) -> Part:
-    g, members = saved["group"], tuple(saved["members"])
-    weights = [groups[g]["params"][i] for i in members]
-    names = [name_of(g, i) for i in members]
-    sizes = [w.numel() for w in weights]
-    if sizes != saved["sizes"]:
-        wrong = next(i for i, (a, b) in enumerate(zip(sizes, saved["sizes"], strict=True)) if a != b)
-        raise ValueError(f"state_dict: {names[wrong]} had {saved['sizes'][wrong]} elements, but has {sizes[wrong]} here")
-    bucket = Bucket.__new__(Bucket)
-    bucket.allocate(weights, names, state_bits)
-    bucket.x.copy_(saved["x"])
-    bucket.v.copy_(saved["v"])
-    bucket.accumulators.copy_(saved["accumulators"])
-    bucket.bound = saved["bound"]
-    bucket.initial = [None if i is None else _unpack_initial(*i) for i in saved["initial"]]
-    return Part(g, members, bucket, saved["fresh"], saved["steps"], saved["hash"])
+def _of_version(version: Any) -> ValueError:
+    return ValueError(
+        f"state_dict: expected format version {FORMAT_VERSION}, got version {version}, of another release. Load it with that "
+        "release, or start a new optimizer from the weights"
+    )
 
 
-def _unpack_initial(index: Tensor | None, value: Tensor) -> InitialWeights:
-    return InitialWeights(None if index is None else index.clone(), value.clone())
-
-
-def _unpack_entry(saved: dict[str, Any]) -> Entry:
-    records = []
-    for r in saved["records"]:
-        records.append(
-            Record(
-                momentum=Fraction(*r["momentum"]),
-                coefficients=tuple(Coefficients(*c) for c in r["coefficients"]),
-                active=tuple(r["active"]),
-                bound=r["bound"],
-                spill_bits=tuple(r["spill_bits"]),
-                planes=[plane.clone() for plane in r["planes"]],
-                hash_before=r["hash_before"],
-            )
+def _checked(entry: Any, parameter: Tensor, name: str, rule: Rule, state_bits: int) -> Packed:
+    if not isinstance(entry, dict) or "format_version" not in entry:
+        raise ValueError(
+            f"state_dict: {name} has no reversible state in it, but {list(entry) if isinstance(entry, dict) else 'nothing'}. The "
+            "state of another optimizer holds none: start a new optimizer from the weights"
         )
-    return Entry([Settings(*s) for s in saved["settings"]], records)
+    if entry["format_version"] != FORMAT_VERSION:
+        raise _of_version(entry["format_version"])
+    digest = entry.get("digest")
+    if set(entry) != set(names(rule)) or not isinstance(digest, Tensor) or not torch.equal(digest.cpu(), _digest(entry)):
+        raise ValueError(f"state_dict: damaged, the content of {name} does not match its digest. Load an intact copy")
+    if entry["state_bits"] != state_bits:
+        raise ValueError(
+            f"state_dict: was saved with state_bits={entry['state_bits']}, but this optimizer has state_bits={state_bits}. "
+            "Construct it with the same state_bits"
+        )
+    if entry["size"] != parameter.numel():
+        raise ValueError(f"state_dict: {name} had {entry['size']} elements, but has {parameter.numel()} here")
+    return entry
+
+
+def _members(packed: dict[tuple[int, int], Packed]) -> list[tuple[int, tuple[int, ...]]]:
+    """Group and positions of the members of each part."""
+    parts: dict[int, list[tuple[int, int, int]]] = {}
+    for (g, i), entry in packed.items():
+        if entry["part"] >= 0:
+            parts.setdefault(entry["part"], []).append((entry["place"], g, i))
+    found = [sorted(members) for _, members in sorted(parts.items())]
+    if sorted(parts) != list(range(len(parts))) or any([m for m, _, _ in part] != list(range(len(part))) for part in found):
+        raise ValueError("state_dict: parameters of it are missing. Load a state that was saved as a whole")
+    return [(part[0][1], tuple(i for _, _, i in part)) for part in found]

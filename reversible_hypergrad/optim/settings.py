@@ -1,90 +1,63 @@
-"""A parameter group's settings: checked, and recorded as they were at a step."""
+"""The settings that a step reads from a parameter group: by name, each with its check, and recorded to be brought back."""
 
-import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 from torch import Tensor
 
-from reversible_hypergrad.core.fixed_point import FixedPointFormat
-from reversible_hypergrad.core.rational import approximate_momentum
-from reversible_hypergrad.reversible.bucket import Coefficients
+__all__ = ["Setting", "Settings", "read", "refuse_options", "write"]
 
-__all__ = ["Settings", "check_unsupported"]
+Settings = dict[str, float]  # what one step read; flags are 0 and 1
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What one step read from a parameter group."""
+class Setting:
+    """One setting.
 
-    lr: float
-    momentum: float
-    dampening: float
-    weight_decay: float
-    maximize: bool
+    Args:
+        name: its key in the group.
+        allows: whether a step can be taken with this number.
+        expected: what it allows, in words.
+        label: how torch's errors call it.
+    """
 
-    @staticmethod
-    def read(group: dict[str, Any]) -> "Settings":
-        """The group's present settings, in torch's wording when they make no sense.
+    name: str
+    allows: Callable[[float], bool]
+    expected: str
+    label: str = ""
 
-        Raises:
-            ValueError: and names the setting.
-        """
-        if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
-            raise ValueError(f"Invalid learning rate: a tensor of shape {tuple(group['lr'].shape)}. Expected one element")
-        settings = Settings(
-            lr=float(group["lr"]),
-            momentum=float(group["momentum"]),
-            dampening=float(group["dampening"]),
-            weight_decay=float(group["weight_decay"]),
-            maximize=bool(group["maximize"]),
-        )
-        if not (settings.lr >= 0 and math.isfinite(settings.lr)):
-            raise ValueError(f"Invalid learning rate: {settings.lr}. Expected a finite number >= 0")
-        if not (settings.weight_decay >= 0 and math.isfinite(settings.weight_decay)):
-            raise ValueError(f"Invalid weight_decay value: {settings.weight_decay}. Expected a finite number >= 0")
-        if not math.isfinite(settings.dampening):
-            raise ValueError(f"Invalid dampening value: {settings.dampening}. Expected a finite number")
-        if not 0 < settings.momentum <= 1:
-            raise ValueError(
-                f"Invalid momentum value: {settings.momentum}. Expected a number in (0, 1]: a step with momentum 0 destroys "
-                "the whole velocity and cannot be undone from a few bits; use torch.optim.SGD there"
-            )
-        return settings
+    def read(self, group: dict[str, Any]) -> float:
+        value = group[self.name]
+        label = self.label or f"{self.name} value"
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(f"Invalid {label}: a tensor of shape {tuple(value.shape)}. Expected one element")
+        number = float(value)
+        if not self.allows(number):
+            raise ValueError(f"Invalid {label}: {number}. Expected {self.expected}")
+        return number
 
-    def write(self, group: dict[str, Any]) -> None:
-        """Puts the group back to these settings; a tensor lr keeps being that tensor."""
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(self.lr)
+
+def read(known: Sequence[Setting], group: dict[str, Any]) -> Settings:
+    """The group's present settings.
+
+    Raises:
+        ValueError: in torch's wording, if one makes no sense.
+    """
+    return {setting.name: setting.read(group) for setting in known}
+
+
+def write(settings: Settings, group: dict[str, Any]) -> None:
+    """Puts the group back to ``settings``; a tensor keeps being that tensor, a flag a flag."""
+    for name, number in settings.items():
+        if isinstance(group[name], Tensor):
+            group[name].fill_(number)
         else:
-            group["lr"] = self.lr
-        group["momentum"] = self.momentum
-        group["dampening"] = self.dampening
-        group["weight_decay"] = self.weight_decay
-        group["maximize"] = self.maximize
-
-    def fraction(self, state_bits: int) -> Fraction:
-        return approximate_momentum(self.momentum, state_bits)
-
-    def coefficients(self, layout: FixedPointFormat, first: bool) -> Coefficients:
-        """As torch does, the first velocity is the gradient, undampened."""
-        return Coefficients.of(
-            layout,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            dampening=0.0 if first else self.dampening,
-            maximize=self.maximize,
-        )
+            group[name] = bool(number) if isinstance(group[name], bool) else number
 
 
-def check_unsupported(group: dict[str, Any]) -> None:
-    """Options of ``torch.optim.SGD`` that cannot be honoured are refused, never ignored."""
-    if group["nesterov"]:
-        raise ValueError(
-            "nesterov=True cannot be undone: the step back would need the gradient before the weights that it is evaluated at "
-            "are known. Use nesterov=False, or torch.optim.SGD"
-        )
+def refuse_options(group: dict[str, Any]) -> None:
+    """Options of torch's optimizers that no reversible one can honour are refused, never ignored."""
     if group["differentiable"]:
         raise ValueError(
             "differentiable=True is not supported: the integers of a reversible step have no autograd graph. Hypergradients come "

@@ -1,6 +1,7 @@
-"""Notices weights that changed behind the optimizer's back, without reading them."""
+"""Notices weights that changed behind the optimizer's back."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ __all__ = ["Watch"]
 
 
 class Watch:
-    """Remembers where tensors lie and how often they were written in place.
+    """Remembers how tensors lie in memory, where, and how often they were written in place; it reads none of them.
 
     ``parameter.data.add_(...)`` writes under another version counter and goes unnoticed; torch gives no way to see it
     short of reading the weights.
@@ -17,26 +18,27 @@ class Watch:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = list(tensors)
+        self._forms = [_form(t) for t in self._tensors]
         self.accept()
 
     def accept(self) -> None:
-        """The present state is the expected one."""
-        self._versions = [t._version for t in self._tensors]
-        self._places = self._present_places()
+        """The present elements are the expected ones."""
+        self._places = [(t.data_ptr(), t._version) for t in self._tensors]
 
     def wrote(self) -> None:
         """An op has written all tensors: tell autograd, and expect it."""
         torch.autograd.graph.increment_version(self._tensors)
-        self._versions = [t._version for t in self._tensors]
+        self.accept()
 
-    def edited(self) -> list[int]:
-        """Indices of the tensors that somebody else wrote, resized, reshaped or replaced."""
-        versions, places = [t._version for t in self._tensors], self._present_places()
-        if versions == self._versions and places == self._places:
-            return []
-        now = zip(versions, places, strict=True)
-        before = zip(self._versions, self._places, strict=True)
-        return [i for i, (new, old) in enumerate(zip(now, before, strict=True)) if new != old]
+    def reshaped(self) -> list[int]:
+        """Indices of the tensors with another dtype, shape or order in memory."""
+        return [i for i, (t, form) in enumerate(zip(self._tensors, self._forms, strict=True)) if _form(t) != form]
 
-    def _present_places(self) -> list[tuple[int, int, tuple[int, ...]]]:
-        return [(t.data_ptr(), t.numel(), t.stride()) for t in self._tensors]
+    def touched(self) -> list[int]:
+        """Indices of the tensors that somebody else wrote or moved, with the same elements afterwards or others."""
+        places = [(t.data_ptr(), t._version) for t in self._tensors]
+        return [i for i, (new, old) in enumerate(zip(places, self._places, strict=True)) if new != old]
+
+
+def _form(tensor: Tensor) -> Any:
+    return tensor.dtype, tensor.shape, tensor.stride()

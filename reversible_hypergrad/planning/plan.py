@@ -15,6 +15,7 @@ from reversible_hypergrad.adjoints import (
     Snapshots,
 )
 from reversible_hypergrad.adjoints.cost import Cost, RunSize
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.planning.memory import Budget, bytes_of, free_bytes, shown
 from reversible_hypergrad.problem.problem import Problem
 
@@ -26,7 +27,13 @@ _MARGIN = 1.05  # a strategy fits if it leaves this to allocators, which round u
 
 @dataclass(frozen=True)
 class Row:
-    """One strategy's ``cost`` for the run (see :class:`Cost`), and whether it ``fits`` the budget."""
+    """One strategy for a run.
+
+    Attributes:
+        adjoint: the strategy.
+        cost: its memory and time.
+        fits: whether it can do the run within the budget.
+    """
 
     adjoint: Adjoint
     cost: Cost
@@ -38,7 +45,8 @@ class Plan:
     """What :func:`plan` found; ``str()`` of it is a table.
 
     Attributes:
-        weights: how many. budget: bytes.
+        weights: how many.
+        budget: bytes.
         rows: every exact strategy whose cost can be known, fastest first.
     """
 
@@ -99,8 +107,8 @@ def plan(
 
     Args:
         model_or_weight_count: a module, whose trainable parameters count, or a number of float32 weights.
-        steps: of training.
-        momentum: one for all steps, or one per step.
+        steps: of training, at least 1.
+        momentum: one for all steps, or one per step, in [0, 1].
         budget: bytes, or text such as "500 MB", of which allocators may waste a twentieth; None: nine tenths of what is free on
             ``device`` now.
         device: where to look for free memory; None: the model's, or the CPU.
@@ -109,24 +117,29 @@ def plan(
             leaves it out, since it gives no gradient by the model's own initial weights.
         nesterov: whether momentum is Nesterov's, which reversal cannot undo.
 
+    Returns:
+        A :class:`Plan`, whose ``adjoint`` is the fastest strategy that fits.
+
     Raises:
-        TypeError, ValueError: for the arguments.
+        TypeError: for an argument of another type.
+        ValueError: for one out of range, or a model without trainable parameters.
+
+    Cost: some milliseconds, and microseconds per step; nothing is trained.
 
     >>> import reversible_hypergrad as rh
     >>> print(rh.plan(85_002, steps=2000, momentum=0.9, budget="20 MB"))  # doctest: +NORMALIZE_WHITESPACE
     strategy                                                                       memory  bytes/weight    time
     Snapshots(store='device')                                                       683MB        8036.4    3.80  too large
-    Reversible(state_bits=64, verify_every=1, buffer='device', segments=1)         7.09MB          83.4    3.90  <- the ...
+    Reversible(state_bits=64, verify_every=1, buffer='device', segments=1)         7.00MB          82.4    3.90  <- the ...
     Checkpoint(every=None, store='device')                                         33.0MB         388.4    4.77  too large
-    Reversible(state_bits=64, verify_every=1, buffer='device', segments='auto')    5.71MB          67.2    4.94
+    Reversible(state_bits=64, verify_every=1, buffer='device', segments='auto')    5.62MB          66.1    4.94
     RecursiveCheckpoint(slots=22, store='device')                                  18.4MB         216.4    5.64
     RecursiveCheckpoint(arity=2, store='device')                                   9.89MB         116.4    8.23
     budget 20.0MB; time in units of the same training without a hypergradient
     >>> rh.plan(85_002, steps=2000, momentum=0.9, budget="20 MB").adjoint.segments
     1
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps: expected an integer >= 1, got {steps!r}")
+    check_integer("steps", steps, least=1)
     weight_bytes = 4
     if isinstance(model_or_weight_count, nn.Module):
         trained = [p for p in model_or_weight_count.parameters() if p.requires_grad]
@@ -134,9 +147,8 @@ def plan(
             raise ValueError("model_or_weight_count: expected a model with parameters that require grad, got none")
         weights, weight_bytes = sum(p.numel() for p in trained), max(p.element_size() for p in trained)
         device = trained[0].device if device is None else device
-    elif isinstance(model_or_weight_count, bool) or not isinstance(model_or_weight_count, int) or model_or_weight_count < 1:
-        raise TypeError(f"model_or_weight_count: expected a torch.nn.Module or an integer >= 1, got {model_or_weight_count!r}")
     else:
+        check_integer("model_or_weight_count", model_or_weight_count, least=1, otherwise="a torch.nn.Module")
         weights = model_or_weight_count
     numbers = [float(x) for x in torch.as_tensor(momentum, dtype=torch.float64).reshape(-1)]
     if len(numbers) not in (1, steps):
@@ -146,11 +158,12 @@ def plan(
     size = RunSize(
         weights=weights,
         steps=steps,
-        momenta=[(weights, numbers)],
+        factors=[(weights, numbers)],
         weight_bytes=weight_bytes,
         adjoint_bytes=max(4, weight_bytes),
-        with_velocity=learn_rates,
-        nesterov=nesterov,
+        states=2 if nesterov else 1,
+        with_states=learn_rates,
+        irreversible="Nesterov cannot be undone" if nesterov else "",
         hyperparameters=hyperparameters,
     )
     return _plan(size, budget, torch.device("cpu" if device is None else device), [ForwardMode()])
@@ -164,7 +177,7 @@ def plan_for(problem: Problem, budget: Budget | None) -> Plan:
 def _plan(size: RunSize, budget: Budget | None, device: torch.device, more: Sequence[Adjoint]) -> Plan:
     limit = free_bytes(device) if budget is None else bytes_of(budget)
     candidates: list[Adjoint] = [Snapshots(), Reversible(), Checkpoint(), Reversible(segments="auto"), RecursiveCheckpoint()]
-    slots = min(int((limit / _MARGIN - size.float_bytes) / (2 * size.vector_bytes)), _MOST_SLOTS, size.steps)
+    slots = min(int((limit / _MARGIN - size.float_bytes) / ((1 + size.states) * size.vector_bytes)), _MOST_SLOTS, size.steps)
     if slots >= 1:
         candidates.append(RecursiveCheckpoint(slots=slots))
     rows = []

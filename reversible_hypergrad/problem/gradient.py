@@ -2,10 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Evaluation", "Gradient"]
+__all__ = ["Evaluation", "Gradient", "Products", "SideEffects"]
+
+Products = tuple[list[Tensor | None], list[Tensor | None]]  # by the weights, and by the hyperparameters; None stands for zero
 
 
 class Evaluation(ABC):
@@ -15,43 +18,78 @@ class Evaluation(ABC):
     before, or copy them.
     """
 
-    loss: Tensor
+    value: Tensor  # of the loss, detached
     gradients: list[Tensor]  # one per weight, detached, in its weight's memory order
 
+    @property
     @abstractmethod
-    def products(self, directions: Sequence[Tensor], keep: bool = False) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    def is_attached(self) -> bool:
+        """Whether there is a graph. If not, the second derivatives are zero, and so are all products."""
+
+    @abstractmethod
+    def products(self, directions: Sequence[Tensor], keep: bool = False) -> Products:
         """``directions`` times the second derivatives: by the weights, and by the hyperparameters. None stands for zero.
 
         Args:
+            directions: one tensor per weight, of its shape.
             keep: whether to keep the graph for another call.
         """
 
     @abstractmethod
     def tangents(self, by_weights: Sequence[Tensor], by_hyperparameters: Sequence[Tensor]) -> list[Tensor | None]:
-        """How the gradients change along a batch of directions: every tensor has a leading dimension of the batch's size.
+        """How the gradients change along a stack of directions: every tensor has a leading dimension of the stack's size.
 
-        One tensor per weight, and one per hyperparameter that wants a gradient. The graph is kept.
+        The graph is kept.
+
+        Args:
+            by_weights: one tensor per weight.
+            by_hyperparameters: one tensor per hyperparameter that wants a gradient.
         """
 
 
+class SideEffects(ABC):
+    """What evaluations change beside their results: random numbers and the model's buffers, as they are when this is made."""
+
+    buffers: list[Tensor]  # copies
+
+    @abstractmethod
+    def put_back(self) -> None:
+        """Makes random numbers and buffers what they were."""
+
+
 class Gradient(ABC):
-    """The gradient as a function of the step, at the present weights: the same bits whenever the weights are the same."""
+    """The gradient as a function of the step, at the present weights: the same bits whenever the weights are the same.
+
+    In two halves: what a step brings, ``batch(step)``, and what the loss makes of it, ``of(batch)``. Between the two nothing may
+    draw random numbers, and a batch is valid until the next one. A gradient made of another one, such as a clipped or a captured
+    one, uses this interface of it and nothing else, see :class:`Decorator`.
+    """
+
+    names: list[str]  # of the weights
+    weights: list[Tensor]  # what it is the gradient by; written in place by the run
+    wanted: list[Tensor]  # leaves of the graphs, one per hyperparameter that wants a gradient
+
+    def __call__(self, step: int) -> Evaluation:
+        return self.of(self.batch(step))
 
     @abstractmethod
-    def __call__(self, step: int) -> Evaluation: ...
+    def batch(self, step: int) -> Any:
+        """The batch of ``step``; the random numbers that follow are those of its loss."""
 
     @abstractmethod
-    def values(self, step: int) -> tuple[Tensor, list[Tensor]]:
+    def of(self, batch: Any) -> Evaluation:
+        """The gradient of the loss of ``batch``, with a graph."""
+
+    @abstractmethod
+    def values(self, batch: Any) -> tuple[Tensor, list[Tensor]]:
         """Loss and gradients alone. Faster; the gradients may differ from the evaluation's in the last bits, the loss not.
 
         They may be written over by the next call.
         """
 
     @abstractmethod
-    def attached(self, step: int, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
+    def attached(self, batch: Any, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
         """Loss and gradients as differentiable functions of ``weights`` and of the hyperparameters in :attr:`wanted`."""
-
-    wanted: list[Tensor]  # leaves of the graphs, one per hyperparameter that wants a gradient
 
     @abstractmethod
     def diagnose(self, step: int) -> str:
@@ -60,6 +98,10 @@ class Gradient(ABC):
     @abstractmethod
     def restart(self) -> None:
         """Puts whatever the evaluations change beside the weights (buffers) back to before the first step."""
+
+    @abstractmethod
+    def side_effects(self) -> SideEffects:
+        """To evaluate more often than the run does, and leave no trace."""
 
     def let_go(self) -> None:  # noqa: B027
         """Frees what is kept between evaluations. There may be more of them all the same."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -10,6 +10,9 @@ from torch import Tensor
 from reversible_hypergrad.problem.gradient import Gradient
 from reversible_hypergrad.problem.report import Report
 from reversible_hypergrad.problem.setting import Settings
+
+if TYPE_CHECKING:  # rules stand on this room, not beneath it
+    from reversible_hypergrad.rules.base import Rule
 
 __all__ = ["Cotangents", "Problem"]
 
@@ -20,14 +23,14 @@ class Problem:
 
     names: list[str]
     weights: list[Tensor]
-    settings: list[Settings]  # one per weight
+    rule: "Rule"
+    settings: list[Settings]  # of the rule, one mapping per weight
     steps: int
     gradient: Gradient
     sources: list[Tensor]  # the tensors given to the optimizer, detached
     hyperparameters: list[Tensor]  # those that want gradients, detached
     report: Report
     progress: Callable[[str, int], Any]  # a bar, or something that looks like one
-    nesterov: bool = False
     given: Sequence[int] = ()  # weights whose initial values were given as tensors that require grad
 
 
@@ -48,7 +51,7 @@ class Cotangents:
         """
         places: dict[int, torch.device] = {}
         for settings, weight in zip(problem.settings, problem.weights, strict=True):
-            for setting in (settings.lr, settings.momentum, settings.dampening, settings.weight_decay):
+            for setting in settings.values():
                 if setting.source is not None:
                     places.setdefault(setting.source, weight.device)
 

@@ -10,16 +10,20 @@ class Report:
     """What a run took. Filled by the forward run, and again by each backward.
 
     Attributes:
-        adjoint: the memory strategy, as text. exact: whether its gradients are those of the run; approximation: if not, what it
-            leaves out.
-        steps, weights: of the run.
+        steps: of the run.
+        weights: how many are trained.
         hyperparameters: elements that get a gradient, initial weights not counted.
-        forward_seconds, backward_seconds: wall-clock time of the last of each; 0 before.
+        trajectory_bytes: what storing the weights of every step would have taken.
+        adjoint: the memory strategy, as text.
+        exact: whether its gradients are those of the run.
+        approximation: if not, what it leaves out.
+        forward_seconds: wall-clock time of training.
+        backward_seconds: wall-clock time of the last backward; 0 before.
         state_bytes: integers of weights and velocities, held from forward to backward.
         information_bytes: accumulators and spilled planes at the end of training, or of the longest segment.
         log_bytes: hashes and the spill schedule.
-        trajectory_bytes: what storing the weights of every step would have taken.
-        information_bits: information_bytes in bits per weight and step. limit_bits: log2(1/momentum), averaged.
+        information_bits: information_bytes in bits per weight and step.
+        limit_bits: log2(1/momentum), averaged over weights and steps.
         kept_bytes: the most that snapshots, checkpoints or states between segments took at a time.
         steps_again: steps that were trained once more for a backward, over all backwards.
         checks: steps back that were compared with the hash of the step forward, over all backwards.

@@ -1,7 +1,8 @@
 """One setting of an optimizer as a run uses it: a number per step, or one per weight."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from torch import Tensor
 
@@ -10,7 +11,7 @@ __all__ = ["Setting", "Settings", "tree_sum"]
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """One of lr, momentum, dampening, weight_decay for one or several parameters. Compared by identity."""
+    """One of a rule's settings, such as lr, for one or several parameters. Compared by identity."""
 
     numbers: Sequence[float]  # one for all steps, or one per step; empty if elementwise
     elementwise: Tensor | None = None  # one per weight, flat, in the weight's memory order
@@ -50,11 +51,5 @@ def tree_sum(values: Tensor) -> Tensor:
     return values[..., 0]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the optimizer does with one parameter."""
-
-    lr: Setting
-    momentum: Setting
-    dampening: Setting
-    weight_decay: Setting
+# What the optimizer does with one parameter: name -> setting, in the order of the rule's declaration.
+Settings: TypeAlias = Mapping[str, Setting]

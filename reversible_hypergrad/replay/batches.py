@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from reversible_hypergrad.checks import check_integer
+
 __all__ = ["BatchOf", "batches_by_step"]
 
 BatchOf = Callable[[int], Any]
@@ -11,11 +13,16 @@ BatchOf = Callable[[int], Any]
 def batches_by_step(batches: Any, steps: int | None) -> tuple[BatchOf, int]:
     """A function from step to batch, and the number of steps.
 
+    Args:
+        batches: a sequence, or a function of the step.
+        steps: how many; None: as many as there are batches.
+
     Raises:
-        TypeError: for an iterator, or anything else that cannot give a batch again. ValueError: for too many steps.
+        TypeError: for an iterator, or anything else that cannot give a batch again.
+        ValueError: for too many steps.
     """
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 0):
-        raise ValueError(f"steps: expected an integer >= 0, got {steps!r}")
+    if steps is not None:
+        check_integer("steps", steps, least=0, otherwise="None")
     length = len(batches) if hasattr(batches, "__len__") else None
     if callable(batches):
         if steps is None and length is None:

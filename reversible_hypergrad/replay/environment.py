@@ -3,13 +3,14 @@
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reversible_hypergrad.replay.cuda import CudaSettings, explain_nondeterminism, prepare_cublas, refuse_cublas, restoring
+from reversible_hypergrad.replay.turns import Turn
 
 __all__ = ["Environment", "RandomStates", "mix", "seed_step"]
 
@@ -30,10 +31,15 @@ class Environment:
     autocast: tuple[tuple[str, torch.dtype], ...]  # the device types for which it was on
     cuda_devices: tuple[torch.device, ...]
     cuda: CudaSettings | None  # None if the run has nothing on CUDA
+    turn: Turn = field(default_factory=Turn)
 
     @staticmethod
     def current(devices: Iterable[torch.device] = ()) -> "Environment":
-        """The settings now; ``devices`` are those whose random numbers the run may draw."""
+        """The settings now; ``devices`` are those whose random numbers the run may draw.
+
+        Raises:
+            RuntimeError: if another thread has put its own in force.
+        """
         cuda = tuple(sorted({d for d in devices if d.type == "cuda"}, key=str))
         kinds = ["cpu", *(["cuda"] if cuda else [])]
         return Environment(
@@ -47,8 +53,13 @@ class Environment:
 
     @contextmanager
     def pinned(self) -> Iterator[None]:
-        """Puts the settings in force, and everything back afterwards, random states of torch, NumPy and Python included."""
+        """Puts the settings in force, and everything back afterwards, random states of torch, NumPy and Python included.
+
+        Raises:
+            RuntimeError: if another thread has put its own in force.
+        """
         with ExitStack() as stack:
+            stack.enter_context(self.turn.taken())
             stack.enter_context(_random_states_kept(self.cuda_devices))
             stack.enter_context(restoring(torch.get_num_threads, torch.set_num_threads, self.threads))
             stack.enter_context(restoring(torch.get_default_dtype, torch.set_default_dtype, self.default_dtype))

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree
 from torch.utils.data import default_collate
 
+from reversible_hypergrad import pytree
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.replay.environment import mix
 
 __all__ = ["ReplayableLoader"]
@@ -31,16 +32,16 @@ class ReplayableLoader:
         drop_last: whether an epoch's last, smaller batch is left out.
         augment: ``augment(batch, generator)`` -> batch, with a ``torch.Generator`` seeded by (seed, step).
         pin_memory: puts tensors into page-locked memory, for copies to a GPU behind the computation.
-        prefetch: how many batches to make ahead, in a thread, in the direction of the last two calls, forwards and backwards.
-            That thread does not see the generators seeded by :func:`train`: use ``augment`` for randomness then.
+        prefetch: how many batches to make ahead, at least 0, in a thread, in the direction of the last two calls, forwards and
+            backwards. That thread does not see the generators seeded by :func:`train`: use ``augment`` for randomness then.
 
-    Attributes:
-        len(loader) is the number of batches of an epoch, and so the default of ``train(steps=...)``.
+    ``len(loader)`` is the number of batches of an epoch, and so the default of ``train(steps=...)``.
 
     Cost: one permutation of the dataset per epoch, and one held.
 
     Raises:
-        TypeError, ValueError: for a dataset without length or random access, and sizes that make no sense.
+        TypeError: for a dataset without length or random access, and sizes that are no integers.
+        ValueError: for sizes that are too small, and a dataset that makes no batch.
 
     >>> import reversible_hypergrad as rh
     >>> loader = rh.ReplayableLoader(range(10), batch_size=4, seed=1)
@@ -66,9 +67,8 @@ class ReplayableLoader:
                 f"dataset: expected one with len() and random access by index, got {type(dataset).__name__}. An iterable "
                 "dataset cannot give an example again: put its examples in a list"
             )
-        for name, value, least in (("batch_size", batch_size, 1), ("prefetch", prefetch, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
+        check_integer("batch_size", batch_size, least=1)
+        check_integer("prefetch", prefetch, least=0)
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.collate_fn = default_collate if collate_fn is None else collate_fn
         self.shuffle, self.drop_last, self.augment, self.pin_memory = shuffle, drop_last, augment, pin_memory
@@ -89,7 +89,11 @@ class ReplayableLoader:
         return (self(step) for step in range(len(self)))
 
     def indices(self, step: int) -> list[int]:
-        """Which examples are in the batch of ``step``."""
+        """Which examples of the dataset are in a batch.
+
+        Args:
+            step: whose batch, at least 0.
+        """
         epoch, position = divmod(step, len(self))
         order = self._order
         if order is None or order[0] != epoch:
@@ -101,8 +105,9 @@ class ReplayableLoader:
         return chosen
 
     def __call__(self, step: int) -> Any:
-        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-            raise IndexError(f"step: expected an integer >= 0, got {step!r}")
+        check_integer("step", step)
+        if step < 0:  # as of a list
+            raise IndexError(f"step: expected an integer >= 0, got {step}")
         if not self.prefetch:
             return self._make(step)
         if self._worker is None:
@@ -125,5 +130,5 @@ class ReplayableLoader:
         if self.augment is not None:
             batch = self.augment(batch, torch.Generator().manual_seed(mix(mix(self.seed) ^ ~step)))
         if self.pin_memory and torch.cuda.is_available():
-            batch = _pytree.tree_map(lambda x: x.pin_memory() if isinstance(x, Tensor) else x, batch)
+            batch = pytree.map_tensors(Tensor.pin_memory, batch)
         return batch

@@ -2,11 +2,10 @@
 
 from array import array
 
+from reversible_hypergrad.reversible.lateness import LOOK_EVERY
 from reversible_hypergrad.reversible.outcome import Outcome, read
 
 __all__ = ["HashLog"]
-
-_MOST_WAITING = 64
 
 
 class HashLog:
@@ -25,7 +24,7 @@ class HashLog:
         else:
             self._waiting.append((len(self._hashes), hash_))
             self._hashes.append(0)
-            if len(self._waiting) >= _MOST_WAITING:
+            if len(self._waiting) >= LOOK_EVERY:
                 self._fill_in()
 
     def pop(self) -> int:

@@ -9,43 +9,64 @@ __all__ = ["Outcome", "hash_of", "is_late", "read"]
 
 
 class Outcome:
-    """A hash of the part of the state that an op wrote, and flags (see csrc/core/sgd.h) per tensor.
+    """What a move found: a hash of the part of the state that it wrote, and per tensor flags and what its integers use.
 
-    Of a state on the CPU the numbers are there at once. On a GPU the op has only been queued: the first look at ``hash`` or
-    ``flags`` waits for it. So look where the host waits anyway, and :func:`read` all that have come together by then: one
-    wait and one copy per device, instead of one per outcome. 8 bytes per tensor, and 8, stay on the GPU until then.
+    Of a state on the CPU the numbers are there at once. On a GPU the op has only been queued: the first look waits for it. So
+    look where the host waits anyway, and :func:`read` all that have come together by then: one wait and one copy per device,
+    instead of one per outcome. Some 8 bytes per tensor and slot stay on the GPU until then.
 
     A flagged move stays exactly invertible however late its flags are read, but undoing it takes the gradients that it had.
     """
 
-    __slots__ = ("_flags", "_hash", "_words")
+    __slots__ = ("_hash", "_tensors", "_words")
 
-    def __init__(self, words: Tensor) -> None:
-        """``words``: the op's outcome, int64; not to be written again while it is on a GPU."""
+    def __init__(self, words: Tensor, tensors: int) -> None:
+        """
+        Args:
+            words: the op's outcome, int64; not to be written again while it is on a GPU.
+            tensors: how many there are.
+        """
         self._words: Tensor | None = words
         self._hash = 0
-        self._flags: list[int] = []
+        self._tensors: list[list[int]] | int = tensors
         if not is_late(words.device):
             self._take(words.tolist())
 
     @property
     def hash(self) -> int:
-        if self._words is not None:
-            read([self])
+        self._read()
         return self._hash
 
     @property
     def flags(self) -> list[int]:
-        if self._words is not None:
-            read([self])
-        return self._flags
+        """One word per tensor; see csrc/core/fixed_point.h."""
+        return [row[0] for row in self._rows]
+
+    @property
+    def used(self) -> list[list[int]]:
+        """Of a step: per tensor, the bits that each slot's integers need, without their sign; the weight last."""
+        return [[max(0, (word % 2**64).bit_length() - 1) for word in row[1:]] for row in self._rows]
 
     @property
     def is_read(self) -> bool:
         return self._words is None
 
+    @property
+    def _rows(self) -> list[list[int]]:
+        self._read()
+        assert not isinstance(self._tensors, int)
+        return self._tensors
+
+    def _read(self) -> None:
+        if self._words is not None:
+            read([self])
+
     def _take(self, numbers: list[int]) -> None:
-        self._hash, *self._flags = numbers
+        count = self._tensors
+        assert isinstance(count, int)
+        row = (len(numbers) - 1) // max(count, 1)
+        self._hash = numbers[0]
+        self._tensors = [numbers[1 + i * row : 1 + (i + 1) * row] for i in range(count)]
         self._words = None
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reversible_hypergrad.core.lazy_scale import SMALLEST_FACTOR, decay_scales
+from reversible_hypergrad.core.lazy_scale import SMALLEST_FACTOR, decay_scales, halvings_of
 
 __all__ = ["ScaleState", "Scales"]
 
@@ -31,6 +31,8 @@ class Scales:
 
     Args:
         exponents: integers of shape (n, S), the first sigmas are ``2.0 ** exponents``.
+        most_shift: by which integers can be shifted in one step. A rescale beyond it leaves at most 2 units of the new sigma,
+            where nothing should be left.
 
     Attributes:
         state: the arrays of shape (n, S) of this moment. Assign a state that was read before to go back to it.
@@ -49,7 +51,8 @@ class Scales:
     array([[1., 1.]])
     """
 
-    def __init__(self, exponents: ArrayLike) -> None:
+    def __init__(self, exponents: ArrayLike, most_shift: int = 61) -> None:
+        self.most_shift = most_shift
         exponent: Integers = np.array(exponents, np.int64)
         if exponent.ndim != 2:
             raise ValueError(f"exponents: expected shape (tensors, slots), got {exponent.shape}")
@@ -94,6 +97,30 @@ class Scales:
             factor = np.where(active[:, None], factor, 1.0)
             rescale = None if rescale is None else np.where(active[:, None], rescale, 0)
         now = self.state
-        a, count, shift, centre = decay_scales(now.a, now.count, factor, 0 if rescale is None else rescale)
+        a, count, shift, centre = decay_scales(now.a, now.count, factor, self._shifted(now.a * factor, rescale))
         self.state = ScaleState(a, count, now.exponent if rescale is None else now.exponent + rescale)
+        return shift, centre
+
+    def _shifted(self, product: Floats, rescale: NDArray[np.integer[Any]] | None) -> NDArray[np.integer[Any]] | int:
+        """As much of ``rescale`` as the integers follow."""
+        return 0 if rescale is None else np.minimum(rescale, self.most_shift - halvings_of(product))
+
+    def go_back(self, before: ScaleState, factors: ArrayLike, rescale: NDArray[np.integer[Any]]) -> tuple[Integers, Integers]:
+        """Undoes a :meth:`decay` of all tensors from what is left of the scales before it.
+
+        Args:
+            before: its ``count`` is not looked at.
+            factors: as :meth:`decay` had them.
+            rescale: likewise.
+
+        Returns:
+            ``shift`` and ``centre`` as :meth:`decay` gave them.
+        """
+        factor = np.asarray(factors, np.float64)
+        rescale = np.asarray(self._shifted(before.a * factor, rescale))
+        now = self.state
+        _, _, shift, _ = decay_scales(before.a, now.count, factor, rescale)
+        count = now.count - (shift > 0)
+        _, _, _, centre = decay_scales(before.a, count, factor, rescale)
+        self.state = ScaleState(before.a, count, before.exponent)
         return shift, centre

@@ -1,1 +1,8 @@
-"""Optimizers: what each one's settings are, and how they spread over parameters and steps."""
+"""Optimizers, each a few formulas, from which training, hypergradients and reversal follow."""
+
+from reversible_hypergrad.rules.base import Rule, SettingSpec
+from reversible_hypergrad.rules.functions import root
+from reversible_hypergrad.rules.sgd import SGD
+from reversible_hypergrad.rules.traced import TracedSGD
+
+__all__ = ["SGD", "Rule", "SettingSpec", "TracedSGD", "root"]

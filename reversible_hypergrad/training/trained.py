@@ -1,11 +1,10 @@
 """What a training run returns."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree
 
+from reversible_hypergrad import pytree
 from reversible_hypergrad.problem.report import Report
 
 __all__ = ["TrainedWeights"]
@@ -28,15 +27,5 @@ class TrainedWeights(dict[str, Tensor]):
         self.report = report
 
 
-def _flatten(trained: TrainedWeights) -> tuple[list[Any], Any]:
-    return list(trained.values()), list(trained)
-
-
-def _unflatten(values: Any, names: Any) -> dict[str, Any]:
-    return dict(zip(names, values, strict=True))
-
-
 # So that trained weights can stand wherever a dict of tensors can, such as in another run's hyperparameters.
-_pytree.register_pytree_node(
-    TrainedWeights, _flatten, _unflatten, serialized_type_name="reversible_hypergrad.training.TrainedWeights"
-)
+pytree.register_dict(TrainedWeights, "reversible_hypergrad.training.TrainedWeights")

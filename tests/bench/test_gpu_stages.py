@@ -12,37 +12,20 @@ import torch
 
 import reversible_hypergrad as rh
 from bench.gpu import all as everything
-from bench.gpu import limited, sanitize
+from bench.gpu import sanitize
 from bench.gpu.all import Stage
 
 PYTHON = sys.executable
 
 
-def test_a_command_ends_in_time_with_all_that_it_started(tmp_path):
-    log, marker = tmp_path / "log", tmp_path / "marker"
-    child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(marker)!r}).touch()"
-    command = [PYTHON, "-c", f"import subprocess; print('begun', flush=True); subprocess.run([{PYTHON!r}, '-c', {child!r}])"]
-    ended = limited.run(command, 1.5, log=log)
-    assert ended.status is None
-    assert not ended.well
-    assert "ran past its time" in str(ended)
-    assert log.read_text() == "begun\n"
-    time.sleep(2.5)
-    assert not marker.exists()
-
-
-def test_status_and_variables(tmp_path):
-    ended = limited.run(["sh", "-c", "echo $RH_TOLD; exit 3"], 60, log=tmp_path / "log", variables={"RH_TOLD": "so"})
-    assert (ended.status, (tmp_path / "log").read_text()) == (3, "so\n")
-    assert limited.run(["true"], 60).well
-
-
 def test_no_stage_stops_the_others(tmp_path, capsys):
     slow, fine = ["sh", "-c", "echo so far; sleep 60"], ["sh", "-c", "echo $0 $@"]
-    chosen = [Stage("build", 9, ["false"]), Stage("tests", 0.5, slow), Stage("bench", 60, fine)]
+    told = Stage("build", 9, ["sh", "-c", "echo $RH_TOLD; exit 3"], {"RH_TOLD": "so"})
+    chosen = [told, Stage("tests", 0.5, slow), Stage("bench", 60, fine)]
     assert everything.run(chosen, tmp_path / "out", 100) == ["build", "tests"]
     summary = (tmp_path / "out" / "summary.md").read_text()
-    assert "## build: exit status 1" in summary
+    assert "## build: exit status 3" in summary
+    assert (tmp_path / "out" / "build.log").read_text() == "so\n"
     assert "## tests: ran past its time and was ended" in summary
     assert "so far" in summary
     assert "## bench: passed" in summary

@@ -15,7 +15,7 @@ def test_every_kernel_is_timed_and_the_results_are_small(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     written = json.loads(results.read_text())
     assert set(written) == {"conditions", "medians"}
-    kernels = "step", "undo", "back", "back_in_torch", "contract", "expand", "push", "pop"
+    kernels = "step", "undo", "back", "back_in_torch", "contract", "expand"
     names = {f"{kernel} {bits}" for kernel in kernels for bits in (32, 64)}
     assert set(written["medians"]["500"]) == {"yardstick", *names}
     assert done.stdout.count("a step back with its adjoint in the kernels, of one with it in torch: ") == 2

@@ -1,51 +1,34 @@
-"""The NumPy core against the plain-integer oracle: momentum as a fraction, host schedule, contraction, layout."""
-
-from __future__ import annotations
+"""The NumPy core against plain integers and fractions: contraction, planes, scales, rate, fixed point."""
 
 import math
 from fractions import Fraction
 
 import numpy as np
 import pytest
-import rational_oracle as oracle
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reversible_hypergrad import _core
+from reversible_hypergrad import _core, core
 
-ROUNDING = Fraction(1, 2**52)
 WIDTHS = pytest.mark.parametrize("state_bits", [64, 32], ids=lambda bits: f"state{bits}")
+LIMITS = {64: 62, 32: 30}
+
+factors = st.floats(2.0**-16, 1.0) | st.integers(0, 16).map(lambda k: 2.0**-k) | st.sampled_from([0.9, 0.999, 1 - 2**-53])
 
 
 @st.composite
-def fractions(draw, state_bits):
-    """Any n/d of (0, 1] that the format allows, reduced or not, the extremes often."""
-    limit = oracle.FORMATS[state_bits].max_denominator
-    d = draw(st.sampled_from([1, 2, 10, 1000, limit - 1, limit]) | st.integers(1, limit))
-    n = draw(st.sampled_from([1, d, max(1, d - 1)]) | st.integers(1, d))
-    return n, d
+def moves(draw, state_bits):
+    """A shift and a centre: small shifts, the largest, and the two centres of a decay most often."""
+    shift = draw(st.integers(0, 9) | st.integers(0, LIMITS[state_bits]))
+    half = 2**shift // 2
+    return shift, draw(st.sampled_from([half, max(half - 1, 0)]) | st.integers(0, 2**shift - 1))
 
 
 @st.composite
-def momenta(draw, state_bits):
-    """Floats of (0, 1]: anywhere, decimals, and a hair inside or outside the tolerance around a fraction."""
-    kind = draw(st.sampled_from(["anywhere", "decimal", "edge of the tolerance", "near 0", "near 1"]))
-    if kind == "decimal":
-        digits = draw(st.integers(1, 5))
-        return draw(st.integers(1, 10**digits)) / 10**digits
-    if kind == "edge of the tolerance":
-        n, d = draw(fractions(state_bits))
-        relative = oracle.FORMATS[state_bits].tolerance * (1 + Fraction(draw(st.integers(-3, 3)), 2**20))
-        slack = relative * min(Fraction(n, d), 1 - Fraction(n, d))
-        momentum = float(Fraction(n, d) + draw(st.sampled_from([-1, 1])) * slack)
-    elif kind == "near 0":
-        momentum = 2.0 ** -draw(st.integers(1, 18)) * draw(st.floats(0.5, 1))
-    elif kind == "near 1":
-        momentum = 1 - 2.0 ** -draw(st.integers(1, 18)) * draw(st.floats(0.5, 1))
-    else:
-        momentum = draw(st.floats(0, 1, exclude_min=True))
-    assume(0 < momentum <= 1)
-    return momentum
+def arrays(draw, state_bits):
+    top = 2 ** LIMITS[state_bits]
+    numbers = st.sampled_from([0, 1, -1, top - 1, -top]) | st.integers(-top, top - 1) | st.integers(-100, 100)
+    return np.array(draw(st.lists(numbers, max_size=40)), core.FORMATS[state_bits].dtype)
 
 
 # Formats and layout --------------------------------------------------------------------------------------------------
@@ -53,295 +36,227 @@ def momenta(draw, state_bits):
 
 @WIDTHS
 def test_format_is_the_specified_one(state_bits):
-    fmt = oracle.FORMATS[state_bits]
-    assert _core.format_of(state_bits) == {
-        "state_bits": state_bits,
-        "weight_fraction_bits": fmt.weight_bits,
-        "velocity_fraction_bits": fmt.velocity_bits,
-        "weight_limit_bits": fmt.weight_limit.bit_length() - 1,
-        "velocity_limit_bits": fmt.velocity_limit.bit_length() - 1,
-        "capacity": fmt.capacity,
-        "max_denominator": fmt.max_denominator,
-    }
+    layout = core.FORMATS[state_bits]
+    assert (layout.state_bits, layout.limit_bits, layout.increment_bits) == {64: (64, 62, 51), 32: (32, 30, 30)}[state_bits]
+    assert layout.dtype == np.dtype(f"int{state_bits}") == np.dtype(str(layout.torch_dtype).removeprefix("torch."))
+    assert layout.real == np.dtype(f"float{state_bits}")
 
 
 def test_flags_are_the_specified_ones():
-    flags = _core.BAD_GRADIENT, _core.VELOCITY_OVERFLOW, _core.WEIGHT_OVERFLOW, _core.FOREIGN_GRADIENT
-    assert flags == (1, 2, 4, 8)
-    assert _core.WEIGHTS_PER_LANE == oracle.ROWS
+    flags = _core.BAD_INCREMENT, _core.STATE_OVERFLOW, _core.BAD_CHANGE, _core.WEIGHT_OVERFLOW, _core.FOREIGN_GRADIENT
+    assert flags == (1, 2, 4, 8, 16)
 
 
-def test_sizes_of_lanes_states_and_blocks():
-    for size in [*range(2 * oracle.BLOCK + 20), 10**6 + 3]:
-        places = len({lane for lane, _ in oracle.lane_of_weights(size)}) if size < 10**6 else oracle.lane_count(size)
-        assert _core.lane_count(size) == oracle.lane_count(size) == places
-        assert _core.state_size(size) == oracle.state_size(size)
-        assert _core.block_count(size) == oracle.block_count(size)
-
-
-# Momentum ------------------------------------------------------------------------------------------------------------
-
-
-@WIDTHS
-@settings(max_examples=120)
-@given(data=st.data())
-def test_momentum_is_the_simplest_fraction_within_the_tolerance(state_bits, data):
-    momentum = data.draw(momenta(state_bits))
-    # The core decides in double arithmetic, so a fraction within a rounding error of the tolerance may fall either way.
-    allowed = [oracle.simplest_fraction(momentum, state_bits, hair) for hair in (Fraction(0), -ROUNDING, ROUNDING)]
-    try:
-        answer = _core.approximate_momentum(momentum, state_bits)
-    except ValueError:
-        assert None in allowed
-    else:
-        assert answer in allowed
-
-
-@WIDTHS
-@pytest.mark.parametrize("text", ["0.1", "0.5", "0.9", "0.95", "0.99", "0.999"])
-def test_decimal_momentum_becomes_the_decimal_fraction(state_bits, text):
-    assert Fraction(*_core.approximate_momentum(float(text), state_bits)) == Fraction(text)
-
-
-def test_every_decimal_of_three_digits_is_exact_with_64_bits():
-    for thousandths in range(1, 1001):
-        assert Fraction(*_core.approximate_momentum(thousandths / 1000, 64)) == Fraction(thousandths, 1000)
-
-
-@WIDTHS
-@pytest.mark.parametrize("momentum", [0.0, -0.0, -0.5, math.nextafter(1, 2), 1.5, math.nan, math.inf, -math.inf, 5e-324])
-def test_momentum_outside_the_domain_is_refused(state_bits, momentum):
-    with pytest.raises(ValueError, match="momentum"):
-        _core.approximate_momentum(momentum, state_bits)
-
-
-@pytest.mark.parametrize("state_bits", [0, 16, 128, -64])
-def test_unknown_width_is_refused(state_bits):
-    with pytest.raises(ValueError, match="state_bits"):
-        _core.approximate_momentum(0.9, state_bits)
-    with pytest.raises(ValueError, match="state_bits"):
-        _core.format_of(state_bits)
-    with pytest.raises(ValueError, match="state_bits"):
-        _core.plan_pushes(1, 9, 10, 8, state_bits)
-
-
-# Host schedule -------------------------------------------------------------------------------------------------------
-
-
-@WIDTHS
-@settings(max_examples=150)
-@given(data=st.data())
-def test_plan_is_the_specified_schedule(state_bits, data):
-    bound = 1
-    for n, d in data.draw(st.lists(fractions(state_bits), min_size=1, max_size=8)):
-        count = data.draw(st.integers(0, 20))
-        expected = oracle.plan(bound, n, d, count, state_bits)
-        assert _core.plan_pushes(bound, n, d, count, state_bits) == expected
-        bound = expected[0]
-
-
-@WIDTHS
-@settings(max_examples=150)
-@given(data=st.data())
-def test_planned_bound_holds_for_every_sequence_of_digits(state_bits, data):
-    """s < B after every push, for the largest digits (r = d - 1 always) and for random ones, and s never overflows."""
-    capacity = oracle.FORMATS[state_bits].capacity
-    random = data.draw(st.randoms(use_true_random=False))
-    bound, worst, other = 1, 0, 0
-    for n, d in data.draw(st.lists(fractions(state_bits), min_size=1, max_size=8)):
-        for _ in range(data.draw(st.integers(1, 12))):
-            bound, (spill,) = _core.plan_pushes(bound, n, d, 1, state_bits)
-            worst, other = worst >> spill, other >> spill
-            worst, other = worst * d + d - 1, other * d + random.randrange(d)
-            assert max(worst, other) < capacity
-            worst, other = worst // n, other // n
-            assert max(worst, other) < bound
-
-
-@WIDTHS
-def test_exact_one_needs_no_buffer(state_bits):
-    assert _core.approximate_momentum(1.0, state_bits) == (1, 1)
-    assert _core.plan_pushes(1, 1, 1, 100, state_bits) == (1, [0] * 100)
-
-
-@WIDTHS
-@pytest.mark.parametrize(
-    ("bound", "n", "d"),
-    [(0, 9, 10), (-1, 9, 10), (2**51, 9, 10), (1, 10, 9), (1, 0, 10), (1, -1, 10), (1, 1, 2**16 + 1), (1, 0, 0)],
-)
-def test_impossible_plan_is_refused(state_bits, bound, n, d):
-    with pytest.raises(ValueError, match=r"bound|n/d"):
-        _core.plan_pushes(bound, n, d, 8, state_bits)
+def test_sizes_of_states_blocks_and_planes():
+    for size in [*range(1100), 10**6 + 3]:
+        assert _core.state_size(size) == 16 * math.ceil(size / 16)
+        assert _core.block_count(size) == math.ceil(size / _core.BLOCK_SIZE) == math.ceil(size / 512)
+        assert _core.plane_bytes(size) == math.ceil(size / 8)
 
 
 # Contraction ---------------------------------------------------------------------------------------------------------
-
-
-def arrays(values, accumulators, state_bits):
-    fmt = oracle.FORMATS[state_bits]
-    return np.array(values, fmt.signed), np.array(accumulators, fmt.unsigned)
-
-
-@st.composite
-def velocities(draw, state_bits):
-    top = oracle.FORMATS[state_bits].velocity_limit - 1
-    edges = st.sampled_from([0, 1, -1, top, -top, top - 1, 1 - top])
-    return draw(st.lists(edges | st.integers(-top, top) | st.integers(-100, 100), min_size=1, max_size=20))
 
 
 @WIDTHS
 @settings(max_examples=300)
 @given(data=st.data())
 def test_contract_and_expand_are_the_integer_arithmetic(state_bits, data):
-    n, d = data.draw(fractions(state_bits))
-    values = data.draw(velocities(state_bits))
-    # Up to the largest s that the host schedule lets a push meet.
-    top = oracle.FORMATS[state_bits].capacity // d - 1
-    s = [data.draw(st.sampled_from([0, top]) | st.integers(0, top)) for _ in values]
-    v_array, s_array = arrays(values, s, state_bits)
+    shift, centre = data.draw(moves(state_bits))
+    values = data.draw(arrays(state_bits))
+    before = values.copy()
 
-    _core.contract(v_array, s_array, n, d)
-    expected = [oracle.contract(v, one, n, d) for v, one in zip(values, s, strict=True)]
-    assert list(zip(v_array.tolist(), s_array.tolist(), strict=True)) == expected
+    contracted, planes = core.contract(values, shift, centre)
+    moved = [int(z) + centre for z in values]
+    assert contracted.tolist() == [t >> shift for t in moved]
+    assert contracted.dtype == values.dtype
+    assert planes.shape == (shift, math.ceil(len(values) / 8))
+    bits = np.unpackbits(planes, axis=1, bitorder="little") if planes.size else np.zeros((shift, 0), np.uint8)
+    assert bits[:, : len(values)].tolist() == [[t >> b & 1 for t in moved] for b in range(shift)]
+    assert not bits[:, len(values) :].any()  # unused bits
 
-    _core.contract(v_array, s_array, d, n)
-    assert (v_array.tolist(), s_array.tolist()) == (values, s)
-
-
-@WIDTHS
-@pytest.mark.parametrize("which", ["1/max", "max-1/max", "max/max", "1/1", "1/2"])
-def test_contract_at_the_corners_of_every_range(state_bits, which):
-    fmt = oracle.FORMATS[state_bits]
-    most = fmt.max_denominator
-    n, d = {"1/max": (1, most), "max-1/max": (most - 1, most), "max/max": (most, most), "1/1": (1, 1), "1/2": (1, 2)}[which]
-    top = fmt.velocity_limit - 1
-    near = [k * d + e for k in (-2, -1, 0, 1, 2) for e in (-1, 0, 1)]
-    values = [v for v in [-top, -top + 1, top - 1, top, *near] for _ in range(3)]
-    s = [0, 1, fmt.capacity // d - 1] * (len(values) // 3)
-    v_array, s_array = arrays(values, s, state_bits)
-    _core.contract(v_array, s_array, n, d)
-    expected = [oracle.contract(v, one, n, d) for v, one in zip(values, s, strict=True)]
-    assert list(zip(v_array.tolist(), s_array.tolist(), strict=True)) == expected
-    _core.contract(v_array, s_array, d, n)
-    assert (v_array.tolist(), s_array.tolist()) == (values, s)
-
-
-def run_and_undo(momenta, rng, state_bits):
-    """Contract by fraction after fraction, spilling as planned; then backwards to the start. Returns the spills."""
-    fmt = oracle.FORMATS[state_bits]
-    lanes, half, kick = 40, fmt.velocity_limit // 2 - 1, fmt.velocity_limit // 4
-    v, s = arrays(rng.integers(-half, half + 1, lanes), np.zeros(lanes), state_bits)
-    v[:2] = -half, half
-    start = v.copy()
-    plain = [(one, 0) for one in v.tolist()]
-
-    bound, tape = 1, []
-    for n, d in momenta:
-        bound, (spill,) = _core.plan_pushes(bound, n, d, 1, state_bits)
-        low = s & fmt.unsigned((1 << spill) - 1)
-        s >>= fmt.unsigned(spill)
-        plain = [oracle.contract(one, rest >> spill, n, d) for one, rest in plain]
-        _core.contract(v, s, n, d)
-        assert list(zip(v.tolist(), s.tolist(), strict=True)) == plain
-        # What a gradient does: a push, here towards the side where there is room.
-        push = (rng.integers(0, kick, lanes) * np.where(v > 0, -1, 1)).astype(fmt.signed)
-        v += push
-        plain = [(one + q, rest) for (one, rest), q in zip(plain, push.tolist(), strict=True)]
-        tape.append((n, d, spill, low, push))
-
-    for n, d, spill, low, push in reversed(tape):
-        v -= push
-        _core.contract(v, s, d, n)
-        s <<= fmt.unsigned(spill)
-        s |= low
-    np.testing.assert_array_equal(v, start)
-    assert not s.any()
-    return [spill for _, _, spill, _, _ in tape if spill]
+    np.testing.assert_array_equal(core.expand(contracted, planes, shift, centre), before)
+    np.testing.assert_array_equal(values, before)
 
 
 @WIDTHS
-@settings(max_examples=40)
 @given(data=st.data())
-def test_changing_fractions_are_undone_exactly(state_bits, data):
-    momenta = data.draw(st.lists(fractions(state_bits), min_size=1, max_size=6)) * data.draw(st.integers(1, 10))
-    run_and_undo(momenta, np.random.default_rng(data.draw(st.integers(0, 2**32))), state_bits)
+def test_contraction_by_a_decays_centre_is_division_rounded_to_nearest(state_bits, data):
+    values = data.draw(arrays(state_bits))
+    shift = data.draw(st.integers(1, 16))
+    up, _ = core.contract(values, shift, 2 ** (shift - 1))
+    down, _ = core.contract(values, shift, 2 ** (shift - 1) - 1)
+    for z, high, low in zip(values.tolist(), up.tolist(), down.tolist(), strict=True):
+        exact = Fraction(z, 2**shift)
+        assert (high, low) == (math.floor(exact + Fraction(1, 2)), math.ceil(exact - Fraction(1, 2)))
 
 
-@WIDTHS
-def test_long_schedule_of_momenta_is_undone_exactly(state_bits):
-    limit = oracle.FORMATS[state_bits].max_denominator
-    momenta = [oracle.simplest_fraction(m, state_bits) for m in (0.9, 0.1, 0.99, 1.0, 0.5)]
-    spills = run_and_undo([*momenta, (limit - 1, limit), (1, limit)] * 60, np.random.default_rng(0), state_bits)
-    assert {8, 16} == set(spills)
-    assert len(spills) > 80
-
-
-@WIDTHS
-@pytest.mark.parametrize("sign", [1, -1], ids=["positive", "negative"])
-@pytest.mark.parametrize("excess", [0, 1, "type"], ids=["limit", "limit+1", "largest of the type"])
-def test_value_beyond_the_limit_names_its_index_and_changes_nothing(state_bits, sign, excess):
-    fmt = oracle.FORMATS[state_bits]
-    bad = np.iinfo(fmt.signed).max if excess == "type" else fmt.velocity_limit + excess
-    if sign < 0:
-        bad += 1  # two's complement: minus the limit itself is in range
-    v, s = arrays([5, -7, 11, sign * bad, 13], [1, 2, 3, 4, 5], state_bits)
-    before = v.copy(), s.copy()
-    with pytest.raises(OverflowError, match=r"\[3\]"):
-        _core.contract(v, s, 9, 10)
-    np.testing.assert_array_equal(v, before[0])
-    np.testing.assert_array_equal(s, before[1])
+def test_shapes_and_memory_orders():
+    values = np.asfortranarray(np.arange(12).reshape(3, 4))
+    contracted, planes = core.contract(values, 2, 2)
+    np.testing.assert_array_equal(contracted, (values + 2) >> 2)
+    np.testing.assert_array_equal(core.expand(contracted[:, ::-1][:, ::-1], planes, 2, 2), values)
+    scalar, planes = core.contract(np.int64(7), 1, 1)
+    assert scalar.shape == ()
+    assert core.expand(scalar, planes, 1, 1) == 7
+    assert core.contract(np.zeros(0, np.int32), 3, 4)[1].shape == (3, 0)
 
 
 @WIDTHS
 @pytest.mark.parametrize("sign", [1, -1], ids=["positive", "negative"])
-def test_expansion_never_wraps_around(state_bits, sign):
-    """A velocity that no contraction by n/d produced may be refused, but must not become another number silently."""
-    fmt = oracle.FORMATS[state_bits]
-    value, d = sign * (fmt.velocity_limit - 1), fmt.max_denominator
-    v, s = arrays([value], [3], state_bits)
-    try:
-        _core.contract(v, s, d, 1)
-    except OverflowError:
-        assert (v.tolist(), s.tolist()) == ([value], [3])
-    else:
-        assert (v[0], s[0]) == oracle.contract(value, 3, d, 1)
-
-
-def test_contract_keeps_shapes_and_accepts_nothing():
-    v, s = np.arange(6).reshape(2, 3), np.zeros((2, 3), np.uint64)
-    _core.contract(v, s, 1, 10)
-    assert v.shape == s.shape == (2, 3)
-    assert s.tolist() == [[0, 1, 2], [3, 4, 5]]
-    _core.contract(np.zeros(0, np.int64), np.zeros(0, np.uint64), 1, 10)
+def test_values_beyond_a_limit_are_refused_by_index_and_the_ones_at_it_taken(state_bits, sign):
+    dtype, top = core.FORMATS[state_bits].dtype, 2 ** LIMITS[state_bits]
+    beyond = top if sign > 0 else -top - 1
+    values = np.array([5, -7, beyond, 2], dtype)
+    with pytest.raises(OverflowError, match=rf"values\[2\].*got {beyond}"):
+        core.contract(values, 1, 1)
+    # A contraction by 3 halvings gives -top / 8 to top / 8, both included.
+    edge = sign * (top >> 3)
+    planes = np.full((3, 1), 255, np.uint8)
+    assert core.expand(np.array([edge], dtype), planes, 3, 4).tolist() == [8 * edge + 7 - 4]
+    with pytest.raises(OverflowError, match=r"values\[0\].*contraction"):
+        core.expand(np.array([edge + sign], dtype), planes, 3, 4)
 
 
 @pytest.mark.parametrize(
-    ("values", "accumulators", "error"),
+    ("arguments", "error", "message"),
     [
-        (np.zeros(3, np.int64), np.zeros(2, np.uint64), ValueError),
-        (np.zeros(3, np.int64), np.zeros(3, np.uint32), TypeError),
-        (np.zeros(3, np.float64), np.zeros(3, np.uint64), TypeError),
-        (np.zeros(6, np.int64)[::2], np.zeros(3, np.uint64), TypeError),
-        ([1, 2, 3], [0, 0, 0], TypeError),
+        ((np.zeros(3), 1, 1), TypeError, "values: expected an array of int32 or int64, got float64"),
+        ((np.zeros(3, np.uint64), 1, 1), TypeError, "got uint64"),
+        ((np.zeros(3, np.int16), 1, 1), TypeError, "got int16"),
+        ((np.zeros(3, np.int64), -1, 0), ValueError, r"shift: expected an integer in \[0, 62\] for 64-bit"),
+        ((np.zeros(3, np.int32), 31, 0), ValueError, r"shift: expected an integer in \[0, 30\] for 32-bit"),
+        ((np.zeros(3, np.int64), 0, 1), ValueError, "centre"),
+        ((np.zeros(3, np.int64), 2, 4), ValueError, r"centre: .* got 4 with shift 2"),
+        ((np.zeros(3, np.int64), 2, -1), ValueError, "centre"),
     ],
-    ids=["too few accumulators", "mixed widths", "floats", "strided", "lists"],
 )
-def test_contract_refuses_arrays_that_it_cannot_change_in_place(values, accumulators, error):
-    with pytest.raises(error):
-        _core.contract(values, accumulators, 1, 10)
+def test_contract_refuses_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        core.contract(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("planes", "error"),
+    [
+        (np.zeros((1, 2), np.uint8), ValueError),
+        (np.zeros((2, 1), np.uint8), ValueError),
+        (np.zeros(4, np.uint8), ValueError),
+        (np.zeros((2, 2), np.int64), TypeError),
+        ([[0, 0], [0, 0]], TypeError),
+    ],
+    ids=["too few planes", "too short", "flat", "another dtype", "lists"],
+)
+def test_expand_refuses_other_planes(planes, error):
+    with pytest.raises(error, match="planes: expected"):
+        core.expand(np.zeros(9, np.int64), planes, 2, 2)
+
+
+# Scales --------------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(factors, st.integers(0, 5)), max_size=40), st.integers(-60, 20))
+def test_a_scale_is_the_product_of_its_factors_and_is_undone(decays, exponent):
+    scale = core.LazyScale(exponent)
+    log, halvings, rescaled = [], 0, 0
+    for factor, more in decays:
+        before = scale.a, scale.exponent, scale.count
+        exact = Fraction(scale.a) * Fraction(factor)
+        shift, centre = scale.decay(factor, more)
+        rescaled += more
+        halvings += shift
+        assert 0.5 < scale.a <= 1
+        # One rounding of one product: the powers of two are exact.
+        assert scale.a * 2.0 ** -(shift - more) == float(exact)
+        assert centre == (0 if shift == 0 else 2 ** (shift - 1) - before[2] % 2)
+        assert (scale.exponent, scale.count) == (exponent + rescaled, before[2] + (shift > 0))
+        assert Fraction(scale.sigma) == Fraction(scale.a) * Fraction(2) ** scale.exponent
+        log.append((before, (shift, centre)))
+    assert halvings == core.planned_bits(factor for factor, _ in decays) + rescaled
+    for before, move in reversed(log):
+        assert scale.undo() == move
+        assert (scale.a, scale.exponent, scale.count) == before
+    with pytest.raises(ValueError, match=r"no decay\(\) is left to undo"):
+        scale.undo()
+
+
+@pytest.mark.parametrize("factor", [0.0, 2.0**-17, math.nextafter(1, 2), math.nan, -0.5, math.inf])
+def test_a_factor_out_of_range_is_refused_and_changes_nothing(factor):
+    scale = core.LazyScale()
+    with pytest.raises(ValueError, match="factor: expected a number in"):
+        scale.decay(factor)
+    with pytest.raises(ValueError, match="rescale: expected at least 0 halvings, got -1"):
+        scale.rescale(-1)
+    for function in (core.information_limit, core.planned_bits):
+        with pytest.raises(ValueError, match="factors: expected numbers in"):
+            function([0.5, factor])
+    assert (scale.a, scale.exponent, scale.count) == (1, 0, 0)
+
+
+def test_halves_go_up_and_down_in_turn_so_nothing_drifts_and_nothing_stays():
+    """+1 and -1 die out, and the mean of many values is the decayed mean."""
+    scale = core.LazyScale()
+    small = np.array([1, -1, 2, -2, 3, -3])
+    many = start = np.random.default_rng(0).integers(-(2**30), 2**30, 100_000)
+    for _ in range(14):  # 14 halvings: 2 ** 30 becomes 2 ** 16, still far above the quantum
+        move = scale.decay(0.5)
+        small, _ = core.contract(small, *move)
+        many, _ = core.contract(many, *move)
+    assert not small.any()
+    # Each halving of an odd number rounds by 1/2 in one direction or the other; in the end that is below 1 for each value.
+    assert abs(many.mean() - start.mean() / 2**14) < 0.5
+
+
+# Rate ----------------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(factors, max_size=200))
+def test_planned_bits_are_the_limit_rounded_down(schedule):
+    exact = math.prod(map(Fraction, schedule))
+    # log2 of the exact product by its bit lengths, since it may be far below the smallest float.
+    limit = math.log2(exact.denominator) - math.log2(exact.numerator)
+    bits = core.planned_bits(schedule)
+    rounding = len(schedule) * 2.0**-52 + 1e-12  # one rounding per product, and those of the logarithms
+    assert limit - 1 - rounding < bits <= limit + rounding
+    assert core.information_limit(schedule) == pytest.approx(limit, rel=1e-12, abs=1e-12)
+
+
+def test_planned_bits_take_any_iterable_and_long_schedules():
+    assert core.planned_bits(iter([0.5] * 3 + [2.0**-16])) == 19
+    assert core.planned_bits([]) == core.information_limit([]) == 0
+    assert core.planned_bits([2.0**-16] * 1000) == 16000
+    assert core.planned_bits(0.9 + 0.09 * t / 10**5 for t in range(10**5)) == int(
+        core.information_limit(0.9 + 0.09 * t / 10**5 for t in range(10**5))
+    )
+
+
+# Fixed point ---------------------------------------------------------------------------------------------------------
 
 
 @WIDTHS
-def test_contract_refuses_a_readonly_array(state_bits):
-    v, s = arrays([1, 2], [0, 0], state_bits)
-    v.flags.writeable = False
-    with pytest.raises(ValueError, match="writ"):
-        _core.contract(v, s, 1, 10)
+@given(data=st.data())
+def test_quantize_rounds_one_product_to_nearest_even(state_bits, data):
+    real = core.FORMATS[state_bits].real.type
+    values = np.array(data.draw(st.lists(st.floats(-100, 100, width=32), max_size=20)), real)
+    sigma = data.draw(st.sampled_from([2.0**-20, 0.75 * 2.0**-20, 0.9]))
+    quanta = core.quantize(values, sigma, state_bits)
+    assert quanta.dtype == core.FORMATS[state_bits].dtype
+    assert quanta.tolist() == [round(float(v * real(1 / sigma))) for v in values]
+    back = core.dequantize(quanta, sigma)
+    assert back.dtype == real
+    # Half a quantum, and the roundings of 1 / sigma and of the two products, each half an ulp of the value.
+    assert np.all(np.abs(back.astype(float) - values) <= 0.5 * sigma + 3 * np.abs(values) * np.finfo(real).eps)
 
 
 @WIDTHS
-@pytest.mark.parametrize(("n", "d"), [(0, 10), (1, 0), (-1, 10), (1, 2**16 + 1), (2**16 + 1, 1)])
-def test_contract_refuses_a_fraction_outside_the_format(state_bits, n, d):
-    v, s = arrays([1, 2], [0, 0], state_bits)
-    with pytest.raises(ValueError, match="n/d"):
-        _core.contract(v, s, n, d)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 2.0**62, -(2.0**63), 1e300])
+def test_quantize_refuses_what_does_not_fit(state_bits, bad):
+    with pytest.raises(OverflowError, match=r"values: expected finite numbers below .* at \(1,\)"):
+        core.quantize([0.0, bad], 1.0, state_bits)
+
+
+def test_quantize_refuses_a_bad_sigma_or_width():
+    for sigma in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="sigma: expected a finite number above 0"):
+            core.quantize([1.0], sigma)
+    with pytest.raises(ValueError, match="state_bits: expected 32 or 64, got 16"):
+        core.quantize([1.0], 1.0, 16)

@@ -18,12 +18,12 @@ from core_problems import (
     WIDTHS,
     Bucket,
     Step,
-    check_against_oracle,
     momentum_schedule,
     normal_gradients,
     random_elements,
     random_integers,
 )
+from oracle_twin import check_against_oracle
 
 MOMENTA = ["0.1", "0.5", "0.9", "0.99", "0.999", "0.8731", "1", str(2.0**-16), "changing"]
 SIZES = [1, 2, 7, 8, 9, 0, 15, 16, 17, 129]

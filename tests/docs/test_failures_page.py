@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -213,6 +214,22 @@ def wrong_order():
     o.sgd.step_back(o.closure(0))
 
 
+class DistributedDataParallel(torch.nn.Linear):
+    """By its name, without processes."""
+
+    def __init__(self):
+        super().__init__(4, 1)
+
+
+def in_another_thread():
+    def elsewhere(model, batch, _):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(train).result()
+        return loss(model, batch)
+
+    train(loss=elsewhere)
+
+
 def with_tapes(**settings):
     """Operations recorded in the place of CUDA graphs."""
     with mock.patch.object(captured, "CudaGraphs", TapeGraphs):
@@ -244,6 +261,8 @@ PROVOKED: dict[str, list[Callable[..., object]]] = {
     "…: its weights must be finite and below": [large_weight],
     "loss: something in it has no second derivative": [lambda: train(loss=lambda m, b, _: Once.apply(m(b[0])).square().mean())],
     "…: expected a dense gradient, got layout": [lambda: train(Sparse())],
+    "another thread is inside of a run": [in_another_thread],
+    "model: got a DistributedDataParallel": [lambda: train(DistributedDataParallel())],
     "batches: got an iterator": [lambda: train(batches=iter(DATA))],
     "batches: expected a sequence or a function step -> batch, got DataLoader": [
         lambda: train(batches=torch.utils.data.DataLoader(DATA))

@@ -7,14 +7,14 @@ import pytest
 import torch
 from adjoint_problems import ADJOINT_CASES, ALSO_ASKEW, AdjointBucket, adjoints_of, assert_same_trace, journey, vectors_of
 from core_problems import WIDTHS
-from device_matrix import Case, state_of, steps_of
+from device_matrix import FAST, Case, state_of, steps_of
 from gpu_machine import DEVICE, GPU, no_synchronisation  # noqa: F401
 
 import reversible_hypergrad as rh
 
 pytestmark = GPU
 
-LARGE = Case((512 * 1100 + 13, 70_001, 513, 9), ("float32", "bfloat16", "float16", "float32"), elements=(1,))
+LARGE = Case((512 * 1100 + 13, 70_001, 513, 9), ("float32", "bfloat16", "float16", "float32"), momentum=FAST, elements=(1,))
 
 
 def on(device: str, **options):
@@ -52,16 +52,16 @@ def one_step(case: Case, state_bits: int, device: str):
 @WIDTHS
 def test_on_a_stream_of_its_own(state_bits):
     """Work follows the stream that is current, behind what was queued there and before what comes."""
-    expected, step, record, adjoint = one_step(LARGE, state_bits, "cpu")
-    expected.undo_weights_adjoint(step, record, adjoint)
-    expected.undo_states_adjoint(step, record, adjoint)
-    mine, step, record, adjoint = one_step(LARGE, state_bits, DEVICE)
+    expected, *given = one_step(LARGE, state_bits, "cpu")
+    expected.undo_weights_adjoint(*given)
+    expected.undo_states_adjoint(*given)
+    mine, *given = one_step(LARGE, state_bits, DEVICE)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)
-        mine.undo_weights_adjoint(step, record, adjoint)
-        mine.undo_states_adjoint(step, record, adjoint)
+        mine.undo_weights_adjoint(*given)
+        mine.undo_states_adjoint(*given)
         copies = [t.clone() for t in [*mine.tensors(), *mine.adjoint()]]
     stream.synchronize()
     assert_same_trace([[t.cpu() for t in copies]], [[*expected.tensors(), *expected.adjoint()]])
@@ -69,10 +69,11 @@ def test_on_a_stream_of_its_own(state_bits):
 
 @WIDTHS
 def test_nothing_waits_for_the_gpu(state_bits, no_synchronisation):  # noqa: F811
-    bucket, step, record, adjoint = one_step(LARGE, state_bits, DEVICE)
+    bucket, *given = one_step(LARGE, state_bits, DEVICE)
+    first, second = bucket.weights_adjoint_arguments(*given), bucket.states_adjoint_arguments(*given)
     with no_synchronisation():
-        bucket.undo_weights_adjoint(step, record, adjoint)
-        bucket.undo_states_adjoint(step, record, adjoint)
+        bucket.ops.undo_weights_adjoint(*first)
+        bucket.ops.undo_states_adjoint(*second)
 
 
 @pytest.mark.parametrize("state_bits", [64, 32])

@@ -10,8 +10,8 @@ from adjoint_problems import ADJOINT_CASES
 from core_problems import DTYPES, WIDTHS, same_bits
 from device_matrix import CASES, Case
 from gpu_machine import DEVICE, GPU
-
 from reversible_hypergrad.reversible.bucket import Bucket, Coefficients
+
 from reversible_hypergrad.reversible.outcome import read
 from reversible_hypergrad.reversible.pull_back import BucketAdjoint, Wanted
 
@@ -30,7 +30,8 @@ def journey(case: Case, state_bits: int, device: str, adjoint: bool) -> list[tor
     weights = numbers(1.0)
     bucket = Bucket(weights, [f"weights[{i}]" for i in range(len(weights))], state_bits)
     rates = [
-        torch.rand(size, generator=generator).mul(0.1).to(device) if i in case.rates else 0.1 for i, size in enumerate(case.sizes)
+        torch.rand(size, generator=generator).mul(0.1).to(device) if i in case.elements else 0.1
+        for i, size in enumerate(case.sizes)
     ]
     c = tuple(Coefficients.of(bucket.format, lr=rate, weight_decay=case.decay, dampening=0.0) for rate in rates)
     given = [numbers(0.1) for _ in range(4)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -82,6 +83,91 @@ def test_edit_between_steps_is_refused(method: str, name: str) -> None:
     with pytest.raises(RuntimeError, match=r"parameter '.*mark_boundary"):
         call()
     assert weights_of(optimizer) == before
+
+
+def copied_out_and_in(parameter: nn.Parameter, other: torch.Tensor) -> None:
+    kept = parameter.detach().clone()
+    with torch.no_grad():
+        parameter.copy_(other)
+        parameter.copy_(kept)
+
+
+def data_swapped_out_and_in(parameter: nn.Parameter, other: torch.Tensor) -> None:
+    parameter.data, kept = other, parameter.data
+    parameter.data = kept
+
+
+def data_swapped_for_a_copy(parameter: nn.Parameter, other: torch.Tensor) -> None:
+    parameter.data = parameter.data.clone()
+
+
+def swapped_by_a_state_dict(parameter: nn.Parameter, other: torch.Tensor) -> None:
+    holder = nn.Module()
+    holder.weight = parameter
+    kept = {"weight": parameter.detach().clone()}
+    holder.load_state_dict({"weight": other})
+    holder.load_state_dict(kept)
+
+
+SWAPS = [copied_out_and_in, data_swapped_out_and_in, data_swapped_for_a_copy, swapped_by_a_state_dict]
+
+
+@pytest.mark.parametrize("state_bits", [64, 32])
+@pytest.mark.parametrize("swap", SWAPS)
+def test_weights_swapped_out_and_in_again_are_no_edit(swap: Callable[..., None], state_bits: int) -> None:
+    """As for an evaluation with averaged weights."""
+    parameters = random_parameters((9,), (3, 5))
+    optimizer = rh.ReversibleSGD(parameters, lr=0.1, state_bits=state_bits)
+    start = frozen(optimizer)
+    closures = []
+    for i in range(4):
+        closures += take_steps(optimizer, 1, first=i, scale=0.1)
+        swap(parameters[1], torch.zeros(3, 5))
+    for closure in reversed(closures):
+        swap(parameters[0], torch.ones(9))
+        optimizer.step_back(closure)
+    assert frozen(optimizer) == start
+
+
+@pytest.mark.parametrize("swap", SWAPS)
+def test_weights_swapped_in_the_closure_of_step_back(swap: Callable[..., None]) -> None:
+    parameters = random_parameters((9,), (3, 5))
+    optimizer = rh.ReversibleSGD(parameters, lr=0.1)
+    start = frozen(optimizer)
+    closures = take_steps(optimizer, 3)
+    optimizer.rewind([lambda c=c: (swap(parameters[1], torch.zeros(3, 5)), c())[1] for c in reversed(closures)])
+    assert frozen(optimizer) == start
+
+
+def test_a_swap_that_leaves_one_other_bit_is_an_edit() -> None:
+    parameters = random_parameters((9,), (3, 5))
+    optimizer = rh.ReversibleSGD(parameters, lr=0.1)
+    take_steps(optimizer, 3)
+    other = parameters[1].detach().clone()
+    other.view(torch.int32)[2, 3] ^= 1
+    parameters[1].data = other
+    with refused(optimizer, RuntimeError, "parameter 1 of group 0", "edited"):
+        optimizer.step()
+
+
+def test_equal_bits_in_another_order_of_memory_are_an_edit() -> None:
+    """The state goes by memory, the gradient by index."""
+    weight = nn.Parameter(torch.ones(3, 3))
+    optimizer = rh.ReversibleSGD([weight], lr=0.0)
+    weight.grad = torch.arange(9.0).view(3, 3)
+    optimizer.step()
+    weight.data = weight.data.t()
+    for method in (optimizer.step, optimizer.state_dict):
+        with pytest.raises(RuntimeError, match=r"parameter 0.*edited.*mark_boundary"):
+            method()
+
+
+@pytest.mark.parametrize("name", ["resized", "grown", "double", "data-transposed"])
+def test_a_copy_after_an_edit_refuses_it_too(name: str) -> None:
+    _, optimizer, closures = edited_optimizer(name)
+    other = copy.deepcopy(optimizer)
+    with pytest.raises(RuntimeError, match=r"parameter '.*mark_boundary"):
+        other.step_back(closures[-1])
 
 
 @pytest.mark.parametrize("name", ["resized", "grown"])

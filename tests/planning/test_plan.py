@@ -33,7 +33,7 @@ def measured(adjoint, *numbers):
 
 
 def size(steps=STEPS, **changed):
-    settings = {"momenta": [(WEIGHTS, [0.9])], "hyperparameters": peak.HYPERPARAMETERS, **changed}
+    settings = {"factors": [(WEIGHTS, [0.9])], "hyperparameters": peak.HYPERPARAMETERS, **changed}
     return RunSize(weights=WEIGHTS, steps=steps, **settings)
 
 
@@ -136,11 +136,11 @@ def test_without_a_budget_what_is_free_counts():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((0, 10), TypeError, "model_or_weight_count: .*got 0"),
+        ((0, 10), ValueError, "model_or_weight_count: .*got 0"),
         (("x", 10), TypeError, "model_or_weight_count: .*got 'x'"),
         ((torch.nn.Tanh(), 10), ValueError, "model_or_weight_count: .*got none"),
         ((10, 0), ValueError, "steps: .*got 0"),
-        ((10, 2.5), ValueError, "steps: .*got 2.5"),
+        ((10, 2.5), TypeError, "steps: .*got 2.5"),
         ((10, 10, [0.9] * 3), ValueError, "momentum: expected 1 number or 10"),
         ((10, 10, 1.5), ValueError, r"momentum: expected numbers in \[0, 1\]"),
         ((10, 10, 0.9, "many"), ValueError, "budget: .*'many'"),

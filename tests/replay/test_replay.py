@@ -1,4 +1,4 @@
-"""Batches by step, pinned settings, seeds, and the check of a user's loss."""
+"""Batches by step, pinned settings, seeds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import random
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -34,7 +33,8 @@ def test_batches_of_every_accepted_kind():
         ({0: 1}, None, TypeError, "expected a sequence"),
         ([1, 2], 3, ValueError, r"at most 2.*step % len\(batches\)"),
         (lambda step: step, None, ValueError, "has no length"),
-        ([1], True, ValueError, "steps: expected an integer"),
+        ([1], True, TypeError, "steps: expected an integer >= 0 or None, got True"),
+        ([1], -1, ValueError, "steps: expected an integer >= 0 or None, got -1"),
     ],
 )
 def test_other_batches_are_refused_with_the_reason(batches, steps, error, message):
@@ -76,7 +76,9 @@ def test_loader_without_shuffle_and_with_collate():
         (lambda: rh.ReplayableLoader(iter([1]), 1), TypeError, "dataset: expected one with len"),
         (lambda: rh.ReplayableLoader([1], 0), ValueError, "batch_size: expected an integer >= 1"),
         (lambda: rh.ReplayableLoader([1], 2, drop_last=True), ValueError, "Lower batch_size"),
+        (lambda: rh.ReplayableLoader([1], 1, prefetch=0.5), TypeError, "prefetch: expected an integer >= 0"),
         (lambda: rh.ReplayableLoader([1], 1)(-1), IndexError, "step: expected"),
+        (lambda: rh.ReplayableLoader([1], 1)("0"), TypeError, "step: expected an integer, got '0'"),
     ],
 )
 def test_loader_refuses(make, error, message):
@@ -129,83 +131,3 @@ def test_settings_are_pinned_and_put_back(set_num_threads):
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.backends.cuda.flash_sdp_enabled()
     assert torch.equal(torch.rand(2), expected)
-
-
-# check_replayable
-
-
-def square(model, batch, hyperparameters):
-    return model(batch).square().mean()
-
-
-class Once(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.exp()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, g):
-        return g * ctx.saved_tensors[0].exp()
-
-
-class OnlyOnce(nn.Module):
-    def forward(self, x):
-        return Once.apply(x)
-
-
-class OwnNoise(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.generator = torch.Generator()
-
-    def forward(self, x):
-        return x + torch.randn(x.shape, generator=self.generator)
-
-    def __deepcopy__(self, memo):
-        return OwnNoise()
-
-
-def check(*layers, loss=square, hyperparameters=None):
-    return rh.check_replayable(nn.Sequential(nn.Linear(3, 4), *layers), loss, torch.randn(5, 3), hyperparameters)
-
-
-@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(4), nn.SiLU(), nn.LayerNorm(4), nn.Softmax(1)])
-def test_check_passes(layer):
-    result = check(layer, nn.Linear(4, 2))
-    assert result
-    assert "bit for bit" in str(result)
-
-
-def test_check_passes_attention():
-    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    assert rh.check_replayable(model, square, torch.randn(2, 3, 8))
-
-
-def test_check_names_unseeded_randomness():
-    result = check(nn.Tanh(), OwnNoise(), nn.Linear(4, 2))
-    assert not result
-    assert "'2' (OwnNoise)" in result.problems[0]
-    assert not result.same_loss
-
-
-def test_check_names_a_module_without_second_derivative():
-    result = check(nn.Sequential(nn.Tanh(), OnlyOnce()))
-    assert not result.second_derivatives
-    assert "'1.1' (OnlyOnce) has no second derivative" in str(result)
-
-
-def test_check_blames_the_loss_itself():
-    own = torch.Generator()
-
-    def loss(model, batch, hyperparameters):
-        return F.mse_loss(model(batch), torch.randn(5, 4, generator=own))
-
-    assert "the loss function itself" in str(check(loss=loss))
-
-
-def test_check_with_hyperparameters():
-    scale = torch.ones((), requires_grad=True)
-    assert check(loss=lambda m, b, h: h["s"] * square(m, b, h), hyperparameters={"s": scale})
-    assert scale.grad is None

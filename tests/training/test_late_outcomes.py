@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from reversible_hypergrad.reversible.fixed_adjoint import FixedAdjoint
 from small_task import STEPS, Task
 from test_faults import runs  # noqa: F401
 
 import reversible_hypergrad as rh
-from reversible_hypergrad.reversible import lookout
-from reversible_hypergrad.reversible import outcome
-from reversible_hypergrad.reversible.fixed_adjoint import FixedAdjoint
+from reversible_hypergrad.reversible import lateness, outcome
 from reversible_hypergrad.reversible.hash_log import HashLog
 from reversible_hypergrad.reversible.outcome import Outcome
 
@@ -41,7 +40,7 @@ def reads(monkeypatch):
 
 @pytest.fixture(params=[1, 7, 64])
 def every(request, monkeypatch, reads):
-    monkeypatch.setattr(lookout, "_EVERY", request.param)
+    monkeypatch.setattr(lateness, "LOOK_EVERY", request.param)
     return request.param
 
 
@@ -74,7 +73,7 @@ def hypergradients(settings, twice=False):
 def test_the_same_bits(settings, steps, monkeypatch):
     expected, report = hypergradients(settings, twice=True)
     read_late(monkeypatch)
-    monkeypatch.setattr(lookout, "_EVERY", steps)
+    monkeypatch.setattr(lateness, "LOOK_EVERY", steps)
     mine, late = hypergradients(settings, twice=True)
     assert all(torch.equal(a, b) for a, b in zip(mine, expected, strict=True))
     assert late.restored
@@ -82,7 +81,7 @@ def test_the_same_bits(settings, steps, monkeypatch):
 
 
 def test_few_reads(reads, monkeypatch):
-    monkeypatch.setattr(lookout, "_EVERY", 16)
+    monkeypatch.setattr(lateness, "LOOK_EVERY", 16)
     task = Task()
     trained = task.train()
     # Besides the outcomes of 16 steps, or what is left of them: two of the state itself, where a segment begins or ends.
@@ -94,7 +93,7 @@ def test_few_reads(reads, monkeypatch):
 
 def test_every_step_is_read_once_on_the_cpu(monkeypatch):
     looks = []
-    monkeypatch.setattr(lookout.Lookout, "look", lambda self: looks.append(len(self._waiting)))
+    monkeypatch.setattr(lateness.Lookout, "look", lambda self: looks.append(len(self._waiting)))
     hypergradients({})
     assert looks == [0, 0]  # at the end of each direction, with nothing left to read
 

@@ -301,9 +301,18 @@ def test_settings_of_wrong_type(keyword):
         rh.SGD(**keyword)
 
 
-@pytest.mark.parametrize("keyword", [{"state_bits": 16}, {"verify_every": 0}])
-def test_adjoint_settings(keyword):
-    with pytest.raises(ValueError, match=next(iter(keyword))):
+@pytest.mark.parametrize(
+    ("keyword", "error"),
+    [
+        ({"state_bits": 16}, ValueError),
+        ({"verify_every": 0}, ValueError),
+        ({"verify_every": 1.0}, TypeError),
+        ({"segments": 0}, ValueError),
+        ({"segments": "many"}, TypeError),
+    ],
+)
+def test_adjoint_settings(keyword, error):
+    with pytest.raises(error, match=next(iter(keyword))):
         rh.Reversible(**keyword)
 
 

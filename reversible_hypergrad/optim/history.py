@@ -1,0 +1,101 @@
+"""What an optimizer keeps beside its groups: the parts, the steps taken and the parameters that have not begun."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from reversible_hypergrad.optim.parts import Entry, Part
+from reversible_hypergrad.optim.settings import Settings
+from reversible_hypergrad.reversible.parameters import check_parameter
+from reversible_hypergrad.reversible.record import Record
+from reversible_hypergrad.reversible.state import State
+from reversible_hypergrad.rules.base import Rule
+
+__all__ = ["History", "name_of"]
+
+Groups = Sequence[dict[str, Any]]
+
+
+@dataclass
+class History:
+    """``parts`` in the order in which they joined: an entry has a record for each that was there then, the first ones."""
+
+    rule: Rule
+    state_bits: int
+    parts: list[Part] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    steps_taken: int = 0
+    waiting: list[list[int]] = field(default_factory=list)  # per group: positions of parameters that have no state yet
+
+    def newcomers(self, groups: Groups) -> list[Part]:
+        """Parts for the parameters whose first gradient has come."""
+        parts = []
+        for g, positions in enumerate(self.waiting):
+            params = groups[g]["params"]
+            by_device: dict[torch.device, list[int]] = {}
+            for i in positions:
+                if params[i].grad is not None:
+                    check_parameter(params[i], name_of(groups, g, i))
+                    by_device.setdefault(params[i].device, []).append(i)
+            for members in by_device.values():
+                names = [name_of(groups, g, i) for i in members]
+                parts.append(Part(g, tuple(members), State([params[i] for i in members], names, self.rule, self.state_bits)))
+        return parts
+
+    def append(self, settings: list[Settings], newcomers: Sequence[Part], records: list[Record]) -> Entry:
+        """A step has been taken by the parts and ``newcomers``."""
+        for part in newcomers:
+            self.waiting[part.group] = [i for i in self.waiting[part.group] if i not in part.members]
+        self.parts = [*self.parts, *newcomers]
+        for part in self.parts:
+            part.steps += 1
+        self.entries.append(Entry(settings, records))
+        self.steps_taken += 1
+        return self.entries[-1]
+
+    def take_off(self, count: int) -> Entry:
+        """The last ``count`` steps count as not taken; the device knows already. Returns the first of them."""
+        for _ in range(count):
+            entry = self.entries.pop()
+            for part, record in zip(self.parts, entry.records, strict=True):
+                part.take_off(record)
+        self.steps_taken -= count
+        return entry
+
+    def pop(self) -> None:
+        """The last step is undone. Parts back at a fresh start dissolve: their weights may be edited before their next step."""
+        self.entries.pop()
+        self.steps_taken -= 1
+        for part in self.parts:
+            if part.at_fresh_start:
+                self.waiting[part.group] = sorted([*self.waiting[part.group], *part.members])
+        self.parts = [part for part in self.parts if not part.at_fresh_start]
+
+    def begin_anew(self, groups: Groups, optimizer: str) -> None:
+        """From the present weights and states, without the steps so far.
+
+        Raises:
+            OverflowError, TypeError, ValueError: if the weights do not fit; nothing is changed then.
+        """
+        renewed = []
+        for part in self.parts:
+            params = groups[part.group]["params"] if part.group < len(groups) else []
+            if part.members[-1] >= len(params):
+                raise RuntimeError(
+                    f"{part.state.names[-1]}: was removed from param_groups, which mark_boundary() cannot accept. Put it back, "
+                    f"or construct a new {optimizer}"
+                )
+            weights = [params[i] for i in part.members]
+            for weight, name in zip(weights, part.state.names, strict=True):
+                check_parameter(weight, name)
+            state = State(weights, part.state.names, self.rule, self.state_bits)
+            state.take_states(part.state)
+            renewed.append(Part(part.group, part.members, state, fresh=False))
+        self.parts, self.entries = renewed, []
+
+
+def name_of(groups: Groups, group: int, position: int) -> str:
+    names = groups[group].get("param_names")
+    return f"parameter '{names[position]}'" if names else f"parameter {position} of group {group}"

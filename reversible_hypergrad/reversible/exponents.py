@@ -1,0 +1,104 @@
+"""How large the quanta of a tensor's integers are: chosen when its numbers are first seen, and made larger when they grow."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reversible_hypergrad import _core
+from reversible_hypergrad.core.fixed_point import FixedPointFormat
+from reversible_hypergrad.rules.base import Rule
+
+__all__ = ["EXPONENTS", "exponent_of_increments", "exponent_of_weights", "exponent_unseen", "growth", "magnitudes"]
+
+# Bits left above the largest number that was seen, so that it may grow before the integers must be shifted. What a step adds has
+# 51 of 64 bits: it holds changes as large as twice the weights, and states have 11 more for what a decay of 0.9995 lets them grow
+# to. In 32 bits that comes on top.
+_WEIGHT_ROOM = {64: 12, 32: 3}
+_INCREMENT_ROOM = {64: 5, 32: 2}
+# A tensor of zeros: its weights are taken for this large.
+_UNSEEN_WEIGHT = 0.125
+# The same of a state, where nobody looks when its first gradient comes.
+_UNSEEN_INCREMENT = 1.0
+
+# What an exponent may be, so that sigma and 1 / sigma, and what they are multiplied by, are normal numbers of the arithmetic.
+EXPONENTS = {64: (-900, 900), 32: (-90, 90)}
+
+
+def exponent_of_weights(largest: float, layout: FixedPointFormat) -> int:
+    """Of the quantum of weights whose largest magnitude is ``largest``."""
+    bits = layout.state_bits
+    return _clamped(_log2(largest or _UNSEEN_WEIGHT) - (layout.limit_bits - _WEIGHT_ROOM[bits]), bits)
+
+
+def exponent_of_increments(largest: float, factor: float, layout: FixedPointFormat) -> int:
+    """Of the quantum of a state that is zero and decays by ``factor``, from the largest magnitude that is first added to it."""
+    # A state is at most 1 / (1 - factor) equal increments.
+    gain = min(12, math.floor(-math.log2(max(1.0 - factor, 2.0**-12))))
+    bits = layout.state_bits
+    room = min(layout.increment_bits - _INCREMENT_ROOM[bits], layout.limit_bits - _INCREMENT_ROOM[bits] - gain)
+    return _clamped(_log2(largest) - room, bits)
+
+
+def exponent_unseen(layout: FixedPointFormat) -> int:
+    """Of the quantum of a state to which nothing has been added."""
+    return exponent_of_increments(_UNSEEN_INCREMENT, 0.9, layout)
+
+
+def magnitudes(rule: Rule, settings: Any, step: int, gradient: Tensor, weight: Tensor, z: Mapping[str, Tensor]) -> list[float]:
+    """The largest magnitude of what one step adds to each of a tensor's states, in the rule's order, and last of its update.
+
+    Args:
+        rule: whose step it is.
+        settings: its ``h``.
+        step: its ``t``.
+        gradient: float64, in the form that the rule's functions take, as ``weight`` and ``z``.
+        weight: before the step.
+        z: decayed.
+    """
+    new, found = dict(z), []
+    for name, increment in rule.increments(settings, step, gradient, weight, new):
+        new[name] = new[name] + increment
+        found.append(_largest(increment))
+    return [*found, _largest(rule.update(settings, step, new, rule.logged(settings, step, weight, new)))]
+
+
+def growth(
+    flags: int, used: Sequence[int], seen: Sequence[float], exponent: NDArray[np.int64], layout: FixedPointFormat
+) -> NDArray[np.int64]:
+    """By how many bits a refused step's slots must be shifted so that it fits, a bit to spare.
+
+    Args:
+        flags: of one tensor.
+        used: bits per slot, the weight last.
+        seen: the magnitudes of what the step added and subtracted, per slot.
+        exponent: of the slots in that step.
+        layout: of the integers.
+    """
+    more = np.zeros(len(used), np.int64)
+    kinds = [(_core.BAD_INCREMENT, _core.STATE_OVERFLOW)] * (len(used) - 1) + [(_core.BAD_CHANGE, _core.WEIGHT_OVERFLOW)]
+    for slot, (own, overflow) in enumerate(kinds):
+        if flags & own and math.isfinite(seen[slot]):
+            more[slot] = max(0, _log2(seen[slot]) + 2 - layout.increment_bits - int(exponent[slot])) if seen[slot] else 0
+        elif flags & overflow:
+            more[slot] = max(0, used[slot] - layout.limit_bits + 1)
+    # What is a little beyond by the kernels' rounding is not by the float64 numbers here.
+    return more if more.any() else np.array([1 if flags & (own | overflow) else 0 for own, overflow in kinds], np.int64)
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().max()) if values.numel() else 0.0
+
+
+def _log2(number: float) -> int:
+    """The least k with 2^k >= number."""
+    fraction, exponent = math.frexp(number)
+    return exponent - (fraction == 0.5)
+
+
+def _clamped(exponent: int, state_bits: int) -> int:
+    low, high = EXPONENTS[state_bits]
+    return min(max(exponent, low), high)

@@ -1,0 +1,260 @@
+"""The moves of a state under a rule without a program: in torch's operations, one tensor after the other.
+
+The same numbers as a program's kernels would give, operation for operation; see csrc/cpu/worker.h. It takes some dozens of passes
+over memory where a kernel takes one. Of a refused step the integers may be other ones: what does not fit counts as 0 here.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from reversible_hypergrad import _core
+from reversible_hypergrad._ops import ops
+from reversible_hypergrad.reversible.bit_planes import contract, expand
+from reversible_hypergrad.reversible.lateness import Ticket
+from reversible_hypergrad.reversible.moves import Gradients, Moves
+from reversible_hypergrad.reversible.outcome import Outcome
+from reversible_hypergrad.reversible.record import Record
+
+if TYPE_CHECKING:
+    from reversible_hypergrad.reversible.state import State
+
+__all__ = ["OperationMoves"]
+
+
+class OperationMoves(Moves):
+    """By the functions of the state's rule."""
+
+    queues = False
+
+    def __init__(self, state: "State") -> None:
+        super().__init__(state)
+        self.real = torch.float64 if state.format.state_bits == 64 else torch.float32
+
+    def step(self, record: Record, gradients: Gradients, with_hash: bool, again: bool, ticket: Ticket | None) -> Outcome:
+        assert ticket is None
+        words = self.words().zero_()
+        record.logged = [None] * len(gradients)
+        for i, gradient in enumerate(gradients):
+            if gradient is not None:
+                words[self._row(i)] = _Tensor(self, record, i).step(gradient, again)
+        return self._outcome(words, with_hash, weights=True, states=True)
+
+    def move_weights(self, record: Record, back: bool, with_hash: bool, ticket: Ticket | None) -> Outcome:
+        words = self.words().zero_()
+        for i, active in enumerate(record.active):
+            if active:
+                words[self._row(i)] = _Tensor(self, record, i).move_weight(back)
+        return self._outcome(words, with_hash, weights=True, states=False)
+
+    def undo_states(self, record: Record, gradients: Gradients, with_hash: bool, ticket: Ticket | None) -> Outcome:
+        words = self.words().zero_()
+        for i, gradient in enumerate(gradients):
+            if gradient is not None:
+                words[self._row(i)] = _Tensor(self, record, i).undo_states(gradient)
+        return self._outcome(words, with_hash, weights=False, states=True)
+
+    def _row(self, i: int) -> slice:
+        width = 2 + len(self.state.z)
+        return slice(1 + i * width, 1 + (i + 1) * width)
+
+    def _outcome(self, words: Tensor, with_hash: bool, weights: bool, states: bool) -> Outcome:
+        if with_hash:
+            words[0] = (
+                int(weights and self._hash(self.state.x)) + (self._hash_of_states() if states else 0) + 2**63
+            ) % 2**64 - 2**63
+        return Outcome(words, len(self.state.sizes))
+
+    def _hash_of_states(self) -> int:
+        # Weighted, so that states which change places show.
+        return sum((2 * k + 1) * self._hash(z, state=True) for k, z in enumerate(self.state.z))
+
+    def _hash(self, integers: Tensor, state: bool = False) -> int:
+        """The kernels' hash of integers at rest; those of the program "sgd" know one state."""
+        own = self.state
+        count = len(own.sizes)
+        numbers = torch.ones(count, 3 + ops.program_numbers("sgd"), dtype=torch.float64)
+        shifts = torch.zeros(count, 5, dtype=torch.int64)
+        words = torch.empty(1 + 3 * count, dtype=torch.int64, device=integers.device)
+        none = own.skipped[:0]
+        if state:
+            ops.undo_states("sgd", own.weights, [], own.x, [integers], numbers, shifts, [], none, none, True, words)
+        else:
+            ops.move_weights("sgd", own.weights, integers, [integers], numbers, shifts, [], none, True, True, words)
+        return int(words[0])
+
+
+class _Tensor:
+    """One tensor under one step."""
+
+    def __init__(self, moves: OperationMoves, record: Record, i: int) -> None:
+        state = self.state = moves.state
+        self.rule, self.real, self.record, self.i = state.rule, moves.real, record, i
+        settings = record.given.settings
+        self.h, self.t = settings[i if len(settings) > 1 else 0], record.given.step
+        *sigmas, self.before, self.after = record.numbers[i, : len(state.z) + 2].tolist()
+        self.sigma = dict(zip(self.rule.states, sigmas, strict=True))
+        self.integers = {name: state.part(i, z) for name, z in zip(self.rule.states, state.z, strict=True)}
+        self.x = state.part(i, state.x)
+        moves_of = record.shifts[i, 1:].view(-1, 2).tolist()
+        self.shifts = dict(zip((*self.rule.states, "weight"), moves_of, strict=True))
+        self.planes = self._planes()
+        self.flags = 0
+        first = sum(_core.block_count(n) for n in state.sizes[:i])
+        self.skipped = state.skipped[first : first + _core.block_count(state.sizes[i])]
+
+    def _planes(self) -> dict[str, Tensor]:
+        """Views of the record's planes, by slot."""
+        own = {}
+        offset = int((self.record.shifts[: self.i, 1::2].sum(1) * self.state.plane_bytes[: self.i]).sum())
+        for name, (shift, _) in self.shifts.items():
+            size = shift * int(self.state.plane_bytes[self.i])
+            own[name] = self.record.planes[offset : offset + size]
+            offset += size
+        return own
+
+    # Values
+
+    def _seen(self, flat: Tensor) -> Tensor:
+        """As the rule's functions take it."""
+        weight = self.state.weights[self.i]
+        return flat if self.rule.elementwise else flat.as_strided(weight.shape, weight.stride())
+
+    def _flat(self, seen: Tensor) -> Tensor:
+        if self.rule.elementwise:
+            return seen
+        weight = self.state.weights[self.i]
+        own = torch.empty(weight.numel(), dtype=seen.dtype, device=seen.device)
+        own.as_strided(weight.shape, weight.stride()).copy_(seen)
+        return own
+
+    def _value(self, integers: Tensor, sigma: float) -> Tensor:
+        return self._seen(integers.to(self.real) * sigma)
+
+    def _values(self) -> dict[str, Tensor]:
+        return {name: self._value(z, self.sigma[name]) for name, z in self.integers.items()}
+
+    def _gradient(self, gradient: Tensor) -> Tensor:
+        return self._seen(gradient.detach().as_strided((gradient.numel(),), (1,)).to(self.real))
+
+    def _rounded(self, value: Tensor, sigma: float, flag: int) -> Tensor:
+        """In quanta; what does not fit counts as 0, and raises the flag."""
+        scaled = (self._flat(value) * (1.0 / sigma)).round_()
+        fits = scaled.abs() < 2.0**self.state.format.increment_bits
+        if not bool(fits.all()):
+            self.flags |= flag
+            scaled = torch.where(fits, scaled, 0.0)
+        return scaled.to(self.x.dtype)
+
+    def _used(self, integers: Tensor, flag: int) -> int:
+        """A word whose bits tell how many the largest integer needs."""
+        if not integers.numel():
+            return 0
+        low, high = (int(extreme) for extreme in torch.aminmax(integers))
+        bits = max(high.bit_length(), (~low).bit_length() if low < 0 else 0)
+        if bits > self.state.format.limit_bits:
+            self.flags |= flag
+        word = 1 << bits if (low, high) != (0, 0) else 0
+        return (word + 2**63) % 2**64 - 2**63
+
+    def _contracted(self, integers: Tensor, name: str) -> Tensor:
+        shift, centre = self.shifts[name]
+        return contract(integers, shift, centre, self.planes[name])
+
+    def _expanded(self, integers: Tensor, name: str) -> Tensor:
+        shift, centre = self.shifts[name]
+        return expand(integers, shift, centre, self.planes[name])
+
+    # Moves
+
+    def step(self, gradient: Tensor, again: bool) -> Tensor:
+        g, w = self._gradient(gradient), self._value(self.x, self.before)
+        kept = {name: z.clone() for name, z in self.integers.items()} if again and bool(self.skipped.any()) else {}
+        for name, z in self.integers.items():
+            z.copy_(self._contracted(z, name))
+        if kept:
+            # What was refused on the way back is still as it was after the step.
+            self._keep_skipped(kept)
+        values = self._values()
+        for name, increment in self.rule.increments(self.h, self.t, g, w, values):
+            q = self._rounded(increment, self.sigma[name], _core.BAD_INCREMENT)
+            self.integers[name] += self._unless_skipped(q) if kept else q
+            values[name] = self._value(self.integers[name], self.sigma[name])
+        assert self.record.logged is not None
+        self.record.logged[self.i] = self.rule.logged(self.h, self.t, w, values)
+        used = [self._used(z, _core.STATE_OVERFLOW) for z in self.integers.values()]
+        row = self.move_weight(back=False)
+        return torch.tensor([self.flags, *used, int(row[-1])])
+
+    def move_weight(self, back: bool) -> Tensor:
+        logged = None if self.record.logged is None else self.record.logged[self.i]
+        update = self.rule.update(self.h, self.t, self._values(), logged)
+        change = self._rounded(update, self.after, 0 if back else _core.BAD_CHANGE)
+        if back:
+            self.x.copy_(self._expanded(self.x + change, "weight"))
+        else:
+            self.x.copy_(self._contracted(self.x, "weight") - change)
+        self._show(self.before if back else self.after)
+        used = 0 if back else self._used(self.x, _core.WEIGHT_OVERFLOW)
+        return torch.tensor([0 if back else self.flags, *[0] * len(self.integers), used])
+
+    def undo_states(self, gradient: Tensor) -> Tensor:
+        g, w = self._gradient(gradient), self._value(self.x, self.before)
+        after = {name: z.clone() for name, z in self.integers.items()} if self._shifts() else {}
+        foreign = torch.zeros(self.x.numel(), dtype=torch.bool, device=self.x.device)
+        for name in reversed(self.integers):
+            increment = self._increment_of(name, g, w)
+            self.integers[name] -= self._rounded(increment, self.sigma[name], _core.BAD_INCREMENT)
+            limit = 2 ** (self.state.format.limit_bits - self.shifts[name][0])
+            foreign |= (self.integers[name] < -limit) | (self.integers[name] > limit)
+        self.skipped.zero_()
+        if bool(foreign.any()):
+            self.flags |= _core.FOREIGN_GRADIENT
+            if after:
+                self.skipped.copy_(_blocks(foreign).any(1))
+        for name, z in self.integers.items():
+            z.copy_(self._expanded(z, name))
+        if after:
+            self._keep_skipped(after)
+        return torch.tensor([self.flags, *[0] * (1 + len(self.integers))])
+
+    def _increment_of(self, wanted: str, g: Tensor, w: Tensor) -> Tensor:
+        """Of one state, when those before it are new and those behind it are decayed only."""
+        for name, increment in self.rule.increments(self.h, self.t, g, w, self._values()):
+            if name == wanted:
+                return increment
+        raise ValueError(
+            f"optimizer: expected {type(self.rule).__name__}.increments to yield every state in the order of `states`, got none "
+            f"for {wanted!r}. Yield zeros for a state that gets nothing"
+        )
+
+    def _shifts(self) -> bool:
+        return any(self.shifts[name][0] for name in self.integers)
+
+    def _keep_skipped(self, kept: Mapping[str, Tensor]) -> None:
+        mask = self._mask()
+        for name, z in self.integers.items():
+            z.copy_(torch.where(mask, kept[name], z))
+
+    def _unless_skipped(self, q: Tensor) -> Tensor:
+        return torch.where(self._mask(), 0, q)
+
+    def _mask(self) -> Tensor:
+        """The weights whose block is skipped."""
+        return self.skipped.bool().repeat_interleave(_core.BLOCK_SIZE)[: self.x.numel()]
+
+    def _show(self, sigma: float) -> None:
+        weight = self.state.weights[self.i]
+        real = torch.float64 if weight.dtype == torch.float64 else self.real
+        value = self.x.to(real) * sigma
+        value = value.float() if weight.dtype.itemsize == 2 else value
+        weight.detach().as_strided((weight.numel(),), (1,)).copy_(value)
+
+
+def _blocks(flags: Tensor) -> Tensor:
+    """A row per block, the last one filled up."""
+    rows = math.ceil(flags.numel() / _core.BLOCK_SIZE)
+    return torch.nn.functional.pad(flags, (0, rows * _core.BLOCK_SIZE - flags.numel())).view(rows, _core.BLOCK_SIZE)

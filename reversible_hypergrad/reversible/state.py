@@ -1,0 +1,384 @@
+"""The integer state of tensors under a rule, and its moves from step to step."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reversible_hypergrad import _core
+from reversible_hypergrad._ops import refuse_device
+from reversible_hypergrad.core.fixed_point import FORMATS
+from reversible_hypergrad.reversible.exponents import (
+    EXPONENTS,
+    exponent_of_increments,
+    exponent_of_weights,
+    exponent_unseen,
+    growth,
+    magnitudes,
+)
+from reversible_hypergrad.reversible.initial import InitialWeights
+from reversible_hypergrad.reversible.lateness import Ticket
+from reversible_hypergrad.reversible.moves import Gradients, Moves, ProgramMoves
+from reversible_hypergrad.reversible.operations import OperationMoves
+from reversible_hypergrad.reversible.outcome import Outcome, is_late, read
+from reversible_hypergrad.reversible.record import Record, StepNumbers, combine, tables
+from reversible_hypergrad.reversible.refusal import refusal
+from reversible_hypergrad.reversible.scales import Scales, ScaleState
+from reversible_hypergrad.rules.base import Rule
+
+__all__ = ["State", "flat"]
+
+# Bits that integers on a GPU must leave free at a look, or the next step makes room: until the next look they may grow so far.
+_HEADROOM = 4
+_ROOM_MADE = 6
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """The elements of a dense tensor in memory order, as a view."""
+    return tensor.detach().as_strided((tensor.numel(),), (1,))
+
+
+class State:
+    """The integers of ``weights``, all on one device, and of their states under ``rule``.
+
+    Every tensor has a slot for each state of the rule, and last one for its weights: integers Z whose values are ``Z * sigma``,
+    sigma on the host, per tensor and slot. The caller keeps the records of steps and hands them back in reverse order. After
+    every call the visible weights are the rounded ones of the state. What outgrows the integers gets larger quanta.
+
+    Args:
+        weights: dense, on one device.
+        names: of them, for messages.
+        rule: its compiled program moves the state, or, if it has none, its functions do.
+        state_bits: 64 or 32.
+
+    Raises:
+        OverflowError: if a weight is not finite. Nothing is changed then.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], names: Sequence[str], rule: Rule, state_bits: int) -> None:
+        self.allocate(weights, names, rule, state_bits)
+        self.quantize_weights()
+
+    def allocate(self, weights: Sequence[Tensor], names: Sequence[str], rule: Rule, state_bits: int) -> None:
+        """An all-zero state for ``weights``, to be filled."""
+        self.weights = list(weights)
+        self.names = list(names)
+        self.rule = rule
+        self.format = FORMATS[state_bits]
+        self.sizes = sizes = [w.numel() for w in self.weights]
+        self.offsets = [0, *itertools.accumulate(_core.state_size(n) for n in sizes)]
+        self.size = sum(sizes)
+        device = self.weights[0].device
+        refuse_device(self.names[0], device)
+        self.x = torch.zeros(self.offsets[-1], dtype=self.format.torch_dtype, device=device)
+        self.z = [torch.zeros_like(self.x) for _ in rule.states]
+        self.skipped = torch.zeros(sum(_core.block_count(n) for n in sizes), dtype=torch.uint8, device=device)
+        self.initial: list[InitialWeights | None] = [None] * len(sizes)
+        self.scales = Scales(np.zeros((len(sizes), self.slots), np.int64), most_shift=state_bits - 3)
+        self.unset = np.ones((len(sizes), len(self.z)), bool)  # states that have been zero so far: their quanta may be chosen
+        self._no_room = np.zeros((len(sizes), self.slots), np.int64)
+        self._largest_shown = np.array([torch.finfo(weight.dtype).max for weight in self.weights])
+        self.more_room = self._no_room  # bits by which the next step shifts, to make room
+        self.plane_bytes = torch.tensor([_core.plane_bytes(n) for n in sizes], dtype=torch.int64)  # of one bit of each weight
+        self.moves: Moves = ProgramMoves(self) if rule.program else OperationMoves(self)
+
+    @property
+    def slots(self) -> int:
+        return len(self.z) + 1
+
+    def quantize_weights(self) -> None:
+        """The integers become those of the visible weights; what rounding lost is kept in ``initial``.
+
+        Raises:
+            OverflowError: if a weight is not finite. Nothing is changed then.
+        """
+        largest = [float(flat(weight).abs().max()) if weight.numel() else 0.0 for weight in self.weights]
+        for name, most in zip(self.names, largest, strict=True):
+            if not math.isfinite(most):
+                raise OverflowError(f"{name}: its weights must be finite, got {most}. Initialize it again, or leave it out")
+        exponents = np.array([exponent_of_weights(most, self.format) for most in largest])
+        now = self.scales.state
+        a, exponent = now.a.copy(), now.exponent.copy()
+        a[:, -1], exponent[:, -1] = 1.0, exponents
+        self.scales.state = ScaleState(a, now.count, exponent)
+        for i, weight in enumerate(self.weights):
+            part = self.part(i, self.x)
+            part.copy_((flat(weight).double() * 2.0 ** -float(exponents[i])).round_())
+            self.initial[i] = InitialWeights.differences(flat(weight), self.visible(i))
+
+    def take_states(self, other: "State") -> None:
+        """Goes on with the states of ``other``, of the same tensors, where these have as many elements as before."""
+        same = np.array(self.sizes) == np.array(other.sizes)
+        now, old = self.scales.state, other.scales.state
+        taken = ScaleState(now.a.copy(), now.count.copy(), now.exponent.copy())
+        self.unset = np.where(same[:, None], other.unset, self.unset)
+        for i in np.flatnonzero(same).tolist():
+            for mine, theirs in zip(self.z, other.z, strict=True):
+                self.part(i, mine).copy_(other.part(i, theirs))
+            for to, of in ((taken.a, old.a), (taken.count, old.count), (taken.exponent, old.exponent)):
+                to[i, :-1] = of[i, :-1]
+        self.scales.state = taken
+
+    # Values
+
+    def part(self, index: int, integers: Tensor) -> Tensor:
+        """What belongs to the tensor ``index`` of ``x`` or a member of ``z``, or of a vector laid out like them, flat."""
+        return integers[self.offsets[index] : self.offsets[index] + self.sizes[index]]
+
+    def sigma(self, index: int, slot: int) -> float:
+        """Of a tensor's slot now; the weight is the last one."""
+        now = self.scales.state
+        return math.ldexp(now.a[index, slot], int(now.exponent[index, slot]))
+
+    def value(self, index: int, slot: int, dtype: torch.dtype, sigma: float | None = None) -> Tensor:
+        """What a tensor's slot stands for now, or with another sigma; flat."""
+        integers = self.x if slot in (-1, self.slots - 1) else self.z[slot]
+        return self.part(index, integers).to(dtype) * (self.sigma(index, slot) if sigma is None else sigma)
+
+    def visible(self, index: int) -> Tensor:
+        """The weights of the tensor ``index`` as the kernels write them, flat."""
+        dtype, part = self.weights[index].dtype, self.part(index, self.x)
+        real = torch.float64 if self.format.state_bits == 64 or dtype == torch.float64 else torch.float32
+        value = part.to(real) * self.sigma(index, -1)
+        return value.float().to(dtype) if dtype.itemsize == 2 else value.to(dtype)
+
+    def resized(self) -> list[str]:
+        """Names of the tensors that no longer have as many elements as their state."""
+        return [n for n, w, size in zip(self.names, self.weights, self.sizes, strict=True) if w.numel() != size]
+
+    def edited(self, suspects: Sequence[int], at_start: bool) -> list[str]:
+        """Names of those of the tensors ``suspects`` whose visible weights are not the ones of the state; reads them."""
+        names = []
+        for i in suspects:
+            weight = self.weights[i]
+            expected = self.visible(i)
+            initial = self.initial[i]
+            if at_start and initial is not None:
+                initial.restore(expected)
+            if InitialWeights.differences(flat(weight), expected) is not None:
+                names.append(self.names[i])
+        return names
+
+    def show_weights(self) -> None:
+        """The visible weights become those of the state."""
+        for i, weight in enumerate(self.weights):
+            flat(weight).copy_(self.visible(i))
+
+    def restore_initial(self) -> None:
+        """The visible weights of the start, to the last bit. Call when the integers are back there."""
+        for weight, initial in zip(self.weights, self.initial, strict=True):
+            if initial is not None:
+                initial.restore(flat(weight))
+
+    # Forward
+
+    def step(
+        self,
+        gradients: Gradients,
+        given: StepNumbers,
+        hash_before: int | Outcome | None,
+        with_hash: bool,
+        *,
+        look: bool = True,
+        ticket: Ticket | None = None,
+    ) -> tuple[Record, Outcome]:
+        """One step, which counts as taken. A tensor whose gradient is None keeps its weights and states.
+
+        What outgrew the integers is shifted to make room, and the step taken again.
+
+        Args:
+            gradients: one per tensor, of its weight's dtype and memory order, or None.
+            given: the settings.
+            hash_before: of the present state, or who will know it; None: undoing the step is not checked.
+            with_hash: whether the outcome gets the hash of the state after the step.
+            look: whether to look at the outcome. If not, the caller does, later, and calls :meth:`make_room` then; what has
+                outgrown the integers by then is an error.
+            ticket: with ``look=False``, the step's place in its queue.
+
+        Raises:
+            FloatingPointError: a gradient, or what the rule makes of it, is not finite. Everything is as before then, but that
+                the visible weights are the rounded ones.
+            OverflowError: something is beyond the range of floating-point numbers. Likewise.
+        """
+        before, unset, owed = self.scales.state, self.unset, self.more_room
+        if look:
+            self._choose_exponents(gradients, given)
+        chosen, room = self.scales.state, owed
+        while True:
+            record = self.record(given, [g is not None for g in gradients], room)
+            record.hash_before, record.unset, record.owed = hash_before, unset, owed
+            outcome = self.moves.step(record, gradients, with_hash, False, ticket)
+            if not look:
+                break
+            beyond = self._beyond_dtype(outcome)
+            if not any(outcome.flags) and beyond is None:
+                break
+            self.retract(record, gradients)
+            self.scales.state = chosen
+            try:
+                room = room + self._growth(record, outcome, gradients, beyond)
+            except ArithmeticError:
+                self.scales.state, self.unset, self.more_room = before, unset, owed
+                raise
+        self.more_room = self._no_room
+        if look:
+            self._look(outcome)
+        return record, outcome
+
+    def record(self, given: StepNumbers, active: list[bool], room: NDArray[np.int64] | None = None) -> Record:
+        """A step's record, its planes empty. The scales are those after it from now on."""
+        scales, before = self.scales.state, self.scales.sigma()
+        taking_part = None if all(active) else np.array(active)
+        shift, centre = self.scales.decay(given.factors, taking_part, room if room is not None and room.any() else None)
+        numbers, shifts = tables(given, before, self.scales.sigma(), shift, centre, active)
+        planes = torch.empty(self.plane_count(shift), dtype=torch.uint8, device=self.x.device)
+        return Record(given, scales, self.scales.state, numbers, shifts, planes)
+
+    def plane_count(self, shift: NDArray[np.int64]) -> int:
+        """Bytes of a step's planes."""
+        return int((shift.sum(1) * self.plane_bytes.numpy()).sum())
+
+    def retract(self, record: Record, gradients: Gradients, ticket: Ticket | None = None) -> None:
+        """Takes back the step just taken, with its own gradients. With its ticket only if it was refused: the host need not know,
+        and goes on counting it as taken."""
+        after = self.scales.state, self.unset, self.more_room
+        self.move_weights(record, back=True, ticket=ticket)
+        self.undo_states(record, gradients, False, ticket)
+        if ticket is not None:
+            self.scales.state, self.unset, self.more_room = after
+
+    def count_as_not_taken(self, record: Record) -> None:
+        """What the host keeps is that of before the step; the integers are there already."""
+        scales = record.scales
+        if record.unset is not None and record.unset.any():
+            exponent = scales.exponent.copy()
+            exponent[:, :-1][record.unset] = 0
+            scales = replace(scales, exponent=exponent)
+        self.scales.state = scales
+        if record.unset is not None and record.owed is not None:
+            self.unset, self.more_room = record.unset, record.owed
+
+    def make_room(self, outcome: Outcome) -> None:
+        """Of the last step's outcome, read late: what has grown close to its limits gets room in the next step."""
+        self._look(outcome)
+
+    def _look(self, outcome: Outcome) -> None:
+        if not self.is_late:
+            if self.unset.any():
+                self.unset = self.unset & (np.array(outcome.used)[:, :-1] == 0)
+            return
+        used = np.array(outcome.used).reshape(-1, self.slots)
+        self.more_room = np.where(used > self.format.limit_bits - _HEADROOM, _ROOM_MADE, 0)
+        if self.unset.any():
+            self._settle_exponents(self.unset & (used[:, :-1] == 0))
+
+    def _settle_exponents(self, still_zero: NDArray[np.bool_]) -> None:
+        """Of states whose first gradients were zeros, where later steps are not looked at: as the largest of the others."""
+        now = self.scales.state
+        exponent = now.exponent.copy()
+        for slot in range(len(self.z)):
+            rows, others = still_zero[:, slot], ~still_zero[:, slot]
+            exponent[rows, slot] = exponent[others, slot].max() if others.any() else exponent_unseen(self.format)
+        self.scales.state = replace(now, exponent=exponent)
+        self.unset = np.zeros_like(self.unset)
+
+    def _choose_exponents(self, gradients: Gradients, given: StepNumbers) -> None:
+        """Of states that have been zero so far. This costs a pass over their first gradients."""
+        if not self.unset.any():
+            return
+        now = self.scales.state
+        exponent = now.exponent.copy()
+        for i, gradient in enumerate(gradients):
+            if gradient is None or not self.unset[i].any():
+                continue
+            seen = self._magnitudes(i, gradient, given)
+            for slot, factor in enumerate(np.broadcast_to(given.factors, exponent.shape)[i, :-1]):
+                if self.unset[i, slot] and 0 < seen[slot] < math.inf:
+                    exponent[i, slot] = exponent_of_increments(seen[slot], float(factor), self.format)
+        self.scales.state = replace(now, exponent=exponent)
+
+    def _magnitudes(self, i: int, gradient: Tensor, given: StepNumbers) -> list[float]:
+        """The largest magnitudes of what a step would add to the states of the tensor ``i``, and of its update."""
+        factors = np.broadcast_to(given.factors, (len(self.sizes), self.slots))[i]
+        g, w = flat(gradient).double(), self.value(i, -1, torch.float64)
+        z = {name: self.value(i, slot, torch.float64).mul_(factors[slot]) for slot, name in enumerate(self.rule.states)}
+        if not self.rule.elementwise:
+            form = self.weights[i].shape, self.weights[i].stride()
+            g, w, z = g.as_strided(*form), w.as_strided(*form), {name: state.as_strided(*form) for name, state in z.items()}
+        h = given.settings[i if len(given.settings) > 1 else 0]
+        return magnitudes(self.rule, h, given.step, g, w, z)
+
+    def _beyond_dtype(self, outcome: Outcome) -> int | None:
+        """The first tensor with a weight that was too large to be shown in its dtype, as float16 ends at 65504."""
+        # The bits in use bound the weights from above; only where that is not enough are they read.
+        bounds = np.ldexp(self.scales.sigma()[:, -1], [used[-1] for used in outcome.used])
+        for i in np.flatnonzero(bounds > self._largest_shown).tolist():
+            if not bool(torch.isfinite(flat(self.weights[i])).all()):
+                return int(i)
+        return None
+
+    def _growth(self, record: Record, outcome: Outcome, gradients: Gradients, beyond: int | None) -> NDArray[np.int64]:
+        """How much more room a refused step needs, which has been taken back. Raises if none would help."""
+        more = np.zeros((len(self.sizes), self.slots), np.int64)
+        exponent = record.scales_after.exponent
+        for i, (flags, gradient) in enumerate(zip(outcome.flags, gradients, strict=True)):
+            if not flags or gradient is None:
+                continue
+            seen = self._magnitudes(i, gradient, record.given)
+            more[i] = growth(flags, outcome.used[i], seen, exponent[i], self.format)
+            if beyond is None and (
+                not all(map(math.isfinite, seen)) or (exponent[i] + more[i]).max() > EXPONENTS[self.format.state_bits][1]
+            ):
+                beyond = i
+        error = refusal([self], [gradients], [outcome], beyond)
+        if error is not None:
+            raise error
+        return more
+
+    # Back
+
+    def move_weights(self, record: Record, *, back: bool, with_hash: bool = False, ticket: Ticket | None = None) -> Outcome:
+        """The weights back to before the step (the first phase of undoing), or forward again. The hash is theirs alone."""
+        return self.moves.move_weights(record, back, with_hash, ticket)
+
+    def undo_states(self, record: Record, gradients: Gradients, with_hash: bool, ticket: Ticket | None = None) -> Outcome:
+        """The states back to before the step (the second phase), given the step's gradient. The hash is theirs alone."""
+        outcome = self.moves.undo_states(record, gradients, with_hash, ticket)
+        record.after = self.scales.state, self.unset, self.more_room
+        self.count_as_not_taken(record)
+        return outcome
+
+    def redo(self, record: Record, gradients: Gradients) -> None:
+        """Takes both phases of undoing back, whatever gradient was used, as long as it is the same one."""
+        self.moves.step(record, gradients, False, True, None)
+        self.scales.state, self.unset, self.more_room = record.after
+
+    # At rest
+
+    def hash(self) -> int:
+        """Of the whole state at rest."""
+        nothing = StepNumbers(np.ones(self.slots), np.zeros(self.moves.numbers))
+        still = self.record(nothing, [False] * len(self.weights))
+        x = self.move_weights(still, back=True, with_hash=True)
+        z = self.undo_states(still, [None] * len(self.weights), with_hash=True)
+        read([x, z])
+        return combine(x.hash, z.hash)
+
+    def is_empty(self) -> bool:
+        """Whether all states are zero and no scale has moved: the state before a first step."""
+        return not self.scales.state.count.any() and not any(bool(z.any()) for z in self.z)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether moves are only queued when their calls return."""
+        return is_late(self.x.device)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the integers."""
+        return self.x.nbytes + sum(z.nbytes for z in self.z)

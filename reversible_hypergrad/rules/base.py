@@ -1,0 +1,204 @@
+"""What an optimizer is: one declaration, from which training, its adjoints and its reversal follow."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from inspect import Parameter, Signature, signature
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from reversible_hypergrad.problem.setting import Setting, Settings
+from reversible_hypergrad.rules.settings import Given, Resolved, SettingSpec, check_given, shown, spread
+
+__all__ = ["LEAST_FACTOR", "Rule", "SettingSpec"]
+
+LEAST_FACTOR = 2.0**-16  # what a state may decay by in one step and still be undone
+
+
+class Rule(ABC):
+    """An optimizer, as three formulas. Subclass it to write one; an instance is what :func:`train` takes as ``optimizer``.
+
+    A step with the gradient g changes each state, in order, and then the weights::
+
+        z = decay * z + increment(g, w, z)          earlier states new, later ones decayed but old
+        w = decay["weight"] * w - update(z)         all states new
+
+    That the update looks at new states alone is what lets a step be undone: from the states after it follow the weights before
+    it, from these the gradient, and from that the states. A rule whose update needs the gradient keeps it as a state that decays
+    by 0; such a step can be trained and differentiated, but not undone.
+
+    Attributes:
+        states: name -> power of the gradient's scale: 1 like g, 2 like g*g, 0 of order 1. All begin at 0.
+        settings: name -> :class:`SettingSpec`. They become keyword arguments, each a number, a tensor or a dict of these, per
+            step or per weight, learned or not: see :class:`SGD`.
+        elementwise: whether every number depends on its own weight alone, so that the functions may be applied to several
+            tensors laid end to end, and to zeros between them. If False, they get one tensor at a time, in the weight's shape.
+        linear: a promise that makes steps faster: the rule is elementwise, its increments and its update are linear in g, w and
+            z, and no function looks at t. It is checked.
+        program: the name of the compiled program for fixed-point steps; empty: there is none.
+        sums_before: the settings whose derivatives the program's adjoint gives before the gradient is there, in its order, each
+            with the factor that the program leaves out.
+        sums_after: likewise when it is there.
+
+    The functions are called with
+
+    - ``h``: one attribute per setting, a float or a tensor: use operators and torch functions, not ``math``;
+    - ``t``: the step, from 0;
+    - ``g``, ``w``: gradient and old weights;
+    - ``z``: name -> state.
+
+    They must be differentiable by torch: use :func:`reversible_hypergrad.rules.root` in place of ``sqrt`` where a state may be 0.
+
+    Cost: with plain floats one pass over memory per operation written; a linear rule as a hand-written one.
+
+    Raises:
+        TypeError: for settings that the rule does not declare, or that are missing, or of a wrong type.
+
+    >>> import torch, reversible_hypergrad as rh
+    >>> from reversible_hypergrad.rules import SettingSpec, root
+    >>> class RMSprop(rh.Rule):
+    ...     states = {"s": 2, "b": 0}
+    ...     settings = {
+    ...         "lr": SettingSpec(0.01, per_weight=True),
+    ...         "alpha": SettingSpec(0.99, high=1.0),
+    ...         "momentum": SettingSpec(0.9, high=1.0),
+    ...         "eps": SettingSpec(1e-8),
+    ...     }
+    ...     elementwise = True
+    ...     def decay(self, h, t):
+    ...         return {"s": h.alpha, "b": h.momentum}
+    ...     def increments(self, h, t, g, w, z):
+    ...         yield "s", (1 - h.alpha) * g * g
+    ...         yield "b", g / (root(z["s"]) + h.eps)
+    ...     def update(self, h, t, z, logged):
+    ...         return h.lr * z["b"]
+    >>> RMSprop(lr=1e-3)
+    RMSprop(lr=0.001, alpha=0.99, momentum=0.9, eps=1e-08)
+    """
+
+    states: ClassVar[Mapping[str, int]]
+    settings: ClassVar[Mapping[str, SettingSpec]]
+    elementwise: ClassVar[bool] = False
+    linear: ClassVar[bool] = False
+    program: ClassVar[str] = ""
+    sums_before: ClassVar[Sequence[tuple[str, float]]] = ()
+    sums_after: ClassVar[Sequence[tuple[str, float]]] = ()
+
+    # What a rule is
+
+    @abstractmethod
+    def decay(self, h: Any, t: int) -> Mapping[str, Any]:
+        """State, or "weight" -> the factor in [0, 1] that it shrinks by: a number, one for all weights. Left out: 1."""
+
+    @abstractmethod
+    def increments(self, h: Any, t: int, g: Tensor, w: Tensor, z: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Yields (state, what is added to it), in the order of ``states``. ``z`` is always the present one."""
+
+    @abstractmethod
+    def update(self, h: Any, t: int, z: Mapping[str, Tensor], logged: Any) -> Tensor:
+        """What is subtracted from the weights, from new states and ``logged`` numbers."""
+
+    def logged(self, h: Any, t: int, w: Tensor, z: Mapping[str, Tensor]) -> Any:
+        """Numbers per tensor and step that look at the old weights, such as a norm of theirs: they are kept. None: there are
+        none."""
+        return None
+
+    def numbers(self, h: Any) -> tuple[float, ...]:
+        """What the compiled ``program`` takes from the settings, in its order."""
+        raise NotImplementedError(f"{type(self).__name__} declares no numbers for its program {self.program!r}")
+
+    def direction_is_state(self, h: Any) -> bool:
+        """Whether the program's direction is the cotangent of the first state as it is, so that it need not be written."""
+        return False
+
+    def irreversible(self, settings: Sequence[Settings]) -> str | None:
+        """Why a run with these settings, one mapping per parameter, cannot be undone; None if it can."""
+        for of_one in {tuple(of_one.values()): of_one for of_one in settings}.values():
+            steps = max((len(setting.numbers) for setting in of_one.values()), default=1)
+            for name, factors in self.factors(of_one, steps).items():
+                bad = next((factor for factor in factors if not LEAST_FACTOR <= factor <= 1), None)
+                if bad is not None:
+                    return (
+                        f"optimizer: rh.Reversible() expected {type(self).__name__} to decay {name!r} by a factor from 2^-16 to "
+                        f"1, got {bad:g}: a step that forgets a state cannot be undone from a few bits. Use "
+                        "adjoint=rh.Checkpoint()"
+                    )
+        return None
+
+    # What follows from it
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.__init__ is Rule.__init__ and hasattr(cls, "settings"):
+            # Those without a default first, as Python wants them.
+            ordered = sorted(cls.settings.items(), key=lambda item: item[1].default is not None)
+            defaults = {name: Parameter.empty if spec.default is None else spec.default for name, spec in ordered}
+            cls.__signature__ = Signature(  # type: ignore[attr-defined]
+                [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=default) for name, default in defaults.items()]
+            )
+
+    def __init__(self, *positional: Given, **named: Given) -> None:
+        self.given: dict[str, Given] = named
+        if type(self).__init__ is Rule.__init__:
+            try:
+                bound = signature(type(self)).bind(*positional, **named)
+            except TypeError as error:
+                raise TypeError(f"{type(self).__name__}: {error}; its settings are {', '.join(self.settings)}") from None
+            bound.apply_defaults()
+            self.given = {name: bound.arguments[name] for name in self.settings}
+        for name, value in self.given.items():
+            check_given(name, value)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={shown(given)}' for name, given in self.given.items())})"
+
+    def resolve(self, names: Sequence[str], weights: Sequence[Tensor], steps: int) -> Resolved:
+        """The settings of each parameter at each step. Reads the tensors.
+
+        Raises:
+            ValueError: for shapes, keys and numbers that make no sense. It names the setting.
+        """
+        return spread(self.settings, self.given, names, weights, steps)
+
+    def factors(self, settings: Settings, steps: int) -> dict[str, list[float]]:
+        """What each state, and "weight", decays by: one number for all steps, or one per step."""
+        if self.linear:
+            constant = all(len(setting.numbers) < 2 for setting in settings.values())
+            columns = self.decay(self.columns(settings, min(steps, 2) if constant else steps), 0)
+            expanded = {
+                name: torch.as_tensor(factor, dtype=torch.float64).expand(min(steps, 2) if constant else steps)
+                for name, factor in columns.items()
+            }
+            return {name: factors[-1 if constant else 0 :].tolist() for name, factors in expanded.items()}
+        rows = [self.decay(self.at(settings, t), t) for t in range(steps)]
+        return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else ())}
+
+    def columns(self, settings: Settings, steps: int) -> SimpleNamespace:
+        """``h`` of one parameter with a float64 tensor of shape (steps,) per setting; NaN for one per weight."""
+        h = SimpleNamespace()
+        for name, spec in self.settings.items():
+            numbers = torch.tensor(list(settings[name].numbers) or [math.nan], dtype=torch.float64).expand(steps)
+            aside = torch.from_numpy(spec.set_aside_at(settings, steps))
+            setattr(h, name, numbers if spec.first is None else torch.where(aside, spec.first, numbers))
+        return h
+
+    def at(self, settings: Settings, t: int, read: Callable[[str, Setting], Any] | None = None) -> SimpleNamespace:
+        """``h`` of one parameter at step ``t``.
+
+        Args:
+            read: what stands for a setting that is not set aside in this step; None: its number, NaN for one per weight.
+        """
+        h = SimpleNamespace()
+        for name, spec in self.settings.items():
+            setting = settings[name]
+            if spec.set_aside(settings, t):
+                value: Any = spec.first
+            elif read is not None:
+                value = read(name, setting)
+            else:
+                value = setting.at(t) if setting.elementwise is None else math.nan
+            setattr(h, name, value)
+        return h

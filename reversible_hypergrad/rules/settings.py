@@ -1,0 +1,206 @@
+"""Settings as a user gives them, checked and spread over parameters and steps by what a rule declares of them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reversible_hypergrad.problem.setting import Setting, Settings
+
+__all__ = ["Given", "Resolved", "SettingSpec", "check_given", "shown", "spread"]
+
+Value = float | Tensor
+Given = Value | Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class SettingSpec:
+    """What a rule declares of one of its settings.
+
+    Attributes:
+        default: if none is given; None: one must be given.
+        low: the least that makes sense.
+        high: the most that does.
+        per_weight: whether a tensor of the weight's own shape is allowed, one value per weight.
+        first: what the setting is in the first step whatever was given, such as no dampening; None: what was given.
+        needs: a setting where 0 sets this one aside in any step: then it is ``first``, too. Empty: none.
+
+    >>> SettingSpec(0.9, high=1.0).domain
+    'in [0, 1]'
+    """
+
+    default: float | None = None
+    low: float = 0.0
+    high: float = math.inf
+    per_weight: bool = False
+    first: float | None = None
+    needs: str = ""
+
+    @property
+    def domain(self) -> str:
+        """The numbers that make sense, in words; empty if all do."""
+        if math.isfinite(self.high):
+            return f"in [{self.low:g}, {self.high:g}]"
+        return f">= {self.low:g}" if math.isfinite(self.low) else ""
+
+    def set_aside(self, settings: Settings, step: int) -> bool:
+        """Whether the setting is ``first`` in ``step``, so that it has no derivative there."""
+        if self.first is None:
+            return False
+        return step == 0 or (bool(self.needs) and settings[self.needs].elementwise is None and settings[self.needs].at(step) == 0)
+
+    def set_aside_at(self, settings: Settings, steps: int) -> np.ndarray:
+        """The same for steps 0, 1, ... at once."""
+        aside = np.zeros(steps, bool)
+        if self.first is not None:
+            aside[:1] = True
+            if self.needs and settings[self.needs].elementwise is None:
+                aside |= np.asarray(settings[self.needs].numbers) == 0
+        return aside
+
+
+@dataclass
+class Resolved:
+    """What was given, of each parameter at each step."""
+
+    settings: list[Settings]  # one per parameter
+    tensors: list[Tensor]  # the given tensors that require grad; Setting.source counts them
+
+
+def spread(
+    specs: Mapping[str, SettingSpec], given: Mapping[str, Given], names: Sequence[str], weights: Sequence[Tensor], steps: int
+) -> Resolved:
+    """The settings of each parameter at each step. Reads the tensors.
+
+    Raises:
+        ValueError: for shapes, keys and numbers that make no sense. It names the setting.
+    """
+    tensors: list[Tensor] = []
+    columns = {name: _spread(name, spec, given[name], names, weights, steps, tensors) for name, spec in specs.items()}
+    return Resolved([{name: column[i] for name, column in columns.items()} for i in range(len(names))], tensors)
+
+
+def check_given(setting: str, given: Given) -> None:
+    """Raises TypeError for what is neither a number nor a floating-point tensor nor a dict of these."""
+    for value in given.values() if isinstance(given, Mapping) else [given]:
+        if isinstance(value, Tensor):
+            if not value.is_floating_point():
+                raise TypeError(f"{setting}: expected a floating-point tensor, got {value.dtype}")
+        elif isinstance(value, bool) or not isinstance(value, int | float | np.floating):
+            raise TypeError(f"{setting}: expected a number, a tensor or a dict of these, got {type(value).__name__}")
+
+
+def shown(given: Given) -> str:
+    """As text for a repr."""
+    if isinstance(given, Mapping):
+        return "{" + ", ".join(f"{key!r}: {shown(value)}" for key, value in given.items()) + "}"
+    return f"tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else repr(float(given))
+
+
+def _spread(
+    setting: str,
+    spec: SettingSpec,
+    given: Given,
+    names: Sequence[str],
+    weights: Sequence[Tensor],
+    steps: int,
+    sources: list[Tensor],
+) -> list[Setting]:
+    made: dict[tuple[Any, ...], Setting] = {}
+    column = []
+    keys = _keys(setting, given, names) if isinstance(given, Mapping) else [None] * len(names)
+    for name, key, weight in zip(names, keys, weights, strict=True):
+        label = setting if key is None else f"{setting}[{key!r}]"
+        value = given[key] if isinstance(given, Mapping) else given  # type: ignore[index]
+        per_weight = isinstance(value, Tensor) and _is_elementwise(spec, label, value, name, weight, steps)
+        if isinstance(value, Tensor):
+            identity: tuple[Any, ...] = (id(value), name if per_weight else None)
+        else:
+            identity = ("number", float(value))
+        if identity not in made:
+            made[identity] = _read(spec, label, value, weight if per_weight else None, sources)
+        column.append(made[identity])
+    return column
+
+
+def _keys(setting: str, given: Mapping[str, Value], names: Sequence[str]) -> list[str]:
+    """The key of ``given`` that is for each name."""
+    keys = []
+    for name in names:
+        if name in given:
+            keys.append(name)
+            continue
+        matches = [key for key in given if key != "*" and fnmatchcase(name, key)]
+        if len(matches) > 1:
+            raise ValueError(
+                f"{setting}: the parameter {name!r} is matched by {' and '.join(map(repr, matches))}. Give it a key of its own"
+            )
+        if not matches and "*" not in given:
+            raise ValueError(
+                f"{setting}: no key matches the parameter {name!r}, got keys {list(given)}. Add it, or '*' for all others"
+            )
+        keys.append(matches[0] if matches else "*")
+    for key in given:
+        if key != "*" and not any(fnmatchcase(name, key) or name == key for name in names):
+            raise ValueError(f"{setting}: the key {key!r} matches no trained parameter; they are {', '.join(names)}")
+    return keys
+
+
+def _is_elementwise(spec: SettingSpec, label: str, value: Tensor, name: str, weight: Tensor, steps: int) -> bool:
+    shape, own = tuple(value.shape), tuple(weight.shape)
+    schedule = shape in ((), (steps,), (steps, 1))
+    elementwise = spec.per_weight and shape in (own, (1, *own)) and shape != ()
+    if schedule and elementwise and value.numel() > 1:
+        raise ValueError(
+            f"{label}: a tensor of shape {shape} could be one value per step or one per weight of {name!r}. Give it shape "
+            f"({steps}, 1) for steps, or {(1, *own)} for weights"
+        )
+    if not schedule and not elementwise:
+        or_own = f", or {own} for a value per weight" if spec.per_weight else ""
+        raise ValueError(
+            f"{label}: expected a tensor of shape () or ({steps},), one per step{or_own}, for the parameter {name!r}; got shape "
+            f"{shape}"
+        )
+    return elementwise and not schedule
+
+
+def _read(spec: SettingSpec, label: str, value: Value, weight: Tensor | None, sources: list[Tensor]) -> Setting:
+    source = None
+    if isinstance(value, Tensor) and value.requires_grad:
+        known = [i for i, tensor in enumerate(sources) if tensor is value]
+        if not known:
+            sources.append(value)
+        source = known[0] if known else len(sources) - 1
+    if weight is not None:
+        assert isinstance(value, Tensor)
+        own = torch.empty_like(weight, dtype=value.dtype, requires_grad=False)
+        own.copy_(value.detach().reshape(weight.shape))
+        if not bool((torch.isfinite(own) & (own >= spec.low) & (own <= spec.high)).all()):
+            expected = f"finite numbers {spec.domain}".rstrip()
+            raise ValueError(f"{label}: expected {expected}, got {own.min().item():g} to {own.max().item():g}")
+        return Setting((), own.as_strided((weight.numel(),), (1,)), source)
+    numbers = _numbers(value) if isinstance(value, Tensor) else [float(value)]
+    for number in numbers:
+        _check_number(spec, label, number)
+    return Setting(numbers, None, source)
+
+
+def _numbers(value: Tensor) -> list[float]:
+    flat = value.detach().reshape(-1).cpu()
+    if flat.dtype == torch.float32:
+        # The shortest decimal: 0.9 given as float32 means 9/10, not 0.89999998.
+        return [float(str(x)) for x in flat.numpy()]
+    return [float(x) for x in flat.double().numpy()]
+
+
+def _check_number(spec: SettingSpec, label: str, number: float) -> None:
+    if not math.isfinite(number):
+        raise ValueError(f"{label}: expected finite numbers, got {number}")
+    if not spec.low <= number <= spec.high:
+        remedy = ". To learn one, pass its logarithm's exp()" if spec.low == 0 and spec.high == math.inf else ""
+        raise ValueError(f"{label}: expected numbers {spec.domain}, got {number:g}{remedy}")
