@@ -45,8 +45,8 @@ def exponents_of_weights(largest: Sequence[float], layout: FixedPointFormat) -> 
 
 def exponent_of_increments(largest: float, factor: float, layout: FixedPointFormat) -> int:
     """Of the quantum of a state that is zero and decays by ``factor``, from the largest magnitude that is first added to it."""
-    # A state is at most 1 / (1 - factor) equal increments.
-    gain = min(12, math.floor(-math.log2(max(1.0 - factor, 2.0**-12))))
+    # A state is at most 1 / (1 - factor) equal increments; more than some hundred are seldom equal.
+    gain = min(9, math.floor(-math.log2(max(1.0 - factor, 2.0**-9))))
     bits = layout.state_bits
     room = min(layout.increment_bits, layout.limit_bits - gain) - _INCREMENT_ROOM[bits]
     return _clamped(_log2(largest) - room, bits)
