@@ -78,7 +78,13 @@ class Side:
             for array in (*vars(part.state.scales.state).values(), part.state.unset)
         ]
         hashes = [record.hash_before for entry in self.optimizer._history.entries for record in entry.records]
-        return parts, scales, hashes, self.optimizer._history.steps_taken, [dict(g, params=None) for g in self.optimizer.param_groups]
+        return (
+            parts,
+            scales,
+            hashes,
+            self.optimizer._history.steps_taken,
+            [dict(g, params=None) for g in self.optimizer.param_groups],
+        )
 
     def assert_same(self, other: Side) -> None:
         for mine, expected in zip(self.states(), other.states(), strict=True):
@@ -220,7 +226,7 @@ def test_steps_after_a_refused_one_are_looked_at_and_make_room(state_bits, outgr
             side.optimizer.step()
         side.optimizer.synchronize()
 
-    with pytest.raises((OverflowError, FloatingPointError), match="between two looks|many times larger than at the last look"):
+    with pytest.raises((OverflowError, FloatingPointError), match=r"between two looks|many times larger than at the last look"):
         large(50)
     taken = side.optimizer._history.steps_taken
     assert 1 <= taken < 50

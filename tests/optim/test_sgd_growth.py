@@ -56,9 +56,7 @@ def relative_to_torch(state_bits: int, gradients_of: Callable[[int], list[torch.
             p.grad, q.grad = gradient, gradient.double()
         for optimizer in optimizers:
             optimizer.step()
-    return max(
-        ((p.double() - q).abs().max() / (q - s).abs().max()).item() for p, q, s in zip(ours, theirs, start, strict=True)
-    )
+    return max(((p.double() - q).abs().max() / (q - s).abs().max()).item() for p, q, s in zip(ours, theirs, start, strict=True))
 
 
 def spike(step: int) -> list[torch.Tensor]:
@@ -94,7 +92,9 @@ def test_growing_velocities_stay_exact(gradients_of: Callable[[int], list[torch.
 def test_a_quantum_follows_the_first_gradients(state_bits: int) -> None:
     """Tiny and huge gradients are held as finely as others."""
     distances = [
-        relative_to_torch(state_bits, lambda step, scale=scale: random_gradients(random_parameters((9,), (600,)), step, scale), 50, 1e-2 / scale)
+        relative_to_torch(
+            state_bits, lambda step, scale=scale: random_gradients(random_parameters((9,), (600,)), step, scale), 50, 1e-2 / scale
+        )
         for scale in (1e-12, 1.0, 1e12)
     ]
     assert max(distances) < 1e-5

@@ -103,7 +103,9 @@ def test_weights_beyond_the_floats_of_their_dtype(dtype: torch.dtype, steps: int
     optimizer.param_groups[0]["lr"] = RATES[dtype]
     gradients = random_gradients(parameters, 9, scale=10.0)
     gradients[0].zero_()
-    with refused(optimizer, OverflowError, "'first'" if steps else "'second'", "a weight", "range of floating-point", "learning rate"):
+    with refused(
+        optimizer, OverflowError, "'first'" if steps else "'second'", "a weight", "range of floating-point", "learning rate"
+    ):
         optimizer.step(setting_gradients(parameters, gradients))
     optimizer.param_groups[0]["lr"] = 0.1
     optimizer.rewind(reversed([*closures, *take_steps(optimizer, 2)]))
