@@ -70,9 +70,9 @@ def test_as_near_to_float64_as_float32_sgd(momentum: float, lr: float) -> None:
     """After 1,500 steps, whatever the width of the state.
 
     Allowance: all of these runs take gradients in float32, whose rounding alone leads float32 SGD some 1e-6 away; that is one
-    draw of an error, within a factor of 2 of another one. 32-bit integers add the rounding of each change of the weights to quanta of
-    2^-25 of the largest first weight. As errors of random sign these add up to 0.3 * 2^-25 * sqrt(1500) = 3.5e-7 of it. First
-    weights are uniform, so that is 6e-7 of their root mean square. The velocity's rounding is of the same size.
+    draw of an error, within a factor of 2 of another one. 32-bit integers add the rounding of each change of the weights to
+    quanta of 2^-25 of the largest first weight. As errors of random sign these add up to 0.3 * 2^-25 * sqrt(1500) = 3.5e-7 of
+    it. First weights are uniform, so that is 6e-7 of their root mean square. The velocity's rounding is of the same size.
     """
     settings: dict[str, Any] = {"lr": lr, "momentum": momentum}
     exact, loss = weights_after(torch.float64, lambda p: torch.optim.SGD(p, **settings), 1500, 128)

@@ -208,7 +208,7 @@ def test_the_number_of_entries_does_not_grow_with_the_steps() -> None:
 
 def test_a_parameter_s_entry_is_its_own() -> None:
     """What it holds does not depend on the parameters beside it, but for the hash of all and its place among them."""
-    weights = random_parameters((9,), (3, 5), (600,))
+    weights = random_parameters((9,), (3, 7), (600,))
     together = rh.ReversibleSGD(weights, lr=0.1, momentum=0.1)
     apart = [rh.ReversibleSGD([nn.Parameter(w.detach().clone())], lr=0.1, momentum=0.1) for w in weights]
     for step in range(12):
