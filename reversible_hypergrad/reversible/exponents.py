@@ -12,12 +12,17 @@ from reversible_hypergrad import _core
 from reversible_hypergrad.core.fixed_point import FixedPointFormat
 from reversible_hypergrad.rules.base import Rule
 
-__all__ = ["EXPONENTS", "exponent_of_increments", "exponent_of_weights", "exponent_unseen", "growth", "magnitudes"]
+__all__ = ["EXPONENTS", "exponent_of_increments", "exponent_unseen", "exponents_of_weights", "growth", "magnitudes"]
 
-# Bits left above the largest number that was seen, so that it may grow before the integers must be shifted. What a step adds has
-# 51 of 64 bits: it holds changes as large as twice the weights. In 32 bits all is scarcer, and weights often grow tenfold.
-_WEIGHT_ROOM = {64: 12, 32: 5}
-_STATE_ROOM = {64: 6, 32: 4}
+# Bits left above the largest number that was seen, so that it may grow before the integers must be shifted, which costs as many
+# bits per weight. 64 bits have plenty: numbers may grow a thousandfold, and keep 41 bits. Of 32 bits each one counts, but weights
+# often grow tenfold in training. On a GPU, where nobody looks for many steps, states that have outgrown their integers by then are
+# an error, so there they have more.
+_WEIGHT_ROOM = {64: 20, 32: 5}
+_STATE_ROOM = {64: 10, 32: 2}
+_LATE_ROOM = {64: 0, 32: 3}
+# Weights are taken for no smaller than this part of the largest in the state: a bias that begins near zero grows soon.
+_LEAST_PART = 1 / 64
 # A tensor of zeros: its weights are taken for this large.
 _UNSEEN_WEIGHT = 0.125
 # The same of a state, where nobody looks when its first gradient comes.
@@ -27,23 +32,31 @@ _UNSEEN_INCREMENT = 1.0
 EXPONENTS = {64: (-900, 900), 32: (-90, 90)}
 
 
-def exponent_of_weights(largest: float, layout: FixedPointFormat) -> int:
-    """Of the quantum of weights whose largest magnitude is ``largest``."""
+def exponents_of_weights(largest: Sequence[float], layout: FixedPointFormat) -> list[int]:
+    """Of the quanta of weights.
+
+    Args:
+        largest: magnitude of each tensor's.
+        layout: of the integers.
+    """
     bits = layout.state_bits
-    return _clamped(_log2(largest or _UNSEEN_WEIGHT) - (layout.limit_bits - _WEIGHT_ROOM[bits]), bits)
+    room = layout.limit_bits - _WEIGHT_ROOM[bits]
+    least = max(largest) * _LEAST_PART or _UNSEEN_WEIGHT
+    return [_clamped(_log2(max(own, least)) - room, bits) for own in largest]
 
 
-def exponent_of_increments(largest: float, factor: float, layout: FixedPointFormat) -> int:
+def exponent_of_increments(largest: float, factor: float, layout: FixedPointFormat, late: bool) -> int:
     """Of the quantum of a state that is zero and decays by ``factor``, from the largest magnitude that is first added to it."""
     # A state is at most 1 / (1 - factor) equal increments.
     gain = min(12, math.floor(-math.log2(max(1.0 - factor, 2.0**-12))))
     bits = layout.state_bits
-    return _clamped(_log2(largest) - (layout.increment_bits - _STATE_ROOM[bits] - gain), bits)
+    room = min(layout.increment_bits, layout.limit_bits - gain) - _STATE_ROOM[bits] - late * _LATE_ROOM[bits]
+    return _clamped(_log2(largest) - room, bits)
 
 
-def exponent_unseen(layout: FixedPointFormat) -> int:
+def exponent_unseen(layout: FixedPointFormat, late: bool) -> int:
     """Of the quantum of a state to which nothing has been added."""
-    return exponent_of_increments(_UNSEEN_INCREMENT, 0.9, layout)
+    return exponent_of_increments(_UNSEEN_INCREMENT, 0.9, layout, late)
 
 
 def magnitudes(rule: Rule, settings: Any, step: int, gradient: Tensor, weight: Tensor, z: Mapping[str, Tensor]) -> list[float]:
@@ -67,7 +80,7 @@ def magnitudes(rule: Rule, settings: Any, step: int, gradient: Tensor, weight: T
 def growth(
     flags: int, used: Sequence[int], seen: Sequence[float], exponent: NDArray[np.int64], layout: FixedPointFormat
 ) -> NDArray[np.int64]:
-    """By how many bits a refused step's slots must be shifted so that it fits.
+    """By how many bits a refused step's slots must be shifted so that it fits, a bit to spare.
 
     Args:
         flags: of one tensor.
@@ -80,9 +93,9 @@ def growth(
     kinds = [(_core.BAD_INCREMENT, _core.STATE_OVERFLOW)] * (len(used) - 1) + [(_core.BAD_CHANGE, _core.WEIGHT_OVERFLOW)]
     for slot, (own, overflow) in enumerate(kinds):
         if flags & own and math.isfinite(seen[slot]):
-            more[slot] = max(0, _log2(seen[slot]) + 1 - layout.increment_bits - int(exponent[slot])) if seen[slot] else 0
+            more[slot] = max(0, _log2(seen[slot]) + 2 - layout.increment_bits - int(exponent[slot])) if seen[slot] else 0
         elif flags & overflow:
-            more[slot] = max(0, used[slot] - layout.limit_bits)
+            more[slot] = max(0, used[slot] - layout.limit_bits + 1)
     # What is a little beyond by the kernels' rounding is not by the float64 numbers here.
     return more if more.any() else np.array([1 if flags & (own | overflow) else 0 for own, overflow in kinds], np.int64)
 
