@@ -54,8 +54,8 @@ class ReversibleSGD(ReversibleOptimizer):
         differentiable: refused, with the reason.
         fused: as ``foreach``.
         state_bits: of each integer: 64 (16 bytes per weight beside the float weight) or 32 (8 bytes, and faster steps). With
-            either, training is as near to SGD in float64 as SGD in float32 is. Gradients are held to 2^-44 (momentum 0.5),
-            2^-42 (0.9) or 2^-33 (1) of the first one's largest; with 32 bits to 2^-25, 2^-23 or 2^-14.
+            either, training is as near to SGD in float64 as SGD in float32 is. Gradients are held to 2^-40 of the first one's
+            largest; with 32 bits to 2^-25 (momentum 0.5), 2^-23 (0.9), 2^-20 (0.99) or 2^-14 (1).
         verify_every: the state is hashed after every so-many-th step, and an undone step is checked against the hash
             there. 1 checks every step, keeps failed undos harmless, and costs about a tenth of a step.
 

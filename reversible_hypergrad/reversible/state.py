@@ -285,7 +285,7 @@ class State:
         exponent = now.exponent.copy()
         for slot in range(len(self.z)):
             rows, others = still_zero[:, slot], ~still_zero[:, slot]
-            exponent[rows, slot] = exponent[others, slot].max() if others.any() else exponent_unseen(self.format, self.is_late)
+            exponent[rows, slot] = exponent[others, slot].max() if others.any() else exponent_unseen(self.format)
         self.scales.state = replace(now, exponent=exponent)
         self.unset = np.zeros_like(self.unset)
 
@@ -301,7 +301,7 @@ class State:
             seen = self._magnitudes(i, gradient, given)
             for slot, factor in enumerate(np.broadcast_to(given.factors, exponent.shape)[i, :-1]):
                 if self.unset[i, slot] and 0 < seen[slot] < math.inf:
-                    exponent[i, slot] = exponent_of_increments(seen[slot], float(factor), self.format, self.is_late)
+                    exponent[i, slot] = exponent_of_increments(seen[slot], float(factor), self.format)
         self.scales.state = replace(now, exponent=exponent)
 
     def _magnitudes(self, i: int, gradient: Tensor, given: StepNumbers) -> list[float]:

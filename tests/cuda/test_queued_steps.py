@@ -213,7 +213,7 @@ def test_steps_after_a_refused_one_are_looked_at_and_make_room(state_bits, outgr
     side.step(0)
     if outgrown == "weight":
         side.optimizer.param_groups[0]["lr"] = 1e9
-    factor = {"gradient": 1e12, "velocity": 3.0 if state_bits == 32 else 2.0**8, "weight": 1.0}[outgrown]
+    factor = {"gradient": 1e12, "velocity": 32.0 if state_bits == 32 else 2.0**11, "weight": 1.0}[outgrown]
 
     def give() -> None:
         side.give(1)
