@@ -77,7 +77,9 @@ class History:
         """From the present weights and states, without the steps so far.
 
         Raises:
-            OverflowError, TypeError, ValueError: if the weights do not fit; nothing is changed then.
+            OverflowError: if a weight is not finite; nothing is changed then.
+            TypeError: if no state can be kept for one of the parameters; likewise.
+            ValueError: likewise.
         """
         renewed = []
         for part in self.parts:

@@ -23,7 +23,7 @@ def step_parts(
     with_hash: bool,
     ticket: Ticket | None,
 ) -> tuple[list[Record], list[Outcome]]:
-    """Moves every part by its gradients and numbers. Without a ticket each is looked at; with one nobody knows yet what comes of it.
+    """Moves every part by its gradients and numbers. With a ticket nobody looks at what came of it.
 
     Raises:
         FloatingPointError: if the step of a part was refused; all are as before then.

@@ -36,15 +36,16 @@ class ReversibleSGD(ReversibleOptimizer):
 
         g = grad + weight_decay * w;  v = momentum * v + (1 - dampening) * g;  w = w - lr * v
 
-    Each weight and velocity is an integer; decaying the velocity by the fraction n/d = momentum moves the remainder
-    into an information buffer, log2(d/n) bits per weight and step (0.152 at 0.9), which is all that undoing needs beside
-    the gradient. Schedulers, gradient clipping, GradScaler and 16-bit parameters (the fixed point is the
-    master copy) work as with ``torch.optim.SGD``.
+    Each weight and velocity is an integer times a scale of its tensor. The decay multiplies the scale of the velocities; where it
+    has halved, they are halved, and the bit that each loses is kept: log2(1/momentum) bits per weight and step (0.152 at 0.9),
+    which is all that undoing needs beside the gradient. What outgrows its integers gets a larger scale, which is undone alike.
+    Schedulers, gradient clipping, GradScaler and 16-bit parameters (the integers are the master copy) work as with
+    ``torch.optim.SGD``.
 
     Args:
         params: parameters, named parameters or groups, dense and floating point.
         lr: >= 0, may be a tensor.
-        momentum: in (0, 1]; what is used is :func:`reversible_hypergrad.core.approximate_momentum` of it.
+        momentum: in [2^-16, 1], any double, used as it is. :class:`ReversibleTracedSGD` has 0.
         dampening: as in torch.
         weight_decay: as in torch.
         nesterov: refused, with the reason.
@@ -52,16 +53,17 @@ class ReversibleSGD(ReversibleOptimizer):
         foreach: accepted for compatibility; a step always is one fused call per group.
         differentiable: refused, with the reason.
         fused: as ``foreach``.
-        state_bits: 64 (as accurate as float32 SGD; 17 bytes per weight beside it; weights, velocities
-            and gradients within +-32768) or 32 (for large models; 8.5 bytes; +-16 and +-128, velocities carry
-            noise of about 1e-6).
+        state_bits: of each integer: 64 (16 bytes per weight beside the float weight) or 32 (8 bytes, and faster steps). With
+            either, training is as near to SGD in float64 as SGD in float32 is. Gradients are held to 2^-40 of the first one's
+            largest; with 32 bits to 2^-25 (momentum 0.5), 2^-23 (0.9), 2^-20 (0.99) or 2^-14 (1).
         verify_every: the state is hashed after every so-many-th step, and an undone step is checked against the hash
             there. 1 checks every step, keeps failed undos harmless, and costs about a tenth of a step.
 
     Cost per step, 10 million float32 weights, 2 cores: see the table in README.md. Memory: :meth:`memory`.
 
     Raises:
-        ValueError, TypeError: for settings and parameters that cannot be honoured, at construction or at the step.
+        TypeError: for settings and parameters that cannot be honoured, at construction or at the step.
+        ValueError: likewise.
 
     >>> import torch, reversible_hypergrad as rh
     >>> model = torch.nn.Linear(3, 1)
@@ -80,7 +82,7 @@ class ReversibleSGD(ReversibleOptimizer):
     True
 
     Source: Maclaurin, Duvenaud, Adams, *Gradient-based Hyperparameter Optimization through Reversible Learning*,
-    ICML 2015, algorithms 2 and 3, in torch's convention and with the information buffer in lockstep lanes.
+    ICML 2015, algorithms 2 and 3, in torch's convention and with the momentum in the scale of the velocities.
     """
 
     rule = SGD(lr=1.0)
@@ -118,7 +120,7 @@ class ReversibleSGD(ReversibleOptimizer):
         if group["nesterov"]:
             raise ValueError(
                 "nesterov=True cannot be undone: the step back would need the gradient before the weights that it is evaluated "
-                "at are known. Use nesterov=False, or torch.optim.SGD"
+                "at are known. Use nesterov=False, or rh.ReversibleTracedSGD"
             )
         refuse_options(group)
         return read(SETTINGS, group)

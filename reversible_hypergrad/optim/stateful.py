@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections import defaultdict
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -14,6 +14,7 @@ from reversible_hypergrad.optim.edits import refuse, replaced
 from reversible_hypergrad.optim.history import History
 from reversible_hypergrad.optim.queue import Queue
 from reversible_hypergrad.optim.settings import Settings
+from reversible_hypergrad.reversible.record import StepNumbers
 from reversible_hypergrad.rules.base import Rule
 
 __all__ = ["StatefulOptimizer"]
@@ -22,7 +23,7 @@ __all__ = ["StatefulOptimizer"]
 class StatefulOptimizer(Optimizer):
     """The half of :class:`ReversibleOptimizer` that takes no steps."""
 
-    rule: ClassVar[Rule]  # its functions count, not its settings: these are the groups'
+    rule: Rule  # its functions count, not its settings: these are the groups'
 
     def __init__(self, params: Any, defaults: dict[str, Any], *, state_bits: int, verify_every: int) -> None:
         if state_bits not in FORMATS:
@@ -44,6 +45,10 @@ class StatefulOptimizer(Optimizer):
         Raises:
             ValueError: for one that makes no sense, or an option that cannot be honoured: it is refused, never ignored.
         """
+
+    @abstractmethod
+    def numbers_of(self, settings: Settings, first: bool) -> StepNumbers:
+        """What a step with ``settings`` gives to the state; ``first``: of tensors that take their first step."""
 
     @abstractmethod
     def synchronize(self) -> None:
@@ -98,7 +103,7 @@ class StatefulOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self.synchronize()
-        own = ("state_bits", "format", "verify_every", "_history")
+        own = ("state_bits", "format", "verify_every", "rule", "_history")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -135,6 +140,6 @@ class StatefulOptimizer(Optimizer):
 def _take_over(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     assert isinstance(optimizer, StatefulOptimizer)
     optimizer._history = saved.unpack(
-        state_dict, optimizer.rule, optimizer.state_bits, optimizer.param_groups, optimizer.settings_of
+        state_dict, optimizer.rule, optimizer.state_bits, optimizer.param_groups, optimizer.settings_of, optimizer.numbers_of
     )
     return {"state": {}, "param_groups": state_dict["param_groups"]}

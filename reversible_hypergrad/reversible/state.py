@@ -319,12 +319,11 @@ class State:
         """The first tensor with a weight that was too large to be shown in its dtype, as float16 ends at 65504."""
         # What the integers can hold bounds the weights, and what they use does more closely; else the weights are read.
         now = self.scales.state
-        for i in np.flatnonzero(
-            np.ldexp(now.a[:, -1], now.exponent[:, -1] + self.format.limit_bits) > self._largest_shown
-        ).tolist():
-            if math.ldexp(self.sigma(i, -1), outcome.used[i][-1]) > self._largest_shown[i]:
-                if not bool(torch.isfinite(flat(self.weights[i])).all()):
-                    return int(i)
+        bounds = np.ldexp(now.a[:, -1], now.exponent[:, -1] + self.format.limit_bits)
+        for i in np.flatnonzero(bounds > self._largest_shown).tolist():
+            bound = math.ldexp(self.sigma(i, -1), outcome.used[i][-1])
+            if bound > self._largest_shown[i] and not bool(torch.isfinite(flat(self.weights[i])).all()):
+                return int(i)
         return None
 
     def _growth(self, record: Record, outcome: Outcome, gradients: Gradients, beyond: int | None) -> NDArray[np.int64]:

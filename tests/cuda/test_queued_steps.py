@@ -213,7 +213,7 @@ def test_steps_after_a_refused_one_are_looked_at_and_make_room(state_bits, outgr
     side.step(0)
     if outgrown == "weight":
         side.optimizer.param_groups[0]["lr"] = 1e9
-    factor = {"gradient": 1e12, "velocity": 3.0 if state_bits == 32 else 2.0**8, "weight": 1.0}[outgrown]
+    factor = {"gradient": 1e12, "velocity": 32.0 if state_bits == 32 else 2.0**11, "weight": 1.0}[outgrown]
 
     def give() -> None:
         side.give(1)
@@ -226,7 +226,7 @@ def test_steps_after_a_refused_one_are_looked_at_and_make_room(state_bits, outgr
             side.optimizer.step()
         side.optimizer.synchronize()
 
-    with pytest.raises((OverflowError, FloatingPointError), match="between two looks|many times larger than at the last look"):
+    with pytest.raises((OverflowError, FloatingPointError), match=r"between two looks|many times larger than at the last look"):
         large(50)
     taken = side.optimizer._history.steps_taken
     assert 1 <= taken < 50

@@ -65,7 +65,7 @@ def tiny(_: rh.ReversibleSGD, parameters: list[nn.Parameter], good: Closure) -> 
     good()
     gradient = parameters[2].grad
     assert gradient is not None
-    gradient[7] += 2.0**-12  # some quanta of the 32-bit velocity; less may round away, and then does no harm
+    gradient[7] += 2.0**-13  # some quanta of the 32-bit velocity; less may round away, and then does no harm
 
 
 def scaled(factor: float) -> Fault:

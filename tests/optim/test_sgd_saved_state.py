@@ -17,11 +17,14 @@ from optim_problems import (
     digits_closure,
     frozen,
     mlp,
+    plain,
+    random_gradients,
     random_parameters,
     refused,
+    setting_gradients,
     take_steps,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 import reversible_hypergrad as rh
 
@@ -201,6 +204,25 @@ def test_the_number_of_entries_does_not_grow_with_the_steps() -> None:
     after = saved_state(optimizer)
     assert {i: entry.keys() for i, entry in after["state"].items()} == {i: entry.keys() for i, entry in before["state"].items()}
     assert after["param_groups"] == before["param_groups"]
+
+
+def test_a_parameter_s_entry_is_its_own() -> None:
+    """What it holds does not depend on the parameters beside it, but for the hash of all and its place among them."""
+    weights = random_parameters((9,), (3, 7), (600,))
+    together = rh.ReversibleSGD(weights, lr=0.1, momentum=0.1)
+    apart = [rh.ReversibleSGD([nn.Parameter(w.detach().clone())], lr=0.1, momentum=0.1) for w in weights]
+    for step in range(12):
+        gradients = random_gradients(weights, step, scale=1e3 if step == 7 else 1.0)
+        gradients[1] = gradients[1] if step != 4 else None
+        together.step(setting_gradients(weights, gradients))
+        for optimizer, gradient in zip(apart, gradients, strict=True):
+            optimizer.step(setting_gradients(optimizer.param_groups[0]["params"], [gradient]))
+    entries = together.state_dict()["state"]
+    assert len({entry["planes"].numel() for entry in entries.values()}) == 3
+    for i, optimizer in enumerate(apart):
+        (entry,) = optimizer.state_dict()["state"].values()
+        own = {name: value for name, value in plain(entry).items() if name not in ("place", "hashes", "digest", "settings")}
+        assert {name: value for name, value in plain(entries[i]).items() if name in own} == own
 
 
 def test_hooks_see_the_whole_state() -> None:

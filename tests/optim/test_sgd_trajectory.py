@@ -17,8 +17,9 @@ class Twins:
     """ReversibleSGD and float64 torch.optim.SGD, fed the same gradients, and a bound on how far they may be apart.
 
     Derivation, per parameter, with quanta qv (velocity) and qw (weight) as they are after the step, and momentum mu: where the
-    scale has halved the velocity is rounded to a quantum, the gradient is rounded to half of one, the change of the weight to half
-    of one, and a weight whose quantum grows to a whole one. With e_v and e_w the distances in velocity and weight, one step gives
+    scale has halved the velocity is rounded to a quantum, the gradient is rounded to half of one, the change of the weight to
+    half of one, and a weight whose quantum grows to a whole one. With e_v and e_w the distances in
+    velocity and weight, one step gives
         e_v <- mu*e_v + 1.5*qv + r*(max|v| + 4*max|g|) + share*weight_decay*e_w
         e_w <- e_w + lr*e_v + 1.5*qw + 4*r*lr*max|v|
     where r is the relative rounding of the few real operations and of the scales, float64 or (32-bit state) float32. At the start
