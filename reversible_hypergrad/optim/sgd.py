@@ -53,7 +53,8 @@ class ReversibleSGD(ReversibleOptimizer):
         foreach: accepted for compatibility; a step always is one fused call per group.
         differentiable: refused, with the reason.
         fused: as ``foreach``.
-        state_bits: of each integer: 64 (16 bytes per weight beside the float weight) or 32 (8 bytes, and faster steps). With
+        state_bits: of each integer: 64 (16 bytes per weight beside the float weight) or 32 (8 bytes, and faster steps); None: 64
+            if there are float64 parameters, else 32, which is as accurate as these are. With
             either, training is as near to SGD in float64 as SGD in float32 is. Gradients are held to 2^-40 of the first one's
             largest; with 32 bits to 2^-25 (momentum 0.5), 2^-23 (0.9), 2^-20 (0.99) or 2^-14 (1).
         verify_every: the state is hashed after every so-many-th step, and an undone step is checked against the hash
@@ -100,7 +101,7 @@ class ReversibleSGD(ReversibleOptimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
-        state_bits: int = 64,
+        state_bits: int | None = None,
         verify_every: int = 1,
     ) -> None:
         defaults = {

@@ -14,6 +14,7 @@ from reversible_hypergrad.optim.edits import refuse, replaced
 from reversible_hypergrad.optim.history import History
 from reversible_hypergrad.optim.queue import Queue
 from reversible_hypergrad.optim.settings import Settings
+from reversible_hypergrad.reversible.parameters import default_bits
 from reversible_hypergrad.reversible.record import StepNumbers
 from reversible_hypergrad.rules.base import Rule
 
@@ -25,18 +26,23 @@ class StatefulOptimizer(Optimizer):
 
     rule: Rule  # its functions count, not its settings: these are the groups'
 
-    def __init__(self, params: Any, defaults: dict[str, Any], *, state_bits: int, verify_every: int) -> None:
-        if state_bits not in FORMATS:
-            raise ValueError(f"Invalid state_bits value: {state_bits}. Expected 32 or 64")
+    def __init__(self, params: Any, defaults: dict[str, Any], *, state_bits: int | None, verify_every: int) -> None:
+        if state_bits is not None and state_bits not in FORMATS:
+            raise ValueError(f"Invalid state_bits value: {state_bits}. Expected 32, 64 or None")
         check_integer("verify_every", verify_every, least=1)
-        self.state_bits = state_bits
-        self.format = FORMATS[state_bits]
         self.verify_every = verify_every
-        self._history = History(self.rule, state_bits)
+        self._history = History(self.rule, state_bits or 32)
         self._check_weights = False  # after loading: the weights must be compared with the state once
         self._undoing = False  # the closure of step_back() runs
         self._queue = Queue()
         super().__init__(params, defaults)
+        if state_bits is None:
+            self._history.state_bits = max(default_bits(p.dtype) for group in self.param_groups for p in group["params"])
+
+    @property
+    def state_bits(self) -> int:
+        """Of each integer: 32 or 64."""
+        return self._history.state_bits
 
     @abstractmethod
     def settings_of(self, group: dict[str, Any]) -> Settings:
@@ -103,7 +109,7 @@ class StatefulOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self.synchronize()
-        own = ("state_bits", "format", "verify_every", "rule", "_history")
+        own = ("verify_every", "rule", "_history")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

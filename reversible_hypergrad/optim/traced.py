@@ -83,7 +83,7 @@ class ReversibleTracedSGD(ReversibleOptimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
-        state_bits: int = 64,
+        state_bits: int | None = None,
         verify_every: int = 1,
     ) -> None:
         self.nesterov = nesterov
