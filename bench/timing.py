@@ -49,8 +49,8 @@ def conditions(threads: int | None = None) -> str:
     gibibytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     used = threads or torch.get_num_threads()
     return (
-        f"{model}, {os.cpu_count()} cores, {gibibytes:.0f} GiB, {used} thread{'s' if used > 1 else ''}, torch {torch.__version__}, "
-        f"Python {platform.python_version()}, {platform.system()}"
+        f"{model}, {os.cpu_count()} cores, {gibibytes:.0f} GiB, {used} thread{'s' if used > 1 else ''}, "
+        f"torch {torch.__version__}, Python {platform.python_version()}, {platform.system()}"
     )
 
 
