@@ -153,7 +153,8 @@ def by_optimizer(precision: Precision, device: str) -> tuple[dict[str, Tensor], 
 
     with precision.outside(device), Environment.current([p.device for p in named.values()]).pinned():
         for step in range(STEPS):
-            optimizer.param_groups[0]["lr"] = problem.log_lr.detach().exp()[step].item()
+            # As train() reads float32: the shortest decimal.
+            optimizer.param_groups[0]["lr"] = float(str(problem.log_lr.detach().exp().cpu().numpy()[step]))
             optimizer.step(closure(step))
         end = {name: p.detach().clone() for name, p in named.items()}
         optimizer.rewind(closure(step) for step in reversed(range(STEPS)))

@@ -12,13 +12,16 @@ from reversible_hypergrad import _core
 from reversible_hypergrad.core.fixed_point import FixedPointFormat
 from reversible_hypergrad.rules.base import Rule
 
-__all__ = ["EXPONENTS", "exponent_of_increments", "exponent_of_weights", "exponent_unseen", "growth", "magnitudes"]
+__all__ = ["EXPONENTS", "exponent_of_increments", "exponent_unseen", "exponents_of_weights", "growth", "magnitudes"]
 
-# Bits left above the largest number that was seen, so that it may grow before the integers must be shifted. What a step adds has
-# 51 of 64 bits: it holds changes as large as twice the weights, and states have 11 more for what a decay of 0.9995 lets them grow
-# to. In 32 bits that comes on top.
-_WEIGHT_ROOM = {64: 12, 32: 3}
-_INCREMENT_ROOM = {64: 5, 32: 2}
+# Bits left above the largest number that was seen, so that it may grow before the integers must be shifted. 64 bits have plenty:
+# numbers may grow a thousandfold, and keep 41 bits. Of 32 bits each one counts; but on a GPU, where nobody looks for many steps,
+# what has outgrown its integers by then is an error, so there they leave more.
+_WEIGHT_ROOM = {64: 20, 32: 3}
+_INCREMENT_ROOM = {64: 10, 32: 2}
+_LATE_ROOM = {64: 0, 32: 3}
+# Weights are taken for no smaller than this part of the largest in the state: a bias that begins near zero grows soon.
+_LEAST_PART = 1 / 64
 # A tensor of zeros: its weights are taken for this large.
 _UNSEEN_WEIGHT = 0.125
 # The same of a state, where nobody looks when its first gradient comes.
@@ -28,24 +31,32 @@ _UNSEEN_INCREMENT = 1.0
 EXPONENTS = {64: (-900, 900), 32: (-90, 90)}
 
 
-def exponent_of_weights(largest: float, layout: FixedPointFormat) -> int:
-    """Of the quantum of weights whose largest magnitude is ``largest``."""
+def exponents_of_weights(largest: Sequence[float], layout: FixedPointFormat, late: bool) -> list[int]:
+    """Of the quanta of weights.
+
+    Args:
+        largest: magnitude of each tensor's.
+        layout: of the integers.
+        late: whether steps are looked at later.
+    """
     bits = layout.state_bits
-    return _clamped(_log2(largest or _UNSEEN_WEIGHT) - (layout.limit_bits - _WEIGHT_ROOM[bits]), bits)
+    room = layout.limit_bits - _WEIGHT_ROOM[bits] - late * _LATE_ROOM[bits]
+    least = max(largest) * _LEAST_PART or _UNSEEN_WEIGHT
+    return [_clamped(_log2(max(own, least)) - room, bits) for own in largest]
 
 
-def exponent_of_increments(largest: float, factor: float, layout: FixedPointFormat) -> int:
+def exponent_of_increments(largest: float, factor: float, layout: FixedPointFormat, late: bool) -> int:
     """Of the quantum of a state that is zero and decays by ``factor``, from the largest magnitude that is first added to it."""
     # A state is at most 1 / (1 - factor) equal increments.
     gain = min(12, math.floor(-math.log2(max(1.0 - factor, 2.0**-12))))
     bits = layout.state_bits
-    room = min(layout.increment_bits - _INCREMENT_ROOM[bits], layout.limit_bits - _INCREMENT_ROOM[bits] - gain)
+    room = min(layout.increment_bits, layout.limit_bits - gain) - _INCREMENT_ROOM[bits] - late * _LATE_ROOM[bits]
     return _clamped(_log2(largest) - room, bits)
 
 
-def exponent_unseen(layout: FixedPointFormat) -> int:
+def exponent_unseen(layout: FixedPointFormat, late: bool) -> int:
     """Of the quantum of a state to which nothing has been added."""
-    return exponent_of_increments(_UNSEEN_INCREMENT, 0.9, layout)
+    return exponent_of_increments(_UNSEEN_INCREMENT, 0.9, layout, late)
 
 
 def magnitudes(rule: Rule, settings: Any, step: int, gradient: Tensor, weight: Tensor, z: Mapping[str, Tensor]) -> list[float]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from reversible_hypergrad.problem.problem import Problem
 from reversible_hypergrad.problem.setting import Setting, Settings
 from reversible_hypergrad.reversible.flat import FlatGroup
+from reversible_hypergrad.reversible.lateness import LOOK_AT_FIRST
 from reversible_hypergrad.reversible.outcome import Outcome
 from reversible_hypergrad.reversible.record import Record, StepNumbers, combine, tables
 from reversible_hypergrad.reversible.run_log import RunLog, kinds_of
@@ -95,7 +96,7 @@ class ReversibleGroup(FlatGroup):
         weights = [problem.weights[i] for i in members]
         self.state = State(weights, [problem.names[i] for i in members], problem.rule, state_bits)
         super().__init__(problem, members, self.state.offsets)
-        self.rule, self.verify_every = problem.rule, verify_every
+        self.rule, self.verify_every, self.steps = problem.rule, verify_every, problem.steps
         real = torch.float64 if state_bits == 64 else torch.float32
         self.step_settings = StepSettings(problem, self.settings, weights, real)
         self.store = open_store(place, weights[0].device)
@@ -108,7 +109,7 @@ class ReversibleGroup(FlatGroup):
     def _kinds(self) -> Any:
         """Slots decay alike where their settings are the same objects. A weight that the rule never decays is left out."""
         names = (*self.rule.states, "weight")
-        decays = self.rule.decay(self.step_settings.h(0, 0), 0)
+        decays = self.rule.decay(self.step_settings.h(0, 0), 0) if self.steps else {}
         return kinds_of([[(name, *own.values()) if name in decays else None for name in names] for own in self.settings])
 
     # Forward
@@ -122,9 +123,8 @@ class ReversibleGroup(FlatGroup):
         """
         with_hash = record and self._is_checked(step + 1)
         own = [gradients[m] for m in self.members]
-        entry, outcome = self.state.step(
-            own, self.step_settings.at(step), None, with_hash, look=step == 0 or not self.state.is_late
-        )
+        look = step < LOOK_AT_FIRST or not self.state.is_late
+        entry, outcome = self.state.step(own, self.step_settings.at(step), None, with_hash, look=look)
         if record:
             if self._is_checked(step):
                 assert self._hash is not None

@@ -16,8 +16,8 @@ from reversible_hypergrad.core.fixed_point import FORMATS
 from reversible_hypergrad.reversible.exponents import (
     EXPONENTS,
     exponent_of_increments,
-    exponent_of_weights,
     exponent_unseen,
+    exponents_of_weights,
     growth,
     magnitudes,
 )
@@ -101,7 +101,7 @@ class State:
         for name, most in zip(self.names, largest, strict=True):
             if not math.isfinite(most):
                 raise OverflowError(f"{name}: its weights must be finite, got {most}. Initialize it again, or leave it out")
-        exponents = np.array([exponent_of_weights(most, self.format) for most in largest])
+        exponents = np.array(exponents_of_weights(largest, self.format, self.is_late))
         now = self.scales.state
         a, exponent = now.a.copy(), now.exponent.copy()
         a[:, -1], exponent[:, -1] = 1.0, exponents
@@ -283,7 +283,7 @@ class State:
         exponent = now.exponent.copy()
         for slot in range(len(self.z)):
             rows, others = still_zero[:, slot], ~still_zero[:, slot]
-            exponent[rows, slot] = exponent[others, slot].max() if others.any() else exponent_unseen(self.format)
+            exponent[rows, slot] = exponent[others, slot].max() if others.any() else exponent_unseen(self.format, self.is_late)
         self.scales.state = replace(now, exponent=exponent)
         self.unset = np.zeros_like(self.unset)
 
@@ -299,7 +299,7 @@ class State:
             seen = self._magnitudes(i, gradient, given)
             for slot, factor in enumerate(np.broadcast_to(given.factors, exponent.shape)[i, :-1]):
                 if self.unset[i, slot] and 0 < seen[slot] < math.inf:
-                    exponent[i, slot] = exponent_of_increments(seen[slot], float(factor), self.format)
+                    exponent[i, slot] = exponent_of_increments(seen[slot], float(factor), self.format, self.is_late)
         self.scales.state = replace(now, exponent=exponent)
 
     def _magnitudes(self, i: int, gradient: Tensor, given: StepNumbers) -> list[float]:

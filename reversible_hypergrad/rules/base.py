@@ -180,7 +180,8 @@ class Rule(ABC):
         """``h`` of one parameter with a float64 tensor of shape (steps,) per setting; NaN for one per weight."""
         h = SimpleNamespace()
         for name, spec in self.settings.items():
-            numbers = torch.tensor(list(settings[name].numbers) or [math.nan], dtype=torch.float64).expand(steps)
+            own = settings[name].numbers
+            numbers = torch.tensor(list(own[:steps] if len(own) > 1 else own) or [math.nan], dtype=torch.float64).expand(steps)
             aside = torch.from_numpy(spec.set_aside_at(settings, steps))
             setattr(h, name, numbers if spec.first is None else torch.where(aside, spec.first, numbers))
         return h

@@ -150,9 +150,9 @@ def test_host_is_plain_memory_where_the_planes_are_on_the_cpu():
 def over_a_late_side(monkeypatch):
     """Every store in memory is a HostPlanes."""
     from reversible_hypergrad.adjoints import scheduled
-    from reversible_hypergrad.reversible import fixed
+    from reversible_hypergrad.reversible import group
 
-    for module in (fixed, scheduled):
+    for module in (group, scheduled):
         monkeypatch.setattr(module, "open_store", lambda place, device: HostPlanes(device, LateSide()))
 
 
