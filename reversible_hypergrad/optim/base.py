@@ -37,7 +37,8 @@ class ReversibleOptimizer(StatefulOptimizer):
         verify_every: the state is hashed after every so-many-th step.
 
     Raises:
-        ValueError, TypeError: for settings and parameters that cannot be honoured, at construction or at the step.
+        TypeError: for parameters and settings of a type that cannot be honoured, at construction or at the step.
+        ValueError: for settings that cannot be honoured, at construction or at the step.
     """
 
     @abstractmethod
@@ -73,10 +74,14 @@ class ReversibleOptimizer(StatefulOptimizer):
         On a GPU the step is only queued, and the host waits for nothing but a parameter's first step: see :meth:`synchronize`.
 
         Raises:
-            FloatingPointError: a gradient is not finite. OverflowError: a gradient, velocity or weight is beyond the
-            fixed-point range. RuntimeError: a sparse gradient, a parameter edited since the last step
-            (see :meth:`mark_boundary`), or a CUDA graph that is being captured: capture the loss and its backward alone, and
-            step after each replay. After any error the optimizer and the weights are as they were.
+            FloatingPointError: if a gradient is not finite.
+            OverflowError: if a weight or state would leave the range of floating-point numbers; on a GPU also if one grew out of
+                its integers within 64 steps. Anything smaller that outgrows its integers gets larger quanta.
+            RuntimeError: for a sparse gradient, a parameter edited since the last step (see :meth:`mark_boundary`), or a CUDA
+                graph that is being captured: capture the loss and its backward alone, and step after each replay.
+            TypeError: for a gradient of another dtype or device than its parameter.
+
+        After any error the optimizer and the weights are as they were.
         """
         self._refuse_inside_closure("step")
         self._refuse_capture("step")
@@ -122,7 +127,8 @@ class ReversibleOptimizer(StatefulOptimizer):
         one device.
 
         Raises:
-            FloatingPointError: a gradient was not finite, or out of range. OverflowError: a velocity or weight was.
+            FloatingPointError: if a gradient was not finite, or many times larger than at the last look.
+            OverflowError: if a state or weight grew out of its integers since the last look.
         """
         refused = self._queue.look(self._history.parts)
         for part in self._history.parts:
@@ -152,9 +158,11 @@ class ReversibleOptimizer(StatefulOptimizer):
             The closure's loss.
 
         Raises:
-            ReversalError: there is no step to undo, or the closure gave other gradients than the step saw (found by the
-            hash). RuntimeError: a parameter was edited. After any error, as after an exception in the closure, the optimizer
-            and the weights are as they were, unless verify_every > 1 has left the fault to be found later.
+            ReversalError: if there is no step to undo, or the closure gave other gradients than the step saw (found by the hash).
+            RuntimeError: if a parameter was edited.
+
+        After any error, as after an exception in the closure, the optimizer and the weights are as they were, unless
+        ``verify_every`` > 1 has left the fault to be found later.
 
         Cost: the closure, and about 1.5 times the arithmetic of a step.
         """
@@ -192,13 +200,18 @@ class ReversibleOptimizer(StatefulOptimizer):
 
     @torch.no_grad()
     def mark_boundary(self) -> None:
-        """Accepts the present weights, edited or not, as a new start that cannot be rewound past; frees the buffer.
+        """Accepts the present weights, edited or not, as a new start that cannot be rewound past; frees the bits.
 
-        Velocities go on, except those of parameters that changed their number of elements: these restart from zero. Use
+        States go on, except those of parameters that changed their number of elements: these restart from zero. Use
         it after editing weights on purpose, or when the steps so far need never be undone.
 
         Raises:
-            OverflowError, TypeError, ValueError: if the new weights do not fit; nothing is changed then.
+            OverflowError: if a new weight is not finite.
+            RuntimeError: if a parameter has gone from its group.
+            TypeError: if a new weight is of a type that cannot be trained.
+            ValueError: if it cannot be trained otherwise, such as one that is not dense.
+
+        After any error nothing is changed.
         """
         self._refuse_inside_closure("mark_boundary")
         self.synchronize()
@@ -210,11 +223,16 @@ class ReversibleOptimizer(StatefulOptimizer):
         """Bytes now, and bits per weight and step since the start (or the last boundary).
 
         Returns:
-            ``state_bytes`` (integers of weights and velocities), ``initial_bytes`` (what fixed point could not hold
-            of the first weights), ``information_bytes`` (accumulators and spilled planes), ``hash_bytes``,
-            ``trajectory_bytes`` (what storing the weights of every step would have taken),
-            ``information_bits_per_weight_step``, ``payload_bits_per_weight_step`` (planes and what the accumulators
-            hold, by their bound), ``limit_bits_per_weight_step`` (log2(1/momentum), averaged).
+            By name
+
+            - ``state_bytes``: the integers of weights and states.
+            - ``initial_bytes``: what fixed point could not hold of the first weights.
+            - ``information_bytes``: the bits that the steps shifted out of the integers, which is what undoing them takes.
+            - ``scale_bytes``: numbers per tensor and step, about 100 bytes each.
+            - ``hash_bytes``: 8 per part and checked step.
+            - ``trajectory_bytes``: what storing the weights of every step would have taken.
+            - ``information_bits_per_weight_step``: ``information_bytes`` over the weights and the steps that moved them.
+            - ``limit_bits_per_weight_step``: what no method can stay below, log2(1/decay) summed over the states; averaged.
         """
         self.synchronize()
         return measure(self._history.parts, self._history.entries)

@@ -77,7 +77,12 @@ class History:
         """From the present weights and states, without the steps so far.
 
         Raises:
-            OverflowError, TypeError, ValueError: if the weights do not fit; nothing is changed then.
+            OverflowError: if a weight is not finite.
+            RuntimeError: if a parameter has gone from its group.
+            TypeError: if a weight is of a type that cannot be trained.
+            ValueError: if it cannot be trained otherwise.
+
+        Nothing is changed then.
         """
         renewed = []
         for part in self.parts:

@@ -36,15 +36,16 @@ class ReversibleSGD(ReversibleOptimizer):
 
         g = grad + weight_decay * w;  v = momentum * v + (1 - dampening) * g;  w = w - lr * v
 
-    Each weight and velocity is an integer; decaying the velocity by the fraction n/d = momentum moves the remainder
-    into an information buffer, log2(d/n) bits per weight and step (0.152 at 0.9), which is all that undoing needs beside
-    the gradient. Schedulers, gradient clipping, GradScaler and 16-bit parameters (the fixed point is the
+    Each weight and velocity is an integer that counts quanta. A decay multiplies the quantum of a tensor's velocities; whenever
+    that has halved, so do the integers, and the bit that falls off each is kept: log2(1/momentum) bits per weight and step (0.152
+    at 0.9), which is all that undoing needs beside the gradient. What outgrows its integers gets larger quanta, at one bit per
+    weight for each doubling. Schedulers, gradient clipping, GradScaler and 16-bit parameters (the fixed point is the
     master copy) work as with ``torch.optim.SGD``.
 
     Args:
         params: parameters, named parameters or groups, dense and floating point.
         lr: >= 0, may be a tensor.
-        momentum: in (0, 1]; what is used is :func:`reversible_hypergrad.core.approximate_momentum` of it.
+        momentum: in [2^-16, 1].
         dampening: as in torch.
         weight_decay: as in torch.
         nesterov: refused, with the reason.
@@ -52,16 +53,15 @@ class ReversibleSGD(ReversibleOptimizer):
         foreach: accepted for compatibility; a step always is one fused call per group.
         differentiable: refused, with the reason.
         fused: as ``foreach``.
-        state_bits: 64 (as accurate as float32 SGD; 17 bytes per weight beside it; weights, velocities
-            and gradients within +-32768) or 32 (for large models; 8.5 bytes; +-16 and +-128, velocities carry
-            noise of about 1e-6).
+        state_bits: of each integer: 64 (16 bytes per weight beside it), or 32 (8 bytes; for large models).
         verify_every: the state is hashed after every so-many-th step, and an undone step is checked against the hash
             there. 1 checks every step, keeps failed undos harmless, and costs about a tenth of a step.
 
     Cost per step, 10 million float32 weights, 2 cores: see the table in README.md. Memory: :meth:`memory`.
 
     Raises:
-        ValueError, TypeError: for settings and parameters that cannot be honoured, at construction or at the step.
+        TypeError: for parameters and settings of a type that cannot be honoured, at construction or at the step.
+        ValueError: for settings that cannot be honoured, at construction or at the step.
 
     >>> import torch, reversible_hypergrad as rh
     >>> model = torch.nn.Linear(3, 1)
@@ -80,7 +80,7 @@ class ReversibleSGD(ReversibleOptimizer):
     True
 
     Source: Maclaurin, Duvenaud, Adams, *Gradient-based Hyperparameter Optimization through Reversible Learning*,
-    ICML 2015, algorithms 2 and 3, in torch's convention and with the information buffer in lockstep lanes.
+    ICML 2015, algorithms 2 and 3, in torch's convention; the arithmetic is this library's own.
     """
 
     rule = SGD(lr=1.0)
