@@ -14,7 +14,7 @@ from reversible_hypergrad.adjoints import (
     Unroll,
 )
 from reversible_hypergrad.errors import ReversalError
-from reversible_hypergrad.optim import ReversibleSGD
+from reversible_hypergrad.optim import ReversibleSGD, ReversibleTracedSGD
 from reversible_hypergrad.planning import Plan, plan
 from reversible_hypergrad.replay import ReplayableLoader
 from reversible_hypergrad.rules import SGD, Rule, TracedSGD
@@ -33,6 +33,7 @@ __all__ = [
     "ReversalError",
     "Reversible",
     "ReversibleSGD",
+    "ReversibleTracedSGD",
     "Rule",
     "Snapshots",
     "TracedSGD",

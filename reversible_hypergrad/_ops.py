@@ -4,7 +4,7 @@ import torch
 
 import reversible_hypergrad._C  # noqa: F401  (importing it registers the ops)
 
-__all__ = ["cuda_in_build", "instruction_sets", "ops", "refuse_device", "use_instruction_set"]
+__all__ = ["cuda_in_build", "instruction_sets", "ops", "program_numbers", "refuse_device", "use_instruction_set"]
 
 ops = torch.ops.reversible_hypergrad
 
@@ -48,6 +48,11 @@ def cuda_in_build() -> bool:
     True
     """
     return bool(ops.cuda_in_build())
+
+
+def program_numbers(program: str) -> int:
+    """How many numbers a rule's compiled program takes, per tensor and step."""
+    return int(ops.program_numbers(program))
 
 
 def refuse_device(name: str, device: torch.device) -> None:

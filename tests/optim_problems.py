@@ -36,10 +36,22 @@ def plain(value: Any) -> Any:
 
 
 def frozen(optimizer: rh.ReversibleSGD) -> dict[str, Any]:
-    """Weights, integers, information buffer, records and settings as they are now."""
+    """Weights, integers, scales, records and settings as they are now."""
     groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
     weights = [p for g in optimizer.param_groups for p in g["params"]]
     return {"weights": plain(weights), "groups": plain(groups), "state": plain(optimizer.state_dict()["state"])}
+
+
+def quanta(optimizer: rh.ReversibleSGD) -> list[tuple[float, float]]:
+    """What a unit of each parameter's velocity and weight is worth now."""
+    found = []
+    for entry in optimizer.state_dict()["state"].values():
+        if entry["part"] < 0:  # its first step has not come
+            found.append((0.0, 0.0))
+            continue
+        fractions, row = entry["fractions"][-1].tolist(), entry["exponents"][-1].tolist()
+        found.append((fractions[0] * 2.0 ** row[2], fractions[1] * 2.0 ** row[3]))
+    return found
 
 
 def weights_of(optimizer: torch.optim.Optimizer) -> list[Any]:

@@ -35,12 +35,10 @@ RH_INLINE typename Layout::Integer largest_contracted(int shift) {
 // Negative in any lane of an undone state that no step's contraction can have given: expanding it could lose its high bits.
 template <class Layout, class Lanes>
 RH_INLINE Lanes foreign_word(Lanes z, typename Layout::Integer largest, typename Layout::Integer lowest) {
-  return (largest - z) | (z - lowest);
-}
-template <class Layout>
-RH_INLINE typename Layout::Integer foreign_word(typename Layout::Integer z, typename Layout::Integer largest,
-                                                typename Layout::Integer lowest) {
-  return wrapping_subtract(largest, z) | wrapping_subtract(z, lowest);
+  if constexpr (std::is_same<Lanes, typename Layout::Integer>::value)
+    return wrapping_subtract(largest, z) | wrapping_subtract(z, lowest);
+  else
+    return (largest - z) | (z - lowest);
 }
 
 }  // namespace rh

@@ -151,8 +151,9 @@ struct Worker {
       } else if (count >= W) {
         n[j] = load<Reals>(own + i);
       } else {
-        n[j] = Reals{};
-        for (int64_t lane = 0; lane < count; ++lane) n[j][lane] = own[i + lane];
+        // Lanes beyond the tensor's end repeat its last number: of zeros, no rule makes anything worse than of a weight that is
+        // 0.
+        for (int64_t lane = 0; lane < W; ++lane) n[j][lane] = own[i + (lane < count ? lane : count - 1)];
       }
     }
   }

@@ -20,7 +20,8 @@ struct AdjointEntry : Entry {
   const void* product;
   void* direction;
   double carries[K];
-  bool decays;  // see the rule
+  double sigmas[K];  // of the states: after the step in the first half, before it in the second
+  bool decays;       // see the rule
   bool has_work;
 };
 
@@ -35,7 +36,7 @@ template <class R>
 struct StepAdjoint {
   using Shared = AdjointShared;
   using Entry = AdjointEntry;
-  static constexpr int kResident = (sizeof(R) == 8 ? 5 : 6) - K;
+  static constexpr int kResident = (sizeof(R) * L > 8 ? 5 : 6) - K;
 
   const Shared& shared;
   const Entry& entry;
@@ -44,18 +45,15 @@ struct StepAdjoint {
 
   __device__ __forceinline__ StepAdjoint(const Shared& of, const Entry& e) : shared(of), entry(e) {}
 
-  __device__ __forceinline__ R* weights(const Thread& thread) const {
-    return static_cast<R*>(shared.weights) + thread.position();
-  }
-  __device__ __forceinline__ R* states(const Thread& thread, int k) const {
-    return static_cast<R*>(shared.states[k]) + thread.position();
-  }
+  __device__ __forceinline__ R* weights() const { return static_cast<R*>(shared.weights); }
+  __device__ __forceinline__ R* states(int k) const { return static_cast<R*>(shared.states[k]); }
 
+  template <class Part>
   __device__ __forceinline__ void load(const Thread& thread, const Part& part) {
     if (!entry.has_work) return;
-    aw = part.load(weights(thread));
+    aw = part.load(weights(), thread.position());
 #pragma unroll
-    for (int k = 0; k < K; ++k) az[k] = part.load(states(thread, k));
+    for (int k = 0; k < K; ++k) az[k] = part.load(states(k), thread.position());
     if (entry.product) product = read<R>(entry.type, entry.product, thread.begin, part);
   }
 
@@ -72,8 +70,7 @@ struct StepAdjoint {
       lane.n[i] = static_cast<R>(lane.wide[i]);
     }
 #pragma unroll
-    for (int k = 0; k < K; ++k)
-      lane.values[k] = shared.reads_state[k] ? static_cast<double>(z[k].at[j]) * entry.slots[k].sigma : 0;
+    for (int k = 0; k < K; ++k) lane.values[k] = shared.reads_state[k] ? static_cast<double>(z[k].at[j]) * entry.sigmas[k] : 0;
     return lane;
   }
   template <int count>
@@ -83,6 +80,7 @@ struct StepAdjoint {
       if (shared.partials[s]) sums[s][j] += lane.terms[s];
   }
 
+  template <class Part>
   __device__ __forceinline__ void before_gradient(const Thread& thread, const Part& part, const Vector<Integer> (&z)[K],
                                                   const Vector<Real> (&numbers)[N]) {
 #pragma unroll
@@ -98,18 +96,19 @@ struct StepAdjoint {
         for (int k = 0; k < K; ++k) az[k].at[j] = own[k];
         add<Rule::kSumsBefore>(now, j);
       }
-    if (entry.product) part.store(weights(thread), aw);
+    if (entry.product) part.store(weights(), thread.position(), aw);
 #pragma unroll
-    for (int k = 0; k < K; ++k) part.store(states(thread, k), az[k]);
+    for (int k = 0; k < K; ++k) part.store(states(k), thread.position(), az[k]);
   }
 
+  template <class Part>
   __device__ __forceinline__ void with_gradient(const Thread& thread, const Part& part, const Vector<Integer> (&z)[K],
                                                 const Vector<Real> (&numbers)[N]) {
     if (!entry.has_work) return;
     Vector<Integer> x{};
     Vector<double> g{};
     Vector<R> direction;
-    if (shared.reads_weight) x = part.load(thread.integers(K));
+    if (shared.reads_weight) x = part.load(thread.shared.integers[K], thread.position());
     if (shared.reads_gradient) g = read<double>(entry.type, entry.gradient, thread.begin, part);
 #pragma unroll
     for (int j = 0; j < L; ++j)
@@ -122,8 +121,8 @@ struct StepAdjoint {
         direction.at[j] = Rule::after(aw.at[j], own, g.at[j], w, now.values, now.n, now.wide, now.terms);
         add<Rule::kSumsAfter>(now, j);
       }
-    if (entry.decays) part.store(weights(thread), aw);
-    if (entry.direction) part.store(static_cast<R*>(entry.direction) + thread.begin, direction);
+    if (entry.decays) part.store(weights(), thread.position(), aw);
+    if (entry.direction) part.store(static_cast<R*>(entry.direction), thread.begin, direction);
   }
 
   // The block's sums: within a thread neighbouring lanes first, then neighbouring threads.
@@ -215,7 +214,10 @@ AdjointEntry adjoint_entry_of(const CudaMove& move, const AdjointShared& shared,
   static_cast<Entry&>(entry) = entry_of(slice, i, move.first_block[i]);
   entry.product = own.product;
   entry.direction = own.direction;
-  for (int k = 0; k < K; ++k) entry.carries[k] = own.carries[k];
+  for (int k = 0; k < K; ++k) {
+    entry.carries[k] = own.carries[k];
+    entry.sigmas[k] = move.phase == Phase::undo_weights ? slice.states[k].sigma : own.sigma_before[k];
+  }
   entry.decays = Rule::decays(slice);
   entry.has_work = move.phase == Phase::undo_weights || own.direction || entry.decays;
   for (const double* partials : shared.partials) entry.has_work |= partials != nullptr;

@@ -32,9 +32,9 @@ struct CudaKernels {
   int state_bits;
   bool adjoint;
   int states, numbers, sums_before, sums_after;
-  // One launch moves about 200 tensors (see table.h), of any dtypes, and none those without elements; with an adjoint, another
-  // one adds the blocks' sums, where there are any. Returns null, or the text of the first CUDA error; what was launched before
-  // it has moved.
+  // One launch moves about 200 tensors (170 with an adjoint; see table.h), of any dtypes, and none those without elements; with
+  // an adjoint, another one adds the blocks' sums, where there are any. Returns null, or the text of the first CUDA error; what
+  // was launched before it has moved.
   const char* (*move)(const CudaMove& move);
 };
 

@@ -25,10 +25,13 @@ struct NoAdjoint {
 
   __device__ __forceinline__ NoAdjoint(const Shared&, const Entry&) {}
   // Reads a part of a row whose weights or states are about to move.
+  template <class Part>
   __device__ __forceinline__ void load(const Thread&, const Part&) {}
   // The two halves of the rule's adjoint: the weights have moved back; the states have.
+  template <class Part>
   __device__ __forceinline__ void before_gradient(const Thread&, const Part&, const Vector<Integer> (&)[K],
                                                   const Vector<Real> (&)[N]) {}
+  template <class Part>
   __device__ __forceinline__ void with_gradient(const Thread&, const Part&, const Vector<Integer> (&)[K],
                                                 const Vector<Real> (&)[N]) {}
   // After the last row.
@@ -46,18 +49,18 @@ template <class Adjoint, int bytes>
 using TableOf = Table<typename Adjoint::Shared, typename Adjoint::Entry, bytes>;
 
 // One thread's part of a phase.
-template <Phase phase, class Adjoint>
+template <Phase phase, bool kWhole, class Adjoint>
 __device__ __forceinline__ void move(const Thread& thread, Found& found, Adjoint& adjoint) {
   uint8_t* skipped = thread.skipped();
   if (!thread.entry.active) {
-    thread.rest(phase != Phase::undo_states, phase == Phase::undo_states || thread.shared.moves_states, found);
+    thread.rest<kWhole>(phase != Phase::undo_states, phase == Phase::undo_states || thread.shared.moves_states, found);
   } else if constexpr (phase == Phase::step) {
-    thread.step(thread.shared.moves_states && !(skipped && *skipped), found);
+    thread.step<kWhole>(thread.shared.moves_states && !(skipped && *skipped), found);
     found.of_states = thread.shared.moves_states;
   } else if constexpr (phase == Phase::undo_weights) {
-    thread.undo_weights(found, adjoint);
+    thread.undo_weights<kWhole>(found, adjoint);
   } else {
-    const bool done = thread.undo_states(found, adjoint);
+    const bool done = thread.undo_states<kWhole>(found, adjoint);
     if (skipped && thread.first == 0) *skipped = !done;
   }
 }
@@ -126,7 +129,7 @@ __global__ void __launch_bounds__(kThreads, Adjoint::kResident) kernel(const __g
     const Thread thread(shared, entry, block, member);
     Adjoint adjoint(shared, entry);
     Found found;
-    move<phase>(thread, found, adjoint);
+    thread.whole() ? move<phase, true>(thread, found, adjoint) : move<phase, false>(thread, found, adjoint);
     adjoint.finish(thread);
     report<phase>(thread, found);
     if (shared.hash) hash = hash_of_block(thread, found);

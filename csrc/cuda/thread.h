@@ -29,31 +29,31 @@ struct Thread {
   int64_t begin;  // of the block, in the tensor
   int size;       // of the block
   int first;      // of the thread's weights in each row
-  bool whole;
 
   __device__ __forceinline__ Thread(const Shared& of, const Entry& e, int64_t block, int member)
       : shared(of),
         entry(e),
         begin((block - e.first_block) * kBlockSize),
         size(e.size - begin < kBlockSize ? static_cast<int>(e.size - begin) : kBlockSize),
-        first(member * L),
-        whole(size == kBlockSize && e.vectors) {}
+        first(member * L) {}
 
   __device__ __forceinline__ int64_t position() const { return entry.position + begin; }
   __device__ __forceinline__ int64_t block() const { return entry.block_position + begin / kBlockSize; }
   __device__ __forceinline__ uint8_t* skipped() const { return shared.skipped ? shared.skipped + block() : nullptr; }
-  __device__ __forceinline__ Integer* integers(int slot) const { return shared.integers[slot] + position(); }
 
-  __device__ __forceinline__ Part part(int row) const {
+  __device__ __forceinline__ bool whole() const { return size == kBlockSize && entry.vectors; }
+  template <bool kWhole>
+  __device__ __forceinline__ Part<kWhole> row_part(int row) const {
     const int i = row + first, left = size - i;
-    return {i, left < 0 ? 0 : left < L ? left : L, whole};
+    return {i, kWhole || left >= L ? L : left < 0 ? 0 : left};
   }
 
+  template <class Part>
   __device__ __forceinline__ void load_numbers(const Part& part, Vector<Real> (&numbers)[N]) const {
 #pragma unroll
     for (int j = 0; j < N; ++j) {
       if (entry.elements >> j & 1) {
-        numbers[j] = part.load(static_cast<const Real*>(entry.numbers[j].elements) + begin);
+        numbers[j] = part.load(static_cast<const Real*>(entry.numbers[j].elements), begin);
       } else {
 #pragma unroll
         for (int lane = 0; lane < L; ++lane) numbers[j].at[lane] = static_cast<Real>(entry.numbers[j].value);
@@ -62,6 +62,7 @@ struct Thread {
   }
 
   // All threads of a group come here together: eight weights share a byte of a plane, and so 8 / L threads.
+  template <class Part>
   __device__ __forceinline__ void contract(int slot, const Part& part, Vector<Integer>& z) const {
     const int shift = entry.shifts[slot];
     if (shift == 0) return;
@@ -84,6 +85,7 @@ struct Thread {
       if (part.i % 8 == 0 && part.count > 0) *to = static_cast<uint8_t>(byte);
     }
   }
+  template <class Part>
   __device__ __forceinline__ void expand(int slot, const Part& part, Vector<Integer>& z) const {
     const int shift = entry.shifts[slot];
     if (shift == 0 || part.count == 0) return;
@@ -102,6 +104,7 @@ struct Thread {
   }
 
   // Of the thread's part of a row; the missing half of a tensor's last word is zero in it.
+  template <class Part>
   __device__ __forceinline__ uint64_t hash_row(const Part& part, const Vector<Integer>& z) const {
     uint64_t sum = 0;
     if constexpr (sizeof(Integer) == 8) {
@@ -117,13 +120,15 @@ struct Thread {
     }
     return sum;
   }
+  template <bool kWhole>
   __device__ __forceinline__ void rest(bool weight, bool states, Found& found) const {
     if (!shared.hash) return;
 #pragma unroll 1
     for (int row = 0; row < size; row += kRow)
 #pragma unroll
       for (int slot = 0; slot < kSlots; ++slot)
-        if (slot == K ? weight : states) found.sums[slot] += hash_row(part(row), part(row).load(integers(slot)));
+        if (slot == K ? weight : states)
+          found.sums[slot] += hash_row(row_part<kWhole>(row), row_part<kWhole>(row).load(shared.integers[slot], position()));
     found.of_weight = weight;
     found.of_states = states;
   }
@@ -154,7 +159,9 @@ struct Thread {
       z[k] = wrapping_subtract(z[k], q);
       values[k] = to_real(z[k]) * static_cast<Real>(entry.slots[k].sigma);
       found.increments |= increment_word<Layout>(q);
-      found.foreign |= foreign_word(z[k], contraction_limit<Layout>(entry.shifts[k])) < 0;
+      const int shift = entry.shifts[k];
+      const Integer lowest = -(Integer{1} << (Layout::limit_bits - shift));
+      found.foreign |= foreign_word<Layout>(z[k], largest_contracted<Layout>(shift), lowest) < 0;
       subtract_increments<k - 1>(g, w, z, values, n, found);
     }
   }
@@ -181,14 +188,15 @@ struct Thread {
   __device__ __forceinline__ Real weight_before(Integer x) const { return to_real(x) * static_cast<Real>(entry.sigma_before); }
 
   // A step; without `moves_states`, its part of the weights.
+  template <bool kWhole>
   __device__ __forceinline__ void step(bool moves_states, Found& found) const {
 #pragma unroll 1
     for (int row = 0; row < size; row += kRow) {
-      const Part part = this->part(row);
-      Vector<Integer> z[K], x = part.load(integers(K));
+      const auto part = row_part<kWhole>(row);
+      Vector<Integer> z[K], x = part.load(shared.integers[K], position());
       Vector<Real> numbers[N], g{};
 #pragma unroll
-      for (int k = 0; k < K; ++k) z[k] = part.load(integers(k));
+      for (int k = 0; k < K; ++k) z[k] = part.load(shared.integers[k], position());
       load_numbers(part, numbers);
       if (moves_states) g = read<Real>(entry.type, entry.gradient, begin, part);
 #pragma unroll
@@ -213,12 +221,12 @@ struct Thread {
         x.at[j] = wrapping_subtract(x.at[j], changes.at[j]);
         found.used[K] |= used_bits(x.at[j]);
       }
-      part.store(integers(K), x);
+      part.store(shared.integers[K], position(), x);
       show(entry.type, entry.weight, begin, part, x, entry.slots[K].sigma);
       if (shared.hash) found.sums[K] += hash_row(part, x);
 #pragma unroll
       for (int k = 0; k < K; ++k) {
-        if (moves_states) part.store(integers(k), z[k]);
+        if (moves_states) part.store(shared.integers[k], position(), z[k]);
         if (shared.hash) found.sums[k] += hash_row(part, z[k]);
       }
     }
@@ -226,22 +234,22 @@ struct Thread {
     found.of_states = shared.moves_states;
   }
 
-  template <class Adjoint>
+  template <bool kWhole, class Adjoint>
   __device__ __forceinline__ void undo_weights(Found& found, Adjoint& adjoint) const {
 #pragma unroll 1
     for (int row = 0; row < size; row += kRow) {
-      const Part part = this->part(row);
-      Vector<Integer> z[K], x = part.load(integers(K));
+      const auto part = row_part<kWhole>(row);
+      Vector<Integer> z[K], x = part.load(shared.integers[K], position());
       Vector<Real> numbers[N];
 #pragma unroll
-      for (int k = 0; k < K; ++k) z[k] = part.load(integers(k));
+      for (int k = 0; k < K; ++k) z[k] = part.load(shared.integers[k], position());
       load_numbers(part, numbers);
       adjoint.load(*this, part);
 #pragma unroll
       for (int j = 0; j < L; ++j)
         if (j < part.count) x.at[j] = wrapping_add(x.at[j], change(lane(j, z, numbers)));
       expand(K, part, x);
-      part.store(integers(K), x);
+      part.store(shared.integers[K], position(), x);
       show(entry.type, entry.weight, begin, part, x, entry.sigma_before);
       adjoint.before_gradient(*this, part, z, numbers);
       if (shared.hash) found.sums[K] += hash_row(part, x);
@@ -251,7 +259,7 @@ struct Thread {
 
   // Returns false, with nothing changed, if the gradient cannot have led to these states and undoing would lose bits. To know it,
   // a block with planes is gone through twice.
-  template <class Adjoint>
+  template <bool kWhole, class Adjoint>
   __device__ __forceinline__ bool undo_states(Found& found, Adjoint& adjoint) const {
     bool shifts = false;
 #pragma unroll
@@ -261,12 +269,12 @@ struct Thread {
       const bool writes = pass == 1;
 #pragma unroll 1
       for (int row = 0; row < size; row += kRow) {
-        const Part part = this->part(row);
+        const auto part = row_part<kWhole>(row);
         Vector<Integer> z[K], x{};
         Vector<Real> numbers[N];
 #pragma unroll
-        for (int k = 0; k < K; ++k) z[k] = part.load(integers(k));
-        if (entry.looks_at_weight) x = part.load(integers(K));
+        for (int k = 0; k < K; ++k) z[k] = part.load(shared.integers[k], position());
+        if (entry.looks_at_weight) x = part.load(shared.integers[K], position());
         load_numbers(part, numbers);
         if (writes) adjoint.load(*this, part);
         const Vector<Real> g = read<Real>(entry.type, entry.gradient, begin, part);
@@ -282,7 +290,7 @@ struct Thread {
 #pragma unroll
         for (int k = 0; k < K; ++k) {
           expand(k, part, z[k]);
-          part.store(integers(k), z[k]);
+          part.store(shared.integers[k], position(), z[k]);
           if (shared.hash) found.sums[k] += hash_row(part, z[k]);
         }
         adjoint.with_gradient(*this, part, z, numbers);

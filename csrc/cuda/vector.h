@@ -20,29 +20,54 @@ struct alignas(sizeof(T) * L < 16 ? sizeof(T) * L : 16) Vector {
   T at[L];
 };
 
-// A thread's part of a row: from the block's weight i on, `count` of its L weights exist. `whole`: all of them do, and so do all
+// As whole accesses, whatever the compiler makes of an assignment: nvcc splits many a one into its elements.
+template <class Word, class T>
+__device__ __forceinline__ void store_words(T* p, const Vector<T>& v) {
+  constexpr int count = sizeof(Vector<T>) / sizeof(Word);
+  Word words[count];
+  memcpy(words, &v, sizeof words);
+#pragma unroll
+  for (int k = 0; k < count; ++k) __stwb(reinterpret_cast<Word*>(p) + k, words[k]);
+}
+template <class T>
+__device__ __forceinline__ void store_vector(T* p, const Vector<T>& v) {
+  if constexpr (sizeof(Vector<T>) >= 16)
+    store_words<int4>(p, v);
+  else if constexpr (sizeof(Vector<T>) == 8)
+    store_words<int2>(p, v);
+  else
+    store_words<int>(p, v);
+}
+
+// A thread's part of a row: from the block's weight i on, `count` of its L weights exist. kWhole: all of them do, and so do all
 // others of the block, at multiples of the vectors' alignment in every array.
+template <bool kWhole>
 struct Part {
   int i, count;
-  bool whole;
 
+  // `begin`: of the block in the array.
   template <class T>
-  __device__ __forceinline__ Vector<T> load(const T* block) const {
-    if (whole) return *reinterpret_cast<const Vector<T>*>(block + i);
-    Vector<T> v;
+  __device__ __forceinline__ Vector<T> load(const T* array, int64_t begin) const {
+    const T* p = array + (begin + i);
+    if constexpr (kWhole) {
+      return *reinterpret_cast<const Vector<T>*>(p);
+    } else {
+      Vector<T> v;
 #pragma unroll
-    for (int j = 0; j < L; ++j) v.at[j] = j < count ? block[i + j] : T{};
-    return v;
+      for (int j = 0; j < L; ++j) v.at[j] = j < count ? p[j] : T{};
+      return v;
+    }
   }
   template <class T>
-  __device__ __forceinline__ void store(T* block, const Vector<T>& v) const {
-    if (whole) {
-      *reinterpret_cast<Vector<T>*>(block + i) = v;
-      return;
-    }
+  __device__ __forceinline__ void store(T* array, int64_t begin, const Vector<T>& v) const {
+    T* p = array + (begin + i);
+    if constexpr (kWhole) {
+      store_vector(p, v);
+    } else {
 #pragma unroll
-    for (int j = 0; j < L; ++j)
-      if (j < count) block[i + j] = v.at[j];
+      for (int j = 0; j < L; ++j)
+        if (j < count) p[j] = v.at[j];
+    }
   }
 };
 
@@ -61,13 +86,13 @@ __device__ __forceinline__ void with_type(int type, F f) {
   }
 }
 
-// Gradients or products, `block` elements behind the tensor's first.
-template <class To>
-__device__ __forceinline__ Vector<To> read(int type, const void* tensor, int64_t block, const Part& part) {
+// Gradients or products.
+template <class To, class Part>
+__device__ __forceinline__ Vector<To> read(int type, const void* tensor, int64_t begin, const Part& part) {
   Vector<To> values;
   with_type(type, [&](auto example) {
     using T = decltype(example);
-    const Vector<T> raw = part.load(static_cast<const T*>(tensor) + block);
+    const Vector<T> raw = part.load(static_cast<const T*>(tensor), begin);
 #pragma unroll
     for (int j = 0; j < L; ++j) values.at[j] = static_cast<To>(widen(raw.at[j]));
   });
@@ -75,14 +100,15 @@ __device__ __forceinline__ Vector<To> read(int type, const void* tensor, int64_t
 }
 
 // The weights that the model sees.
-__device__ __forceinline__ void show(int type, void* tensor, int64_t block, const Part& part, const Vector<Integer>& x,
+template <class Part>
+__device__ __forceinline__ void show(int type, void* tensor, int64_t begin, const Part& part, const Vector<Integer>& x,
                                      double sigma) {
   with_type(type, [&](auto example) {
     using T = decltype(example);
     Vector<T> seen;
 #pragma unroll
     for (int j = 0; j < L; ++j) seen.at[j] = visible<T, Layout>(x.at[j], sigma);
-    part.store(static_cast<T*>(tensor) + block, seen);
+    part.store(static_cast<T*>(tensor), begin, seen);
   });
 }
 

@@ -27,7 +27,8 @@ class Reversible(Adjoint):
     two kept; the way back trains each of them once more.
 
     Args:
-        state_bits: 64 or 32, see :class:`ReversibleSGD`.
+        state_bits: 32, 64, or None: 64 for float64 weights and 32 for all others, which is as accurate as they are. See
+            :class:`ReversibleSGD`.
         verify_every: the state is hashed at every so-many-th step and compared on the way back; the start always is.
             1 costs about a tenth of an optimizer step and names the very step that went wrong. On a GPU the hashes are
             compared every 64 steps, so that the host need not wait; the step that is named is the same.
@@ -61,10 +62,10 @@ class Reversible(Adjoint):
     """
 
     def __init__(
-        self, state_bits: int = 64, verify_every: int = 1, buffer: str | Path = "device", segments: int | str = 1
+        self, state_bits: int | None = None, verify_every: int = 1, buffer: str | Path = "device", segments: int | str = 1
     ) -> None:
-        if state_bits not in (32, 64):
-            raise ValueError(f"state_bits: expected 32 or 64, got {state_bits!r}")
+        if state_bits not in (None, 32, 64):
+            raise ValueError(f"state_bits: expected 32, 64 or None, got {state_bits!r}")
         check_integer("verify_every", verify_every, least=1)
         if segments != "auto":
             check_integer("segments", segments, least=1, otherwise="'auto'")
@@ -105,7 +106,8 @@ class Reversible(Adjoint):
         if obstacle:
             return Cost(0.0, 0.0, obstacle)
         bits = size.information_bits()
-        state = size.weights * (1 + size.states) * self.state_bits / 8
+        state_bits = self.state_bits or (64 if size.weight_bytes == 8 else 32)
+        state = size.weights * (1 + size.states) * state_bits / 8
         starts = self.starts(bits, state)
         recorded = bits / 8 + LOG_BYTES * max(len(size.factors), 1)
         most = max(
@@ -113,7 +115,7 @@ class Reversible(Adjoint):
             for j, (first, end) in enumerate(pairwise([*starts, size.steps]))
         )
         held = size.common_bytes + state
-        if self.state_bits < 8 * size.weight_bytes + 32:
+        if state_bits < 8 * size.weight_bytes + 32:
             held += size.vector_bytes  # initial weights that the fixed point rounds
         if len(starts) > 1:
             held += size.vector_bytes  # initial weights, to train again from

@@ -26,7 +26,7 @@ __all__ = ["ReversibleRun"]
 class Options(Protocol):
     """What a run takes from :class:`Reversible`."""
 
-    state_bits: int
+    state_bits: int | None
     verify_every: int
     buffer: str | Path
 

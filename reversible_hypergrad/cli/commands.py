@@ -69,7 +69,7 @@ def _add_tune(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=_at_least(int, 0), default=0, help="of split, initial weights and batches (default: %(default)s)")
     add("--device", default="cpu", help="cpu, the only one so far")
     add("--threads", type=_at_least(int, 1), default=1, help="of torch; one is fastest for a small model (default: %(default)s)")
-    add("--state-bits", type=int, choices=(32, 64), default=64, help="width of the fixed-point state (default: %(default)s)")
+    add("--state-bits", type=int, choices=(32, 64), default=32, help="width of the fixed-point state (default: %(default)s)")
     add("--output", metavar="DIR", type=Path, default=Path("tuned"), help="where figures and results go (default: %(default)s)")
     add("--no-figures", action="store_true", help="draw nothing")
     add("--json", action="store_true", help="print the results as JSON in place of the table")

@@ -1,6 +1,5 @@
 """An optimizer whose every step can be undone bit for bit, whatever its rule."""
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,7 +16,6 @@ from reversible_hypergrad.optim.settings import Settings, write
 from reversible_hypergrad.optim.stateful import StatefulOptimizer
 from reversible_hypergrad.reversible.outcome import hash_of
 from reversible_hypergrad.reversible.parameters import check_parameter
-from reversible_hypergrad.reversible.record import StepNumbers
 from reversible_hypergrad.reversible.refusal import refusal
 
 __all__ = ["ReversibleOptimizer"]
@@ -37,13 +35,9 @@ class ReversibleOptimizer(StatefulOptimizer):
         verify_every: the state is hashed after every so-many-th step.
 
     Raises:
-        TypeError: for parameters and settings of a type that cannot be honoured, at construction or at the step.
-        ValueError: for settings that cannot be honoured, at construction or at the step.
+        TypeError: for settings and parameters that cannot be honoured, at construction or at the step.
+        ValueError: likewise.
     """
-
-    @abstractmethod
-    def numbers_of(self, settings: Settings, first: bool) -> StepNumbers:
-        """What a step with ``settings`` gives to the kernels; ``first``: of tensors that take their first step."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters, as in torch, at any time. They join with the next step; rewinding past it lets them go."""
@@ -74,12 +68,10 @@ class ReversibleOptimizer(StatefulOptimizer):
         On a GPU the step is only queued, and the host waits for nothing but a parameter's first step: see :meth:`synchronize`.
 
         Raises:
-            FloatingPointError: if a gradient is not finite.
-            OverflowError: if a weight or state would leave the range of floating-point numbers; on a GPU also if one grew out of
-                its integers within 64 steps. Anything smaller that outgrows its integers gets larger quanta.
-            RuntimeError: for a sparse gradient, a parameter edited since the last step (see :meth:`mark_boundary`), or a CUDA
-                graph that is being captured: capture the loss and its backward alone, and step after each replay.
-            TypeError: for a gradient of another dtype or device than its parameter.
+            FloatingPointError: a gradient is not finite.
+            OverflowError: a state or weight would not stay within floating-point numbers.
+            RuntimeError: a sparse gradient, a parameter edited since the last step (see :meth:`mark_boundary`), or a CUDA graph
+                that is being captured: capture the loss and its backward alone, and step after each replay.
 
         After any error the optimizer and the weights are as they were.
         """
@@ -123,12 +115,13 @@ class ReversibleOptimizer(StatefulOptimizer):
         A refused step is taken back on the GPU, and those queued after it do not take place. So after the error weights,
         velocities, settings and step count are those of just before it, though the host had gone on. The host looks at every
         64th step and before ``step_back``, ``rewind``, ``mark_boundary``, ``memory``, ``state_dict``, ``load_state_dict`` and
-        copies; call this where you want to know. Steps are not queued, each is waited for, if the parameters are on more than
-        one device.
+        copies; call this where you want to know. There it also makes room for what has grown: what grows some hundredfold between
+        two looks is refused, and then the 64 steps after are looked at, one by one. Steps are not queued, each is waited for, if
+        the parameters are on more than one device, or the rule has no compiled program.
 
         Raises:
-            FloatingPointError: if a gradient was not finite, or many times larger than at the last look.
-            OverflowError: if a state or weight grew out of its integers since the last look.
+            FloatingPointError: a gradient was not finite, or many times larger than at the last look.
+            OverflowError: a state or weight was.
         """
         refused = self._queue.look(self._history.parts)
         for part in self._history.parts:
@@ -158,11 +151,11 @@ class ReversibleOptimizer(StatefulOptimizer):
             The closure's loss.
 
         Raises:
-            ReversalError: if there is no step to undo, or the closure gave other gradients than the step saw (found by the hash).
-            RuntimeError: if a parameter was edited.
+            ReversalError: there is no step to undo, or the closure gave other gradients than the step saw (found by the hash).
+            RuntimeError: a parameter was edited.
 
         After any error, as after an exception in the closure, the optimizer and the weights are as they were, unless
-        ``verify_every`` > 1 has left the fault to be found later.
+        verify_every > 1 has left the fault to be found later.
 
         Cost: the closure, and about 1.5 times the arithmetic of a step.
         """
@@ -200,18 +193,15 @@ class ReversibleOptimizer(StatefulOptimizer):
 
     @torch.no_grad()
     def mark_boundary(self) -> None:
-        """Accepts the present weights, edited or not, as a new start that cannot be rewound past; frees the bits.
+        """Accepts the present weights, edited or not, as a new start that cannot be rewound past; forgets the steps so far.
 
-        States go on, except those of parameters that changed their number of elements: these restart from zero. Use
+        Velocities go on, except those of parameters that changed their number of elements: these restart from zero. Use
         it after editing weights on purpose, or when the steps so far need never be undone.
 
         Raises:
-            OverflowError: if a new weight is not finite.
-            RuntimeError: if a parameter has gone from its group.
-            TypeError: if a new weight is of a type that cannot be trained.
-            ValueError: if it cannot be trained otherwise, such as one that is not dense.
-
-        After any error nothing is changed.
+            OverflowError: if a weight is not finite; nothing is changed then.
+            TypeError: if no state can be kept for one of the parameters; likewise.
+            ValueError: likewise.
         """
         self._refuse_inside_closure("mark_boundary")
         self.synchronize()

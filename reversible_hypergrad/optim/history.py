@@ -77,12 +77,9 @@ class History:
         """From the present weights and states, without the steps so far.
 
         Raises:
-            OverflowError: if a weight is not finite.
-            RuntimeError: if a parameter has gone from its group.
-            TypeError: if a weight is of a type that cannot be trained.
-            ValueError: if it cannot be trained otherwise.
-
-        Nothing is changed then.
+            OverflowError: if a weight is not finite; nothing is changed then.
+            TypeError: if no state can be kept for one of the parameters; likewise.
+            ValueError: likewise.
         """
         renewed = []
         for part in self.parts:

@@ -1,6 +1,5 @@
 """What the optimizer keeps, in bytes and in bits per weight and step."""
 
-import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -18,12 +17,10 @@ def measure(parts: Sequence[Part], entries: Sequence[Entry]) -> dict[str, float]
     planes = sum(record.planes.nbytes for record, _ in records)
     weight_steps, limit, trajectory = 0, 0.0, 0
     for record, state in records:
-        factors = np.broadcast_to(record.given.factors, (len(state.sizes), state.slots))
-        for weight, active, own in zip(state.weights, record.active, factors, strict=True):
-            if active:
-                weight_steps += weight.numel()
-                limit -= weight.numel() * sum(map(math.log2, own))
-                trajectory += weight.nbytes
+        moved = record.shifts[:, 0].numpy() * state.sizes
+        weight_steps += int(moved.sum())
+        limit -= float((moved[:, None] * np.log2(record.given.factors)).sum())
+        trajectory += int((moved * [weight.itemsize for weight in state.weights]).sum())
     per = 1.0 / weight_steps if weight_steps else 0.0
     return {
         "state_bytes": sum(state.nbytes for state in states),

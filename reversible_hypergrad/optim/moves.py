@@ -23,8 +23,7 @@ def step_parts(
     with_hash: bool,
     ticket: Ticket | None,
 ) -> tuple[list[Record], list[Outcome]]:
-    """Moves every part by its gradients and numbers. Without a ticket each is looked at; with one nobody knows yet what comes
-    of it.
+    """Moves every part by its gradients and numbers. With a ticket nobody looks at what came of it.
 
     Raises:
         FloatingPointError: if the step of a part was refused; all are as before then.
@@ -73,9 +72,7 @@ class Undoing:
             name: of the step, for the error.
 
         Raises:
-            ReversalError: if they are not the step's gradients.
-            RuntimeError: if one is sparse.
-            TypeError: if one is of another dtype or device.
+            ReversalError: if they are not the step's gradients. RuntimeError, TypeError: if they are none that it could have.
         """
         gradients = [gather(part.state.weights, part.state.names) for part, _ in self._work]
         for (part, record), grads in zip(self._work, gradients, strict=True):

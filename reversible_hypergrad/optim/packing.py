@@ -25,7 +25,6 @@ TENSORS = {
     "planes": torch.uint8,  # of all steps, one after the other
     "numbers": torch.float64,  # the row of Record.numbers
     "shifts": torch.int64,  # the row of Record.shifts
-    "factors": torch.float64,  # per slot, the weight last
     "fractions": torch.float64,  # + a of the scales, per slot
     "exponents": torch.int64,  # + count, exponent and owed room per slot, then of each state whether it is unset
     "hashes": torch.int64,  # + whether there is one, and the hash, of the part
@@ -64,7 +63,6 @@ def _tables(part: Part, records: Sequence[Record]) -> dict[str, np.ndarray[Any, 
     return {
         "numbers": _stack([record.numbers.numpy() for record in records], (count, state.slots + 1 + state.moves.numbers)),
         "shifts": _stack([record.shifts.numpy() for record in records], (count, 1 + 2 * slots)),
-        "factors": _stack([np.broadcast_to(record.given.factors, (count, slots)) for record in records], (count, slots)),
         "fractions": np.stack([s.a for s in scales]),
         "exponents": np.stack(whole),
         "hashes": np.repeat(np.array(hashes, np.int64)[:, None], count, 1),
@@ -90,7 +88,7 @@ def _split_planes(state: State, records: Sequence[Record]) -> list[Tensor]:
     pieces: list[list[Tensor]] = [[state.skipped[:0]] for _ in state.sizes]
     for record in records:
         if record.planes.numel():
-            for i, piece in enumerate(record.planes.split(_plane_bytes(state, record.shifts).tolist())):
+            for i, piece in enumerate(torch.split(record.planes, _plane_bytes(state, record.shifts).tolist())):
                 pieces[i].append(piece)
     return [torch.cat(own) for own in pieces]
 
@@ -108,8 +106,20 @@ def unpack_part(
     names: Sequence[str],
     rule: Rule,
     state_bits: int,
+    given: Sequence[StepNumbers],
 ) -> tuple[Part, list[Record]]:
-    """The part and its records, on ``weights``; tensors are copied."""
+    """The part and its records, on ``weights``; tensors are copied.
+
+    Args:
+        packed: of each member.
+        group: that they belong to.
+        positions: in it.
+        weights: the members.
+        names: of them.
+        rule: of the optimizer.
+        state_bits: of the integers.
+        given: the settings of the steps.
+    """
     state = State.__new__(State)
     state.allocate(weights, names, rule, state_bits)
     for i, own in enumerate(packed):
@@ -125,11 +135,10 @@ def unpack_part(
     state.scales.state, state.more_room, state.unset = moments[-1]
     records = []
     for t, planes in enumerate(_joined_planes(state, packed, tables["shifts"])):
-        given = StepNumbers(tables["factors"][t], tables["numbers"][t][:, state.slots + 1 :])
         numbers, shifts = torch.from_numpy(tables["numbers"][t]), torch.from_numpy(tables["shifts"][t])
         before, owed, unset = moments[t]
         after = moments[t + 1][0]
-        records.append(Record(given, before, after, numbers, shifts, planes, hashes[t], unset=unset, owed=owed))
+        records.append(Record(given[t], before, after, numbers, shifts, planes, hashes[t], unset=unset, owed=owed))
     return Part(group, positions, state, bool(packed[0]["fresh"]), packed[0]["steps"], hashes[-1]), records
 
 

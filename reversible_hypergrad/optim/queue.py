@@ -18,13 +18,13 @@ class Queue:
     def __init__(self) -> None:
         self._waiting: list[tuple[Entry, list[Outcome]]] = []
         self._first_refused: Tensor | None = None
-        self._was_refused = False  # the latest step that was looked at
+        self._to_look = 0  # steps that are looked at before others are queued again
 
     def takes(self, parts: Sequence[Part]) -> bool:
         """Whether the next step of ``parts`` may be queued: on one GPU, since a word on one does not stop a step on another; with
-        all scales chosen, which takes a look; and not after a refused one, which may need more room than was made."""
-        if self._was_refused:
-            self._was_refused = False
+        all scales chosen, which takes a look; and not soon after a refused one, since numbers grow that are too large already."""
+        if self._to_look:
+            self._to_look -= 1
             return False
         devices = {part.state.x.device for part in parts}
         return (
@@ -54,8 +54,8 @@ class Queue:
             for record in entry.records:
                 record.hash_before = hash_of(record.hash_before)
             if any(any(outcome.flags) for outcome in outcomes):
-                self._first_refused, self._was_refused = None, True
+                self._first_refused, self._to_look = None, LOOK_EVERY
                 return len(waiting) - i, outcomes
-        for part, outcome in zip(parts, waiting[-1][1] if waiting else (), strict=False):
-            part.state.make_room(outcome)
+        for i, part in enumerate(parts if waiting else ()):
+            part.state.make_room(*(outcomes[i] for _, outcomes in waiting))
         return None

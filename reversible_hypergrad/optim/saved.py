@@ -11,6 +11,7 @@ from reversible_hypergrad.optim.history import History, name_of
 from reversible_hypergrad.optim.packing import TENSORS, pack_part, unpack_part
 from reversible_hypergrad.optim.parts import Entry
 from reversible_hypergrad.optim.settings import Settings
+from reversible_hypergrad.reversible.record import StepNumbers
 from reversible_hypergrad.rules.base import Rule
 
 __all__ = ["names", "pack", "unpack"]
@@ -85,8 +86,17 @@ def unpack(
     state_bits: int,
     groups: Sequence[dict[str, Any]],
     settings_of: Callable[[dict[str, Any]], Settings],
+    numbers_of: Callable[[Settings, bool], StepNumbers],
 ) -> History:
     """New parts and entries on the parameters of ``groups``; tensors are copied.
+
+    Args:
+        state_dict: as torch's.
+        rule: of the optimizer.
+        state_bits: of its integers.
+        groups: its own.
+        settings_of: checks and reads a group.
+        numbers_of: what a step with settings is given; the flag: whether it is the first of its tensors.
 
     Raises:
         ValueError: if the state is not one of such an optimizer, or damaged.
@@ -111,8 +121,11 @@ def unpack(
     parts = []
     for g, positions in _members(packed):
         weights, labels = [groups[g]["params"][i] for i in positions], [name_of(groups, g, i) for i in positions]
-        part, records = unpack_part([packed[g, i] for i in positions], g, positions, weights, labels, rule, state_bits)
-        for e, record in zip(entries[len(entries) - part.steps :], records, strict=True):
+        first_one = packed[g, positions[0]]
+        own = entries[len(entries) - first_one["steps"] :]
+        given = [numbers_of(e.settings[g], bool(first_one["fresh"]) and t == 0) for t, e in enumerate(own)]
+        part, records = unpack_part([packed[g, i] for i in positions], g, positions, weights, labels, rule, state_bits, given)
+        for e, record in zip(own, records, strict=True):
             e.records.append(record)
         parts.append(part)
     begun = {(part.group, i) for part in parts for i in part.members}

@@ -36,16 +36,16 @@ class ReversibleSGD(ReversibleOptimizer):
 
         g = grad + weight_decay * w;  v = momentum * v + (1 - dampening) * g;  w = w - lr * v
 
-    Each weight and velocity is an integer that counts quanta. A decay multiplies the quantum of a tensor's velocities; whenever
-    that has halved, so do the integers, and the bit that falls off each is kept: log2(1/momentum) bits per weight and step (0.152
-    at 0.9), which is all that undoing needs beside the gradient. What outgrows its integers gets larger quanta, at one bit per
-    weight for each doubling. Schedulers, gradient clipping, GradScaler and 16-bit parameters (the fixed point is the
-    master copy) work as with ``torch.optim.SGD``.
+    Each weight and velocity is an integer times a scale of its tensor. The decay multiplies the scale of the velocities; where it
+    has halved, they are halved, and the bit that each loses is kept: log2(1/momentum) bits per weight and step (0.152 at 0.9),
+    which is all that undoing needs beside the gradient. What outgrows its integers gets a larger scale, which is undone alike.
+    Schedulers, gradient clipping, GradScaler and 16-bit parameters (the integers are the master copy) work as with
+    ``torch.optim.SGD``.
 
     Args:
         params: parameters, named parameters or groups, dense and floating point.
         lr: >= 0, may be a tensor.
-        momentum: in [2^-16, 1].
+        momentum: in [2^-16, 1], any double, used as it is. :class:`ReversibleTracedSGD` has 0.
         dampening: as in torch.
         weight_decay: as in torch.
         nesterov: refused, with the reason.
@@ -53,15 +53,18 @@ class ReversibleSGD(ReversibleOptimizer):
         foreach: accepted for compatibility; a step always is one fused call per group.
         differentiable: refused, with the reason.
         fused: as ``foreach``.
-        state_bits: of each integer: 64 (16 bytes per weight beside it), or 32 (8 bytes; for large models).
+        state_bits: of each integer: 64 (16 bytes per weight beside the float weight) or 32 (8 bytes, and faster steps); None: 64
+            if there are float64 parameters, else 32, which is as accurate as these are. With
+            either, training is as near to SGD in float64 as SGD in float32 is. Gradients are held to 2^-40 of the first one's
+            largest; with 32 bits to 2^-25 (momentum 0.5), 2^-23 (0.9), 2^-20 (0.99) or 2^-14 (1).
         verify_every: the state is hashed after every so-many-th step, and an undone step is checked against the hash
             there. 1 checks every step, keeps failed undos harmless, and costs about a tenth of a step.
 
     Cost per step, 10 million float32 weights, 2 cores: see the table in README.md. Memory: :meth:`memory`.
 
     Raises:
-        TypeError: for parameters and settings of a type that cannot be honoured, at construction or at the step.
-        ValueError: for settings that cannot be honoured, at construction or at the step.
+        TypeError: for settings and parameters that cannot be honoured, at construction or at the step.
+        ValueError: likewise.
 
     >>> import torch, reversible_hypergrad as rh
     >>> model = torch.nn.Linear(3, 1)
@@ -80,7 +83,7 @@ class ReversibleSGD(ReversibleOptimizer):
     True
 
     Source: Maclaurin, Duvenaud, Adams, *Gradient-based Hyperparameter Optimization through Reversible Learning*,
-    ICML 2015, algorithms 2 and 3, in torch's convention; the arithmetic is this library's own.
+    ICML 2015, algorithms 2 and 3, in torch's convention and with the momentum in the scale of the velocities.
     """
 
     rule = SGD(lr=1.0)
@@ -98,7 +101,7 @@ class ReversibleSGD(ReversibleOptimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
-        state_bits: int = 64,
+        state_bits: int | None = None,
         verify_every: int = 1,
     ) -> None:
         defaults = {
@@ -118,7 +121,7 @@ class ReversibleSGD(ReversibleOptimizer):
         if group["nesterov"]:
             raise ValueError(
                 "nesterov=True cannot be undone: the step back would need the gradient before the weights that it is evaluated "
-                "at are known. Use nesterov=False, or torch.optim.SGD"
+                "at are known. Use nesterov=False, or rh.ReversibleTracedSGD"
             )
         refuse_options(group)
         return read(SETTINGS, group)

@@ -2,17 +2,20 @@
 
 from abc import abstractmethod
 from collections import defaultdict
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.core.fixed_point import FORMATS
 from reversible_hypergrad.optim import saved
 from reversible_hypergrad.optim.edits import refuse, replaced
 from reversible_hypergrad.optim.history import History
 from reversible_hypergrad.optim.queue import Queue
 from reversible_hypergrad.optim.settings import Settings
+from reversible_hypergrad.reversible.parameters import default_bits
+from reversible_hypergrad.reversible.record import StepNumbers
 from reversible_hypergrad.rules.base import Rule
 
 __all__ = ["StatefulOptimizer"]
@@ -21,21 +24,25 @@ __all__ = ["StatefulOptimizer"]
 class StatefulOptimizer(Optimizer):
     """The half of :class:`ReversibleOptimizer` that takes no steps."""
 
-    rule: ClassVar[Rule]  # its functions count, not its settings: these are the groups'
+    rule: Rule  # its functions count, not its settings: these are the groups'
 
-    def __init__(self, params: Any, defaults: dict[str, Any], *, state_bits: int, verify_every: int) -> None:
-        if state_bits not in FORMATS:
-            raise ValueError(f"Invalid state_bits value: {state_bits}. Expected 32 or 64")
-        if isinstance(verify_every, bool) or not isinstance(verify_every, int) or verify_every < 1:
-            raise ValueError(f"Invalid verify_every value: {verify_every}. Expected an integer >= 1")
-        self.state_bits = state_bits
-        self.format = FORMATS[state_bits]
+    def __init__(self, params: Any, defaults: dict[str, Any], *, state_bits: int | None, verify_every: int) -> None:
+        if state_bits is not None and state_bits not in FORMATS:
+            raise ValueError(f"Invalid state_bits value: {state_bits}. Expected 32, 64 or None")
+        check_integer("verify_every", verify_every, least=1)
         self.verify_every = verify_every
-        self._history = History(self.rule, state_bits)
+        self._history = History(self.rule, state_bits or 32)
         self._check_weights = False  # after loading: the weights must be compared with the state once
         self._undoing = False  # the closure of step_back() runs
         self._queue = Queue()
         super().__init__(params, defaults)
+        if state_bits is None:
+            self._history.state_bits = max(default_bits(p.dtype) for group in self.param_groups for p in group["params"])
+
+    @property
+    def state_bits(self) -> int:
+        """Of each integer: 32 or 64."""
+        return self._history.state_bits
 
     @abstractmethod
     def settings_of(self, group: dict[str, Any]) -> Settings:
@@ -44,6 +51,10 @@ class StatefulOptimizer(Optimizer):
         Raises:
             ValueError: for one that makes no sense, or an option that cannot be honoured: it is refused, never ignored.
         """
+
+    @abstractmethod
+    def numbers_of(self, settings: Settings, first: bool) -> StepNumbers:
+        """What a step with ``settings`` gives to the state; ``first``: of tensors that take their first step."""
 
     @abstractmethod
     def synchronize(self) -> None:
@@ -98,7 +109,7 @@ class StatefulOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self.synchronize()
-        own = ("state_bits", "format", "verify_every", "_history")
+        own = ("verify_every", "rule", "_history")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -135,6 +146,6 @@ class StatefulOptimizer(Optimizer):
 def _take_over(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     assert isinstance(optimizer, StatefulOptimizer)
     optimizer._history = saved.unpack(
-        state_dict, optimizer.rule, optimizer.state_bits, optimizer.param_groups, optimizer.settings_of
+        state_dict, optimizer.rule, optimizer.state_bits, optimizer.param_groups, optimizer.settings_of, optimizer.numbers_of
     )
     return {"state": {}, "param_groups": state_dict["param_groups"]}

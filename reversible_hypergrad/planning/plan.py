@@ -68,7 +68,7 @@ class Plan:
         least = min(possible, key=lambda row: row.cost.bytes)
         raise MemoryError(
             f"budget: no exact strategy fits {shown(self.budget)}; {least.adjoint!r} needs least, {shown(least.cost.bytes)}. "
-            "Raise the budget, keep states on disk (store= or buffer= a directory), or use rh.Reversible(state_bits=32)"
+            "Raise the budget, or keep states on disk (store= or buffer= a directory)"
         )
 
     def __str__(self) -> str:

@@ -14,12 +14,11 @@ from reversible_hypergrad.rules.base import Rule
 
 __all__ = ["EXPONENTS", "exponent_of_increments", "exponent_unseen", "exponents_of_weights", "growth", "magnitudes"]
 
-# Bits left above the largest number that was seen, so that it may grow before the integers must be shifted. 64 bits have plenty:
-# numbers may grow a thousandfold, and keep 41 bits. Of 32 bits each one counts; but on a GPU, where nobody looks for many steps,
-# what has outgrown its integers by then is an error, so there they leave more.
-_WEIGHT_ROOM = {64: 20, 32: 3}
-_INCREMENT_ROOM = {64: 10, 32: 2}
-_LATE_ROOM = {64: 0, 32: 3}
+# Bits left above the largest number that was seen, so that it may grow before the integers must be shifted, which costs bits, or,
+# on a GPU where nobody looks for many steps, is an error. 64 bits have plenty: numbers may grow a thousandfold, and keep 41 bits.
+# Of 32 bits each one counts: 25 are left for the largest weight, as many as float32 has.
+_WEIGHT_ROOM = {64: 20, 32: 5}
+_INCREMENT_ROOM = {64: 10, 32: 4}
 # Weights are taken for no smaller than this part of the largest in the state: a bias that begins near zero grows soon.
 _LEAST_PART = 1 / 64
 # A tensor of zeros: its weights are taken for this large.
@@ -31,32 +30,31 @@ _UNSEEN_INCREMENT = 1.0
 EXPONENTS = {64: (-900, 900), 32: (-90, 90)}
 
 
-def exponents_of_weights(largest: Sequence[float], layout: FixedPointFormat, late: bool) -> list[int]:
+def exponents_of_weights(largest: Sequence[float], layout: FixedPointFormat) -> list[int]:
     """Of the quanta of weights.
 
     Args:
         largest: magnitude of each tensor's.
         layout: of the integers.
-        late: whether steps are looked at later.
     """
     bits = layout.state_bits
-    room = layout.limit_bits - _WEIGHT_ROOM[bits] - late * _LATE_ROOM[bits]
+    room = layout.limit_bits - _WEIGHT_ROOM[bits]
     least = max(largest) * _LEAST_PART or _UNSEEN_WEIGHT
     return [_clamped(_log2(max(own, least)) - room, bits) for own in largest]
 
 
-def exponent_of_increments(largest: float, factor: float, layout: FixedPointFormat, late: bool) -> int:
+def exponent_of_increments(largest: float, factor: float, layout: FixedPointFormat) -> int:
     """Of the quantum of a state that is zero and decays by ``factor``, from the largest magnitude that is first added to it."""
-    # A state is at most 1 / (1 - factor) equal increments.
-    gain = min(12, math.floor(-math.log2(max(1.0 - factor, 2.0**-12))))
+    # A state is at most 1 / (1 - factor) equal increments; more than some hundred are seldom equal.
+    gain = min(9, math.floor(-math.log2(max(1.0 - factor, 2.0**-9))))
     bits = layout.state_bits
-    room = min(layout.increment_bits, layout.limit_bits - gain) - _INCREMENT_ROOM[bits] - late * _LATE_ROOM[bits]
+    room = min(layout.increment_bits, layout.limit_bits - gain) - _INCREMENT_ROOM[bits]
     return _clamped(_log2(largest) - room, bits)
 
 
-def exponent_unseen(layout: FixedPointFormat, late: bool) -> int:
+def exponent_unseen(layout: FixedPointFormat) -> int:
     """Of the quantum of a state to which nothing has been added."""
-    return exponent_of_increments(_UNSEEN_INCREMENT, 0.9, layout, late)
+    return exponent_of_increments(_UNSEEN_INCREMENT, 0.9, layout)
 
 
 def magnitudes(rule: Rule, settings: Any, step: int, gradient: Tensor, weight: Tensor, z: Mapping[str, Tensor]) -> list[float]:
@@ -80,7 +78,7 @@ def magnitudes(rule: Rule, settings: Any, step: int, gradient: Tensor, weight: T
 def growth(
     flags: int, used: Sequence[int], seen: Sequence[float], exponent: NDArray[np.int64], layout: FixedPointFormat
 ) -> NDArray[np.int64]:
-    """By how many bits a refused step's slots must be shifted so that it fits, a bit to spare.
+    """By how many bits a refused step's slots must be shifted so that it fits.
 
     Args:
         flags: of one tensor.
@@ -93,9 +91,9 @@ def growth(
     kinds = [(_core.BAD_INCREMENT, _core.STATE_OVERFLOW)] * (len(used) - 1) + [(_core.BAD_CHANGE, _core.WEIGHT_OVERFLOW)]
     for slot, (own, overflow) in enumerate(kinds):
         if flags & own and math.isfinite(seen[slot]):
-            more[slot] = max(0, _log2(seen[slot]) + 2 - layout.increment_bits - int(exponent[slot])) if seen[slot] else 0
+            more[slot] = max(0, _log2(seen[slot]) + 1 - layout.increment_bits - int(exponent[slot])) if seen[slot] else 0
         elif flags & overflow:
-            more[slot] = max(0, used[slot] - layout.limit_bits + 1)
+            more[slot] = max(0, used[slot] - layout.limit_bits)
     # What is a little beyond by the kernels' rounding is not by the float64 numbers here.
     return more if more.any() else np.array([1 if flags & (own | overflow) else 0 for own, overflow in kinds], np.int64)
 

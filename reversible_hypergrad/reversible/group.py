@@ -14,6 +14,7 @@ from reversible_hypergrad.problem.setting import Setting, Settings
 from reversible_hypergrad.reversible.flat import FlatGroup
 from reversible_hypergrad.reversible.lateness import LOOK_AT_FIRST
 from reversible_hypergrad.reversible.outcome import Outcome
+from reversible_hypergrad.reversible.parameters import default_bits
 from reversible_hypergrad.reversible.record import Record, StepNumbers, combine, tables
 from reversible_hypergrad.reversible.run_log import RunLog, kinds_of
 from reversible_hypergrad.reversible.scales import ScaleState
@@ -201,9 +202,14 @@ class ReversibleGroup(FlatGroup):
         return (step - self.first) % self.verify_every == 0
 
 
-def reversible_groups(problem: Problem, state_bits: int, verify_every: int, place: str | Path) -> list[ReversibleGroup]:
+def reversible_groups(problem: Problem, state_bits: int | None, verify_every: int, place: str | Path) -> list[ReversibleGroup]:
     """One per device, and float64 weights apart, whose adjoint is float64, too."""
     members: dict[tuple[torch.device, bool], list[int]] = {}
     for i, weight in enumerate(problem.weights):
         members.setdefault((weight.device, weight.dtype == torch.float64), []).append(i)
-    return [ReversibleGroup(problem, m, state_bits, verify_every, place) for m in members.values()]
+    return [
+        ReversibleGroup(
+            problem, m, state_bits or default_bits(torch.float64 if is_double else torch.float32), verify_every, place
+        )
+        for (_, is_double), m in members.items()
+    ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from reversible_hypergrad._ops import ops
+from reversible_hypergrad._ops import ops, program_numbers
 from reversible_hypergrad.reversible.lateness import Ticket
 from reversible_hypergrad.reversible.outcome import Outcome
 from reversible_hypergrad.reversible.record import Record
@@ -31,7 +31,7 @@ class Moves(ABC):
     @property
     def numbers(self) -> int:
         """How many numbers of the rule a step is given."""
-        return int(ops.program_numbers(self.state.rule.program)) if self.state.rule.program else 0
+        return program_numbers(self.state.rule.program) if self.state.rule.program else 0
 
     @abstractmethod
     def step(self, record: Record, gradients: Gradients, with_hash: bool, again: bool, ticket: Ticket | None) -> Outcome:

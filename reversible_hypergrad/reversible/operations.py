@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from reversible_hypergrad import _core
-from reversible_hypergrad._ops import ops
+from reversible_hypergrad._ops import ops, program_numbers
 from reversible_hypergrad.reversible.bit_planes import contract, expand
 from reversible_hypergrad.reversible.lateness import Ticket
 from reversible_hypergrad.reversible.moves import Gradients, Moves
@@ -76,7 +76,7 @@ class OperationMoves(Moves):
         """The kernels' hash of integers at rest; those of the program "sgd" know one state."""
         own = self.state
         count = len(own.sizes)
-        numbers = torch.ones(count, 3 + ops.program_numbers("sgd"), dtype=torch.float64)
+        numbers = torch.ones(count, 3 + program_numbers("sgd"), dtype=torch.float64)
         shifts = torch.zeros(count, 5, dtype=torch.int64)
         words = torch.empty(1 + 3 * count, dtype=torch.int64, device=integers.device)
         none = own.skipped[:0]

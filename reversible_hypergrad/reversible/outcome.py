@@ -83,7 +83,7 @@ def hash_of(hash_: int | Outcome | None) -> int | None:
 def read(outcomes: Iterable[Outcome]) -> None:
     """Brings the numbers of ``outcomes`` to the host; afterwards none of them waits any more. One wait per device."""
     waiting: dict[torch.device, list[tuple[Outcome, Tensor]]] = {}
-    for outcome in outcomes:
+    for outcome in dict.fromkeys(outcomes):
         if outcome._words is not None:
             waiting.setdefault(outcome._words.device, []).append((outcome, outcome._words))
     for pairs in waiting.values():

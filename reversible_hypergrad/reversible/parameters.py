@@ -5,7 +5,7 @@ from torch import Tensor
 
 from reversible_hypergrad._ops import refuse_device
 
-__all__ = ["check_parameter"]
+__all__ = ["check_parameter", "default_bits"]
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -31,3 +31,8 @@ def check_parameter(parameter: Tensor, name: str) -> None:
                 f"{tuple(parameter.shape)}. Use nn.Parameter(parameter.detach().contiguous())"
             )
         expected *= size
+
+
+def default_bits(dtype: torch.dtype) -> int:
+    """The width of state that weights deserve: 32 bits hold what float32 training makes of them, 64 what float64 training does."""
+    return 64 if dtype == torch.float64 else 32

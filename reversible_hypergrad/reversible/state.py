@@ -34,8 +34,8 @@ from reversible_hypergrad.rules.base import Rule
 __all__ = ["State", "flat"]
 
 # Bits that integers on a GPU must leave free at a look, or the next step makes room: until the next look they may grow so far.
-_HEADROOM = 4
-_ROOM_MADE = 6
+_LEAST_FREE = 3
+_FREED = 5
 
 
 def flat(tensor: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class State:
         for name, most in zip(self.names, largest, strict=True):
             if not math.isfinite(most):
                 raise OverflowError(f"{name}: its weights must be finite, got {most}. Initialize it again, or leave it out")
-        exponents = np.array(exponents_of_weights(largest, self.format, self.is_late))
+        exponents = np.array(exponents_of_weights(largest, self.format))
         now = self.scales.state
         a, exponent = now.a.copy(), now.exponent.copy()
         a[:, -1], exponent[:, -1] = 1.0, exponents
@@ -263,17 +263,19 @@ class State:
         if record.unset is not None and record.owed is not None:
             self.unset, self.more_room = record.unset, record.owed
 
-    def make_room(self, outcome: Outcome) -> None:
-        """Of the last step's outcome, read late: what has grown close to its limits gets room in the next step."""
-        self._look(outcome)
+    def make_room(self, *outcomes: Outcome) -> None:
+        """Of the latest steps, read late: what has come close to its limits gets room in the next step."""
+        self._look(*outcomes)
 
-    def _look(self, outcome: Outcome) -> None:
+    def _look(self, *outcomes: Outcome) -> None:
         if not self.is_late:
             if self.unset.any():
-                self.unset = self.unset & (np.array(outcome.used)[:, :-1] == 0)
+                self.unset = self.unset & (np.array(outcomes[-1].used)[:, :-1] == 0)
             return
-        used = np.array(outcome.used).reshape(-1, self.slots)
-        self.more_room = np.where(used > self.format.limit_bits - _HEADROOM, _ROOM_MADE, 0)
+        used = np.max([outcome.used for outcome in outcomes], axis=0).reshape(-1, self.slots)
+        # What is added to a state is about as large as the state.
+        free = np.array([self.format.increment_bits] * len(self.z) + [self.format.limit_bits]) - used
+        self.more_room = np.where(free < _LEAST_FREE, _FREED - free, 0)
         if self.unset.any():
             self._settle_exponents(self.unset & (used[:, :-1] == 0))
 
@@ -283,7 +285,7 @@ class State:
         exponent = now.exponent.copy()
         for slot in range(len(self.z)):
             rows, others = still_zero[:, slot], ~still_zero[:, slot]
-            exponent[rows, slot] = exponent[others, slot].max() if others.any() else exponent_unseen(self.format, self.is_late)
+            exponent[rows, slot] = exponent[others, slot].max() if others.any() else exponent_unseen(self.format)
         self.scales.state = replace(now, exponent=exponent)
         self.unset = np.zeros_like(self.unset)
 
@@ -299,7 +301,7 @@ class State:
             seen = self._magnitudes(i, gradient, given)
             for slot, factor in enumerate(np.broadcast_to(given.factors, exponent.shape)[i, :-1]):
                 if self.unset[i, slot] and 0 < seen[slot] < math.inf:
-                    exponent[i, slot] = exponent_of_increments(seen[slot], float(factor), self.format, self.is_late)
+                    exponent[i, slot] = exponent_of_increments(seen[slot], float(factor), self.format)
         self.scales.state = replace(now, exponent=exponent)
 
     def _magnitudes(self, i: int, gradient: Tensor, given: StepNumbers) -> list[float]:
@@ -315,10 +317,12 @@ class State:
 
     def _beyond_dtype(self, outcome: Outcome) -> int | None:
         """The first tensor with a weight that was too large to be shown in its dtype, as float16 ends at 65504."""
-        # The bits in use bound the weights from above; only where that is not enough are they read.
-        bounds = np.ldexp(self.scales.sigma()[:, -1], [used[-1] for used in outcome.used])
+        # What the integers can hold bounds the weights, and what they use does more closely; else the weights are read.
+        now = self.scales.state
+        bounds = np.ldexp(now.a[:, -1], now.exponent[:, -1] + self.format.limit_bits)
         for i in np.flatnonzero(bounds > self._largest_shown).tolist():
-            if not bool(torch.isfinite(flat(self.weights[i])).all()):
+            bound = math.ldexp(self.sigma(i, -1), outcome.used[i][-1])
+            if bound > self._largest_shown[i] and not bool(torch.isfinite(flat(self.weights[i])).all()):
                 return int(i)
         return None
 

@@ -28,16 +28,18 @@ def copies(monkeypatch):
 
 
 def test_on_the_cpu_the_numbers_are_there_at_once(copies):
-    words = torch.tensor([-5, 0, 2])
-    outcome = Outcome(words)
+    words = torch.tensor([-5, 0, 7, 2**40, 2, -1, 8])
+    outcome = Outcome(words, tensors=2)
     words.zero_()
     assert outcome.is_read
     assert (outcome.hash, outcome.flags) == (-5, [0, 2])
+    # Z ^ (Z << 1) of all: its highest bit but the sign's.
+    assert outcome.used == [[2, 40], [63, 3]]
     assert copies == []
 
 
 def test_a_look_at_one_reads_that_one(copies):
-    outcome, other = Outcome(elsewhere(7, 0, 4)), Outcome(elsewhere(8, 1))
+    outcome, other = Outcome(elsewhere(7, 0, 4), 2), Outcome(elsewhere(8, 1), 1)
     assert copies == []
     assert outcome.flags == [0, 4]
     assert outcome.hash == 7
@@ -47,10 +49,10 @@ def test_a_look_at_one_reads_that_one(copies):
 
 
 def test_many_are_read_in_one_copy(copies):
-    outcomes = [Outcome(elsewhere(2**62 + i, *[i] * i)) for i in range(5)]
+    outcomes = [Outcome(elsewhere(2**62 + i, *[i] * i), i) for i in range(5)]
     read([outcomes[3]])
     read([*outcomes, outcomes[0]])
-    assert copies == [4, 1 + 2 + 3 + 5 + 1]
+    assert copies == [4, 1 + 2 + 3 + 5]
     assert [o.hash for o in outcomes] == [2**62 + i for i in range(5)]
     assert [o.flags for o in outcomes] == [[i] * i for i in range(5)]
     read(outcomes)

@@ -212,14 +212,14 @@ def test_mark_boundary_keeps_the_velocity_and_frees_the_buffer() -> None:
     torch.testing.assert_close(ours.detach().double(), theirs.detach(), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("value", [float("nan"), 1e9])
-def test_mark_boundary_refuses_weights_out_of_range(value: float) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_mark_boundary_refuses_weights_that_are_not_finite(value: float) -> None:
     model = square()
     optimizer = rh.ReversibleSGD(model.named_parameters(), lr=0.1)
     take_steps(optimizer, 2)
     with torch.no_grad():
         model[1].bias[2] = value  # type: ignore[index]
-    with refused(optimizer, OverflowError, "'1.bias'", "32768"):
+    with refused(optimizer, OverflowError, "'1.bias'", "finite"):
         optimizer.mark_boundary()
 
 

@@ -17,11 +17,14 @@ from optim_problems import (
     digits_closure,
     frozen,
     mlp,
+    plain,
+    random_gradients,
     random_parameters,
     refused,
+    setting_gradients,
     take_steps,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 import reversible_hypergrad as rh
 
@@ -203,6 +206,25 @@ def test_the_number_of_entries_does_not_grow_with_the_steps() -> None:
     assert after["param_groups"] == before["param_groups"]
 
 
+def test_a_parameter_s_entry_is_its_own() -> None:
+    """What it holds does not depend on the parameters beside it, but for the hash of all and its place among them."""
+    weights = random_parameters((9,), (3, 7), (600,))
+    together = rh.ReversibleSGD(weights, lr=0.1, momentum=0.1)
+    apart = [rh.ReversibleSGD([nn.Parameter(w.detach().clone())], lr=0.1, momentum=0.1) for w in weights]
+    for step in range(12):
+        gradients = random_gradients(weights, step, scale=1e3 if step == 7 else 1.0)
+        gradients[1] = gradients[1] if step != 4 else None
+        together.step(setting_gradients(weights, gradients))
+        for optimizer, gradient in zip(apart, gradients, strict=True):
+            optimizer.step(setting_gradients(optimizer.param_groups[0]["params"], [gradient]))
+    entries = together.state_dict()["state"]
+    assert len({entry["planes"].numel() for entry in entries.values()}) == 3
+    for i, optimizer in enumerate(apart):
+        (entry,) = optimizer.state_dict()["state"].values()
+        own = {name: value for name, value in plain(entry).items() if name not in ("place", "hashes", "digest", "settings")}
+        assert {name: value for name, value in plain(entries[i]).items() if name in own} == own
+
+
 def test_hooks_see_the_whole_state() -> None:
     optimizer, closures = stepped()
     saved: list[Any] = []
@@ -221,7 +243,7 @@ def test_hooks_see_the_whole_state() -> None:
     assert steps == [len(closures)]
 
 
-@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("version", [1, 2, 4])
 def test_another_format_version_is_named_with_the_expected_one(version: int) -> None:
     optimizer, _ = stepped()
     state = saved_state(optimizer)
@@ -229,7 +251,7 @@ def test_another_format_version_is_named_with_the_expected_one(version: int) -> 
         state = {"state": {}, "param_groups": state["param_groups"], "reversible": {"version": 1}}
     else:
         state["state"][0]["format_version"] = version
-    with refused(optimizer, ValueError, "state_dict", "expected format version 2", f"got version {version}"):
+    with refused(optimizer, ValueError, "state_dict", "expected format version 3", f"got version {version}"):
         optimizer.load_state_dict(state)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -28,8 +29,7 @@ by_width = pytest.mark.parametrize("state_bits", [64, 32])
 
 
 def another_momentum_every_step(step: int) -> float:
-    """Between 0.05 and 0.99, three decimals, so that every width of state has a fraction for it."""
-    return round(random.Random(step).uniform(0.05, 0.99), 3)
+    return random.Random(step).uniform(0.05, 0.999)
 
 
 class StackedMLPs(nn.Module):
@@ -96,6 +96,25 @@ def undo_training(name: str, momentum: float | None, state_bits: int, steps: int
 )
 def test_1000_steps_of_networks(name: str, momentum: float | None, state_bits: int) -> None:
     undo_training(name, momentum, state_bits, 1000, weight_decay=1e-3, dampening=0.1)
+
+
+@pytest.mark.slow
+@by_width
+def test_100000_steps_of_a_small_model(state_bits: int) -> None:
+    """A quadratic, driven by a force that never comes to rest; the momentum changes with every step."""
+    weight = nn.Parameter(torch.linspace(-1, 1, 13))
+    optimizer = rh.ReversibleSGD([weight], lr=0.01, weight_decay=1e-4, state_bits=state_bits, verify_every=100)
+
+    def closure_of(step: int) -> Callable[[], Any]:
+        def closure() -> None:
+            weight.grad = weight.detach() * 0.5 + math.sin(0.7 * step)
+
+        return closure
+
+    def prepare(step: int) -> None:
+        optimizer.param_groups[0]["momentum"] = another_momentum_every_step(step)
+
+    train_and_rewind(optimizer, closure_of, 100_000, prepare)
 
 
 @pytest.mark.slow

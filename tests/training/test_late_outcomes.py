@@ -8,7 +8,7 @@ from small_task import STEPS, Task
 from test_faults import runs  # noqa: F401
 
 import reversible_hypergrad as rh
-from reversible_hypergrad.reversible import exponents, group, lateness, outcome, state
+from reversible_hypergrad.reversible import group, lateness, outcome, state
 from reversible_hypergrad.reversible.hash_log import HashLog
 from reversible_hypergrad.reversible.outcome import Outcome
 from reversible_hypergrad.reversible.pull_back import ProgramPullBack
@@ -20,9 +20,7 @@ def read_late(monkeypatch):
     counts = []
 
     monkeypatch.setattr(group, "LOOK_AT_FIRST", 1)
-    # Room for what nobody looks at would give 32 bits other ones.
-    monkeypatch.setattr(exponents, "_LATE_ROOM", {64: 0, 32: 0})
-    monkeypatch.setattr(state, "_HEADROOM", 0)
+    monkeypatch.setattr(state, "_HEADROOM", 0)  # room for what nobody looks at would give 32 bits other ones
     monkeypatch.setattr(outcome, "is_late", lambda device: True)
     monkeypatch.setattr(State, "is_late", True)
     join = torch.cat
@@ -167,7 +165,9 @@ def test_a_step_that_cannot_be_taken(task, every, scale):
 
 def test_a_weight_out_of_range(task, every):
     arguments = {"steps": STEPS, "optimizer": rh.SGD(lr=1e6), "hyperparameters": task.log_l2}
-    with pytest.raises((OverflowError, FloatingPointError), match=r"step \d+: .*than at the last look|step \d+: .*between two looks"):
+    with pytest.raises(
+        (OverflowError, FloatingPointError), match=r"step \d+: .*than at the last look|step \d+: .*between two looks"
+    ):
         rh.train(task.model, task.loss, task.batch, **arguments)
     task.check_untouched()
 

@@ -36,7 +36,18 @@ struct dim3 {
   dim3(unsigned x_) : x(x_) {}
 };
 
+struct alignas(8) int2 {
+  int x, y;
+};
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
+
 // Device intrinsics, by their definition.
+template <class T>
+void __stwb(T* p, T x) {
+  *p = x;
+}
 inline int __float2int_rn(float x) { return static_cast<int>(std::nearbyintf(x)); }
 inline float __fmaf_rn(float x, float y, float z) { return std::fmaf(x, y, z); }
 inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
