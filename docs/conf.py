@@ -8,11 +8,11 @@ from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 project = "reversible_hypergrad"
 copyright = "the reversible_hypergrad authors, MIT licence"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "docstrings"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = project
@@ -33,8 +33,8 @@ napoleon_use_ivar = True  # attributes in the class's own text, so that a datacl
 # Strict: `make docs` turns warnings into errors. What lies in other packages is not looked up, since that needs the network.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|numpy|np|nn|collections|fractions|pathlib|abc|typing)\..*"),
-    ("py:.*", r"Path|Fraction|ArrayLike|NDArray|Tensor|Module|Generator|ABC"),
+    ("py:.*", r"(torch|numpy|np|nn|collections|pathlib|abc|typing)\..*"),
+    ("py:.*", r"Path|ArrayLike|NDArray|Tensor|Module|Generator|ABC"),
     ("py:(exc|class|obj)", r"\w*(Error|Warning)"),
 ]
 

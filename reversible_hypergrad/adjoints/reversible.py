@@ -1,4 +1,4 @@
-"""Exact reversal: the information buffer in place of the trajectory."""
+"""Exact reversal: the bits that decays drop in place of the trajectory."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -20,10 +20,11 @@ _OVERHEAD = 0.1  # of integer steps, hashes and records over plain floats, in un
 
 
 class Reversible(Adjoint):
-    """Runs training backwards bit for bit, keeping only the bits that the momentum destroys. Exact.
+    """Runs training backwards bit for bit, keeping only the bits that its decays destroy. Exact.
 
-    The rounding of fixed point counts as the identity. Momentum is the fraction that was used. With several ``segments``,
-    the bits of all but the last are dropped, and the state between two kept; the way back trains each of them once more.
+    For :class:`SGD`, :class:`TracedSGD` and every :class:`Rule` whose states decay by factors in [2^-16, 1]. The rounding of
+    fixed point counts as the identity. With several ``segments``, the bits of all but the last are dropped, and the state between
+    two kept; the way back trains each of them once more.
 
     Args:
         state_bits: 32, 64, or None: 64 for float64 weights and 32 for all others, which is as accurate as they are. See
@@ -31,24 +32,25 @@ class Reversible(Adjoint):
         verify_every: the state is hashed at every so-many-th step and compared on the way back; the start always is.
             1 costs about a tenth of an optimizer step and names the very step that went wrong. On a GPU the hashes are
             compared every 64 steps, so that the host need not wait; the step that is named is the same.
-        buffer: where spilled planes wait: "device", "host", or a directory (a file there, written and read behind the
-            computation, checked when read, removed at the end).
+        buffer: where the bits wait: "device", "host", or a directory (a file there, written and read behind the computation,
+            checked when read, removed at the end).
         segments: 1, or how many, of equal length; or "auto": as many as take the least memory for the number of steps. Those
-            get shorter towards the end, so that each part of the way back takes as much memory as any other. A segment begins
-            with an empty buffer, so weights differ by some quanta of the state from those with another number of segments.
+            get shorter towards the end, so that each part of the way back takes as much memory as any other. The trained weights
+            do not depend on their number; on a GPU only where room must be made for numbers that grow, which happens at a look.
 
-    Cost: 17 (8.5) bytes per weight, log2(1/momentum) bits per weight and step (0.152 at 0.9), 20 bytes per step; backward
-    is one evaluation with Hessian-vector product per step. Segments: 16 (8) bytes per weight and state, and almost one more
-    forward run; at momentum 0.9 and 100,000 steps 0.25 kB per weight in place of 1.9 kB. After ``backward`` the state is let
+    Cost: 8 (4) bytes per weight for it and each of the rule's states, 16 (8) with :class:`SGD`; log2(1/factor) bits per weight
+    and step for each factor that decays, 0.152 at a momentum of 0.9; 16 bytes per step; backward is one evaluation with
+    Hessian-vector product per step. Segments: the bytes per weight once more for each state between two, and almost one more
+    forward run; at momentum 0.9 and 100,000 steps 0.24 kB per weight in place of 1.9 kB. After ``backward`` the state is let
     go; a second ``backward`` (with retain_graph=True) trains once more.
 
     *Recommended* wherever memory matters and gradients replay bit for bit. *Not recommended* for momenta near 0, which destroy
-    log2(1/momentum) bits.
+    log2(1/momentum) bits, up to 16.
 
     Raises:
         TypeError: if ``verify_every`` or ``segments`` is no integer (or "auto").
-        ValueError: for other ``state_bits``, or too small a number; from :func:`train` for momentum 0 and Nesterov, which cannot
-            be undone.
+        ValueError: for other ``state_bits``, or too small a number; from :func:`train` for factors below 2^-16, momentum 0 among
+            them, and Nesterov's momentum, which cannot be undone.
         NotADirectoryError: if ``buffer`` names no place and no directory.
 
     >>> import reversible_hypergrad as rh

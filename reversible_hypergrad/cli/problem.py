@@ -24,8 +24,9 @@ class Recipe:
 
     Attributes:
         log_l2: parameter name -> log of the L2 penalty of each weight: exp(log_l2) * w**2 / 2 is added to the loss.
-        log_lr: one tensor (steps, 1) per layer. momentum_logit: (steps,). log_scale: () per layer: the standard deviation
-        of its initial weights.
+        log_lr: of shape (steps, 1), one per layer.
+        momentum_logit: of shape (steps,).
+        log_scale: of shape (), one per layer: the logarithm of the standard deviation of its initial weights.
     """
 
     log_l2: dict[str, Tensor]
@@ -48,7 +49,7 @@ class Recipe:
         return {kind: sum(t.numel() for t in tensors) for kind, tensors in self.kinds().items()}
 
     def momentum(self) -> Tensor:
-        """In float64, between 0.001 and 0.999. The run takes the simple fraction nearby that ``rh.SGD`` finds."""
+        """In float64, between 0.001 and 0.999."""
         return torch.sigmoid(self.momentum_logit.double()).clamp(0.001, 0.999)
 
     def detached(self) -> "Recipe":

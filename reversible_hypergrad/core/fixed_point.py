@@ -31,12 +31,12 @@ class FixedPointFormat:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the integers: int32 or int64."""
+        """int32 or int64, of the integers."""
         return np.dtype(np.int64 if self.state_bits == 64 else np.int32)
 
     @property
     def real(self) -> np.dtype[Any]:
-        """Of the arithmetic on them: float32 or float64."""
+        """float32 or float64, of the arithmetic on them."""
         return np.dtype(np.float64 if self.state_bits == 64 else np.float32)
 
     @property
@@ -61,7 +61,8 @@ def quantize(values: ArrayLike, sigma: float, state_bits: int = 64) -> Integers:
         int64 (int32) array of the same shape: ``rint(values * (1 / sigma))``, the product taken in float64 (float32).
 
     Raises:
-        OverflowError: if a value is not finite or does not fit. ValueError: for another ``state_bits`` or ``sigma``.
+        OverflowError: if a value is not finite or does not fit.
+        ValueError: for another ``state_bits`` or ``sigma``.
 
     >>> from reversible_hypergrad import core
     >>> core.quantize([0.5, -0.3], sigma=2.0**-4)

@@ -23,7 +23,9 @@ def contract(values: ArrayLike, shift: int, centre: int) -> tuple[Integers, NDAr
         byte i // 8 belongs to value i; unused bits are 0.
 
     Raises:
-        OverflowError: if a value is out of range. ValueError: for another shift or centre. TypeError: for another dtype.
+        OverflowError: if a value is out of range.
+        ValueError: for another shift or centre.
+        TypeError: for another dtype.
 
     Cost: one pass over memory, about 1 ns per value on one core.
 
@@ -52,8 +54,9 @@ def expand(values: ArrayLike, planes: NDArray[np.uint8], shift: int, centre: int
         A new array of the values before the contraction.
 
     Raises:
-        OverflowError: for a value that no contraction gives; expanding it would lose its high bits. ValueError: for another
-        shift, centre or shape of the planes. TypeError: for another dtype.
+        OverflowError: for a value that no contraction gives; expanding it would lose its high bits.
+        ValueError: for another shift, centre or shape of the planes.
+        TypeError: for another dtype.
     """
     integers = np.array(as_integers(values))
     if not isinstance(planes, np.ndarray) or planes.dtype != np.uint8:

@@ -65,7 +65,7 @@ class ReversibleDecay:
 
     @property
     def values(self) -> Reals:
-        """A float64 (float32) array: integers times sigma."""
+        """Integers times sigma, in a float64 (float32) array."""
         return dequantize(self.integers, self.scale.sigma)
 
     @property
@@ -75,7 +75,7 @@ class ReversibleDecay:
 
     @property
     def limit(self) -> float:
-        """Bits per value that the decays not yet undone destroy: what any exact scheme must keep."""
+        """Bits per value that the decays not yet undone destroy, which any exact scheme must keep."""
         return information_limit(each.factor for each in self._history if each)
 
     @property
@@ -108,7 +108,8 @@ class ReversibleDecay:
         """Takes the last :meth:`add` back, which must be the last operation. ``x`` must have the same bits.
 
         Raises:
-            ValueError: if the last operation was another. OverflowError: if another ``x`` is noticed. Nothing is changed then.
+            ValueError: if the last operation was another.
+            OverflowError: if another ``x`` is noticed. Nothing is changed then.
         """
         if not self._history or self._history[-1] is not None:
             raise ValueError("the last operation was no add(). Undo in reverse order")
@@ -119,8 +120,9 @@ class ReversibleDecay:
         """Takes the last :meth:`decay` or :meth:`rescale` back, which must be the last operation.
 
         Raises:
-            ValueError: if the last operation was another. OverflowError: if an addition before was undone by another ``x``,
-                which is noticed only by values that are too large. Nothing is changed then.
+            ValueError: if the last operation was another.
+            OverflowError: if an addition before was undone by another ``x``, which is noticed only by values that are too large.
+                Nothing is changed then.
         """
         last = self._history[-1] if self._history else None
         if last is None:

@@ -14,7 +14,8 @@ def gather(weights: Sequence[Tensor], names: Sequence[str]) -> list[Tensor | Non
     """The ``.grad`` of each weight, dense and in its weight's memory order; None where there is none.
 
     Raises:
-        RuntimeError: for a sparse gradient. TypeError: for one of another dtype or device.
+        RuntimeError: for a sparse gradient.
+        TypeError: for one of another dtype or device.
     """
     gradients: list[Tensor | None] = []
     for weight, name in zip(weights, names, strict=True):

@@ -96,7 +96,7 @@ class StatefulOptimizer(Optimizer):
 
         Raises:
             ValueError: for a state of another optimizer, another format version, other parameters or ``state_bits``, or a damaged
-            one. Nothing is changed then.
+                one. Nothing is changed then.
         """
         self._refuse_inside_closure("load_state_dict")
         self.synchronize()

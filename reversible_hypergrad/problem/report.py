@@ -19,11 +19,11 @@ class Report:
         approximation: if not, what it leaves out.
         forward_seconds: wall-clock time of training.
         backward_seconds: wall-clock time of the last backward; 0 before.
-        state_bytes: integers of weights and velocities, held from forward to backward.
-        information_bytes: accumulators and spilled planes at the end of training, or of the longest segment.
-        log_bytes: hashes and the spill schedule.
+        state_bytes: integers of weights and states, held from forward to backward.
+        information_bytes: the bits that the decays dropped, at the end of training, or of the longest segment.
+        log_bytes: hashes and scales.
         information_bits: information_bytes in bits per weight and step.
-        limit_bits: log2(1/momentum), averaged over weights and steps.
+        limit_bits: log2(1/factor), summed over the factors by which states and weights decay, averaged over weights and steps.
         kept_bytes: the most that snapshots, checkpoints or states between segments took at a time.
         steps_again: steps that were trained once more for a backward, over all backwards.
         checks: steps back that were compared with the hash of the step forward, over all backwards.

@@ -119,8 +119,11 @@ class ReversibleGroup(FlatGroup):
         """One step.
 
         Raises:
-            FloatingPointError, OverflowError: if it was refused; nothing is changed then. On a GPU, nobody has looked: if the
-            outcome, once read, holds flags, the run is over, and the caller reports them.
+            FloatingPointError: if it was refused for a gradient that is not finite.
+            OverflowError: if it was refused for what has left the range of floating-point numbers.
+
+        Nothing is changed then. On a GPU, nobody has looked: if the outcome, once read, holds flags, the run is over, and the
+        caller reports them.
         """
         with_hash = record and self._is_checked(step + 1)
         own = [gradients[m] for m in self.members]

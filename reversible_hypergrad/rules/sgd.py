@@ -36,7 +36,10 @@ class SGD(Rule):
             can undo :class:`TracedSGD`.
 
     Raises:
-        TypeError, ValueError: here or when :func:`train` knows names, shapes and steps; they name the setting.
+        TypeError: for a setting that is neither a number nor a floating-point tensor nor a dict of these.
+        ValueError: for a number, shape or key that makes no sense, here or when :func:`train` knows names, shapes and steps.
+
+    Either names the setting.
 
     >>> import torch, reversible_hypergrad as rh
     >>> log_lr = torch.full((100,), -2.0, requires_grad=True)

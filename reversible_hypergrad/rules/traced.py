@@ -38,7 +38,8 @@ class TracedSGD(Rule):
     those of the traced rule, exact.
 
     Raises:
-        TypeError, ValueError: as :class:`SGD`, and for ``trace_bits`` and a momentum that does not fit ``nesterov``.
+        TypeError: as :class:`SGD`, and for a ``trace_bits`` that is no integer.
+        ValueError: as :class:`SGD`, and for ``trace_bits`` out of range, and a momentum that does not fit ``nesterov``.
 
     >>> import reversible_hypergrad as rh
     >>> rh.TracedSGD(lr=0.1, momentum=0.9, nesterov=True)

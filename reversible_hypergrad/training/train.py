@@ -77,14 +77,15 @@ def train(
         TypeError: for an argument of another type, by name, and a model that is spread over processes.
         ValueError: for an argument that cannot be honoured, by name.
         FloatingPointError: if a gradient is not finite, at the step that the message says.
-        OverflowError: if something leaves the fixed-point range, at the step that the message says.
+        OverflowError: if a weight or a state leaves the range of floating-point numbers, at the step that the message says; with
+            :class:`Reversible` on a GPU also if one outgrows its integers between two looks.
         ReversalError: from ``backward``, if the trajectory was not restored bit for bit; no gradient is returned then.
         RuntimeError: for double backward, a loss without second derivatives, or another thread that is inside of a run.
 
     After any error the model, the hyperparameters and random states are as before. On a GPU the host does not wait for each
     step: it looks every 64 steps and where a segment begins or ends, so an error comes up to 63 steps late and still names its
-    step, and a gradient that is out of range is a FloatingPointError, too, since it is gone by then. No gradient is returned
-    before all is checked.
+    step, and a gradient that has grown too fast for its integers is a FloatingPointError, too, since it is gone by then. No
+    gradient is returned before all is checked.
 
     Cost: forward as ordinary training, plus one copy of the model; backward about three times that, whatever the number of
     hyperparameters. Inside a run deterministic algorithms, the math attention kernel and the number of threads are pinned. On

@@ -16,6 +16,9 @@ from tape import TapeGraphs
 
 import reversible_hypergrad as rh
 from reversible_hypergrad.gradients import captured
+from reversible_hypergrad.reversible import outcome
+from reversible_hypergrad.reversible.state import State
+from reversible_hypergrad.rules import SettingSpec
 
 PAGE = Path(__file__).parents[2] / "docs" / "faq.md"
 STEPS = 12
@@ -135,11 +138,54 @@ def second_derivative():
     torch.autograd.grad(sum(w.sum() for w in trained.values()), list(model.parameters()), create_graph=True)
 
 
-def large_weight():
+def infinite_weight():
     model = net()
     with torch.no_grad():
-        model[0].weight[0, 0] = 40000.0
+        model[0].weight[0, 0] = float("inf")
     train(model)
+
+
+def grown_unseen():
+    """As on a GPU, where the host looks when the run has ended."""
+    rates = torch.full((30,), 0.05)
+    rates[20] = 1e12
+    with mock.patch.object(outcome, "is_late", return_value=True), mock.patch.object(State, "is_late", True):
+        train(batches=lambda step: DATA[step % STEPS], steps=30, sgd=rh.SGD(lr=rates))
+
+
+class Forgetful(rh.Rule):
+    states = {"v": 1}  # noqa: RUF012
+    settings = {"lr": SettingSpec(0.1)}  # noqa: RUF012
+    elementwise = True
+    shrink = 0.0
+
+    def decay(self, h, t):
+        return {"v": self.shrink}
+
+    def increments(self, h, t, g, w, z):
+        yield "v", g.tanh()
+
+    def update(self, h, t, z, logged):
+        return h.lr * z["v"]
+
+
+class SaysLinear(Forgetful):
+    linear = True
+    shrink = 0.9
+
+
+class LooksAtItself(Forgetful):
+    shrink = 0.9
+
+    def increments(self, h, t, g, w, z):
+        yield "v", g - z["v"].tanh()
+
+
+def of_another_version():
+    sgd = rh.ReversibleSGD(net().parameters(), lr=0.1)
+    state = sgd.state_dict()
+    state["state"][0]["format_version"] = 2
+    sgd.load_state_dict(state)
 
 
 class Once(torch.autograd.Function):
@@ -244,7 +290,10 @@ PROVOKED: dict[str, list[Callable[..., object]]] = {
     "undoing step … did not restore the state before": [another_batch_each_time, unseeded, a_setting_that_changes],
     "the batch of step … is another one each time it is asked for": [another_batch_each_time],
     "the gradient at step … is another one at each call": [unseeded],
-    "batch and gradient of step … are the same when asked for twice now": [a_setting_that_changes],
+    "batch and gradient of step … are the same when asked for twice now": [
+        a_setting_that_changes,
+        lambda: differentiate(train(sgd=LooksAtItself())),
+    ],
     "step …: its loss was … in training and … on the way back": [unseeded_in_floats],
     "an earlier backward through this run failed": [a_second_try],
     "training once more did not come to the same weights as before at step …": [lambda: a_setting_that_changes(1)],
@@ -256,9 +305,15 @@ PROVOKED: dict[str, list[Callable[..., object]]] = {
     "step …: the loss is …, expected a finite number": [
         lambda: train(batches=scaled_at_7(float("nan")), steps=STEPS, adjoint=rh.Snapshots())
     ],
-    "step …: …: its gradient is beyond the fixed-point range": [lambda: train(batches=scaled_at_7(1e9), steps=STEPS)],
-    "step …: …: a weight would leave the fixed-point range": [lambda: train(sgd=rh.SGD(lr=1e6))],
-    "…: its weights must be finite and below": [large_weight],
+    "step …: …: a weight (…) would leave the range of floating-point numbers": [
+        lambda: train(sgd=rh.SGD(lr=1e39)),
+        lambda: train(net().half(), lambda model, batch, _: model(batch[0].half()).square().mean(), sgd=rh.SGD(lr=1e6)),
+    ],
+    "step …: …: a state of its optimizer would leave the range of floating-point numbers": [
+        lambda: train(batches=scaled_at_7(1e37), steps=STEPS, adjoint=rh.Reversible(state_bits=32))
+    ],
+    "step …: …: a weight grew out of its integers between two looks": [grown_unseen],
+    "…: its weights must be finite, got": [infinite_weight],
     "loss: something in it has no second derivative": [lambda: train(loss=lambda m, b, _: Once.apply(m(b[0])).square().mean())],
     "…: expected a dense gradient, got layout": [lambda: train(Sparse())],
     "another thread is inside of a run": [in_another_thread],
@@ -283,7 +338,16 @@ PROVOKED: dict[str, list[Callable[..., object]]] = {
         lambda: train(adjoint="snapshots"),
     ],
     "momentum: rh.Reversible() expected numbers in (0, 1], got 0": [lambda: train(sgd=rh.SGD(lr=0.1, momentum=0.0))],
-    "momentum: … is too close to 1 for a fraction n/d": [lambda: train(sgd=rh.SGD(lr=0.1, momentum=0.999999))],
+    "optimizer: rh.Reversible() expected … to decay … by a factor from 2^-16 to 1, got": [
+        lambda: train(sgd=rh.SGD(lr=0.1, momentum=1e-5)),
+        lambda: train(sgd=Forgetful()),
+    ],
+    "momentum: expected momentum 0 without nesterov=True, got": [lambda: rh.TracedSGD(lr=0.1, momentum=0.9)],
+    "optimizer: expected rh.SGD(...) or another rh.Rule, got": [
+        lambda: train(sgd=torch.optim.SGD(net().parameters(), lr=0.1)),
+        lambda: train(sgd=rh.SGD),
+    ],
+    "…: expected increments and update that are linear in g, w and z": [lambda: train(sgd=SaysLinear(), adjoint=rh.Snapshots())],
     "lr: expected numbers >= 0, got": [lambda: train(sgd=rh.SGD(lr=torch.tensor(-1.0)))],
     "lr: expected a tensor of shape () or": [lambda: train(sgd=rh.SGD(lr=torch.ones(7)))],
     "cuda_graph: expected the model's weights on a CUDA device": [lambda: train(cuda_graph=True)],
@@ -305,8 +369,12 @@ PROVOKED: dict[str, list[Callable[..., object]]] = {
     "step_back() found no step to undo": [past_a_boundary],
     "…: edited, resized or replaced since the last step": [edited],
     "step() was called inside the closure of step_back()": [step_inside],
+    "state_dict: expected format version …, got version …, of another release": [of_another_version],
     "nesterov=True cannot be undone": [lambda: rh.ReversibleSGD(net().parameters(), lr=0.1, nesterov=True)],
-    "Invalid momentum value: 0.0": [lambda: rh.ReversibleSGD(net().parameters(), lr=0.1, momentum=0)],
+    "Invalid momentum value: …. Expected a number in [2^-16, 1]": [
+        lambda: rh.ReversibleSGD(net().parameters(), lr=0.1, momentum=0),
+        lambda: rh.ReversibleSGD(net().parameters(), lr=0.1, momentum=1e-5),
+    ],
 }
 
 TEXT = PAGE.read_text()

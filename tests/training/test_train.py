@@ -227,7 +227,7 @@ def test_memory_stays_what_the_report_says():
     model, loss, _ = setup()
     short, long = run(model, loss, steps=100).report, run(model, loss, steps=400).report
     assert long.state_bytes == short.state_bytes
-    assert long.information_bits < 0.6  # small tensors pay for padded lanes
+    assert long.information_bits < 1.05 * long.limit_bits  # planes of tensors this small fill no byte
 
 
 def test_old_weight_norm_is_copied():
