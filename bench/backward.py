@@ -1,84 +1,114 @@
 """A step taken, and undone: alone, with its adjoint in the same kernels, or with the adjoint in torch's operations."""
 
 from collections.abc import Sequence
-from fractions import Fraction
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.reversible.bucket import Bucket, Coefficients, Record
-from reversible_hypergrad.reversible.pull_back import BucketAdjoint, Wanted
+import reversible_hypergrad as rh
+from reversible_hypergrad._ops import ops
+from reversible_hypergrad.reversible.moves import ProgramMoves
+from reversible_hypergrad.reversible.record import Record, StepNumbers
+from reversible_hypergrad.reversible.state import State
 
 __all__ = ["BYTES", "Backward"]
 
-LR = 1e-3
-MOMENTUM = Fraction(9, 10)
-WANTED = Wanted(lr=True, weight_decay=True, momentum=True)
+LR, MOMENTUM = 1e-3, 0.9
 
-# Bytes per float32 weight that must move, as in bench/sgd_step.py. Before the gradient: V and aw read, X and av read and written,
-# the weight written. After it: gradient, product and X read, V, accumulators, aw and av read and written.
+# Bytes per float32 weight that must move, as in bench/sgd_step.py. Before the gradient: v and the product read; x, aw and av read
+# and written; the weight written. After it: gradient, x and av read, v read and written.
 BYTES = {
-    "weights back 32": 4 + 4 + 8 + 8 + 4,
-    "weights back 64": 8 + 4 + 16 + 8 + 4,
-    "velocity back 32": 4 + 4 + 4 + 8 + 1 + 8 + 8,
-    "velocity back 64": 4 + 4 + 8 + 16 + 2 + 8 + 8,
+    "weights back 32": 4 + 4 + 8 + 8 + 8 + 4,
+    "weights back 64": 8 + 4 + 16 + 8 + 8 + 4,
+    "states back 32": 4 + 4 + 4 + 8,
+    "states back 64": 4 + 8 + 4 + 16,
 }
 
 
 class Backward:
-    """A bucket, moved without waiting, every state hashed. Learning rate, weight decay and momentum get gradients; the gradients
-    stand for the second derivatives' products, too."""
+    """The state of SGD's weights, moved without waiting, every move hashed. Learning rate, weight decay and momentum get
+    gradients; the gradients stand for the second derivatives' products, too."""
 
     def __init__(
         self, weights: Sequence[Tensor], gradients: Sequence[Tensor], state_bits: int, weight_decay: float = 0.0
     ) -> None:
-        self.weight_decay = weight_decay
-        self.gradients = list(gradients)
-        self.bucket = bucket = Bucket(weights, [f"weights[{i}]" for i in range(len(weights))], state_bits)
-        self.coefficients = (Coefficients.of(bucket.format, lr=LR, weight_decay=weight_decay, dampening=0.0),)
+        self.weight_decay, self.gradients = weight_decay, list(gradients)
+        names = [f"weights[{i}]" for i in range(len(weights))]
+        self.state = state = State(weights, names, rh.SGD(lr=LR), state_bits)
+        settings = SimpleNamespace(lr=LR, momentum=MOMENTUM, dampening=0.0, weight_decay=weight_decay)
+        self.given = StepNumbers(np.array([MOMENTUM, 1.0]), np.array([1.0, weight_decay, LR]), settings=(settings,))
+        self.aw, self.av = (torch.zeros(len(state.x), device=state.x.device) for _ in range(2))
+        self.aw.normal_()
+        self.sums = torch.zeros(3, len(weights), dtype=torch.float64, device=state.x.device)  # by lr, weight decay, momentum
+        self._partials = torch.empty(2 * state.skipped.numel(), dtype=torch.float64, device=state.x.device)
+        self._carries = torch.full((len(weights), 1), MOMENTUM, dtype=torch.float64)
+        self._none = torch.empty(0, device=state.x.device)
         self.records: list[Record] = []
-        aw, av = (torch.zeros(len(bucket.x), device=bucket.x.device) for _ in range(2))
-        aw.normal_()
-        self.vectors = BucketAdjoint(bucket, aw, av, WANTED)
-        self.sums = torch.zeros(3, len(weights), dtype=torch.float64, device=aw.device)
         self.step()  # so that undoing never dissolves the state
 
     def step(self) -> None:
-        record, _ = self.bucket.step(self.gradients, MOMENTUM, self.coefficients, None, True)
+        look = not self.records or not self.state.is_late
+        record, _ = self.state.step(self.gradients, self.given, None, True, look=look)
         self.records.append(record)
 
     def undo(self) -> None:
         record = self.records.pop()
-        self.bucket.move_weights(record, back=True, with_hash=True)
-        self.bucket.undo_velocity(record, self.gradients, True)
+        self.state.move_weights(record, back=True, with_hash=True)
+        self.state.undo_states(record, self.gradients, True)
 
     def back(self) -> None:
         self.weights_back()
-        self.velocity_back()
+        self.states_back()
 
     def weights_back(self) -> None:
-        self.vectors.undo_weights(self.records[-1], True, self.sums[:1])
+        moves = self.state.moves
+        assert isinstance(moves, ProgramMoves)
+        ops.undo_weights_adjoint(
+            *moves.without_gradients(self.records[-1]),
+            True,
+            moves.words(),
+            self.aw,
+            [self.av],
+            self.gradients,
+            self._carries,
+            [True],
+            self._partials,
+            self.sums[:1],
+        )
 
-    def velocity_back(self) -> None:
-        record, settings = self.records.pop(), (1.0, self.weight_decay)
-        self.vectors.undo_velocity(record, self.gradients, True, self.gradients, settings, self.sums[1:3])
+    def states_back(self) -> None:
+        state, record = self.state, self.records.pop()
+        moves = state.moves
+        assert isinstance(moves, ProgramMoves)
+        ops.undo_states_adjoint(
+            *moves.with_gradients(record, self.gradients),
+            state.skipped,
+            True,
+            moves.words(),
+            self.aw,
+            [self.av],
+            [self._none] * len(state.sizes),
+            torch.from_numpy(np.ldexp(record.scales.a, record.scales.exponent)[:, :1].copy()),
+            [True, True, False],
+            self._partials,
+            self.sums[1:],
+        )
+        state.count_as_not_taken(record)
 
     def back_in_torch(self) -> None:
-        bucket, aw, av = self.bucket, self.vectors.aw, self.vectors.av
-        record = self.records.pop()
-        self.sums[0, 0] -= torch.dot(aw, self._velocity())
-        av.add_(aw, alpha=-LR)
-        bucket.move_weights(record, back=True, with_hash=True)
-        bucket.undo_velocity(record, self.gradients, True)
-        self.sums[2, 0] += torch.dot(av, self._velocity())
-        for i, product in enumerate(self.gradients):
-            aw.as_strided(product.shape, product.stride(), bucket.offsets[i]).add_(product)
-        weights = bucket.x.to(aw.dtype).mul_(2.0**-bucket.format.weight_fraction_bits)
-        self.sums[1, 0] += torch.dot(av, weights)
-        if self.weight_decay:
-            aw.add_(av, alpha=self.weight_decay)
-        av.mul_(float(MOMENTUM))
-
-    def _velocity(self) -> Tensor:
-        bucket = self.bucket
-        return bucket.v.to(self.vectors.aw.dtype).mul_(2.0**-bucket.format.velocity_fraction_bits)
+        state, record = self.state, self.records.pop()
+        parts = [(state.part(i, self.aw), state.part(i, self.av)) for i in range(len(state.sizes))]
+        for i, (aw, av) in enumerate(parts):
+            aw.add_(self.gradients[i].as_strided(aw.shape, (1,)))
+            av.mul_(MOMENTUM)
+            self.sums[0, i] = torch.dot(aw, state.value(i, 0, aw.dtype))
+            av.add_(aw, alpha=-LR)
+        state.move_weights(record, back=True, with_hash=True)
+        state.undo_states(record, self.gradients, True)
+        for i, (aw, av) in enumerate(parts):
+            self.sums[1, i] = torch.dot(av, state.value(i, -1, av.dtype))
+            self.sums[2, i] = torch.dot(av, state.value(i, 0, av.dtype))
+            if self.weight_decay:
+                aw.add_(av, alpha=self.weight_decay)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.measure import LeftOut, measured, reference
 from bench.methods import METHODS
-from bench.timing import conditions
+from bench.timing import conditions, when
 
 HEADER = ["method", "steps", "cpu_seconds", "of_snapshots", "megabytes_beyond_warm_up", "megabytes", "error"]
 # Those that run on a fresh machine and are exact; forward mode would need a tangent for each of 85,002 hyperparameters.
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--check", type=int, default=100, help="compare with float64 up to this many steps")
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args(arguments)
-    print(conditions(threads=1))
+    print(f"{conditions(threads=1)}, {when()}")
     rows = []
     for steps in options.steps:
         exact = reference("mlp", "weight", steps) if steps <= options.check else None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["conditions", "in_turns", "median", "ratio"]
+__all__ = ["conditions", "in_turns", "median", "ratio", "when"]
 
 
 def in_turns(candidates: dict[str, Callable[[], object]], turns: int, warm_up: int = 2) -> dict[str, list[float]]:
@@ -42,10 +42,18 @@ def conditions(threads: int | None = None) -> str:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0] if names else model
+        first = info.read_text().split("\n\n")[0]
+        known = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+        family = f" family {known['cpu family']} model {known['model']}" if "cpu family" in known else ""
+        model = known.get("model name", model) + family
+    gibibytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     used = threads or torch.get_num_threads()
     return (
-        f"{model}, {os.cpu_count()} cores, {used} thread{'s' if used > 1 else ''}, torch {torch.__version__}, "
-        f"Python {platform.python_version()}, {platform.system()}"
+        f"{model}, {os.cpu_count()} cores, {gibibytes:.0f} GiB, {used} thread{'s' if used > 1 else ''}, "
+        f"torch {torch.__version__}, Python {platform.python_version()}, {platform.system()}"
     )
+
+
+def when() -> str:
+    """The day, and how many processes ran in the last minute, this one among them."""
+    return f"{time.strftime('%Y-%m-%d')}, load {os.getloadavg()[0]:.2f}"

@@ -48,7 +48,7 @@ def calls(shapes: list[tuple[int, ...]], device: torch.device, optimizers: bool)
     for bits in (32, 64):
         run = Backward([p.detach() for p in parameters()], gradients, bits)
         chosen |= {f"step {bits}": run.step, f"undo {bits}": run.undo, f"step again {bits}": run.step}
-        chosen |= {f"weights back {bits}": run.weights_back, f"velocity back {bits}": run.velocity_back}
+        chosen |= {f"weights back {bits}": run.weights_back, f"states back {bits}": run.states_back}
     for bits in (32, 64) if optimizers else ():
         optimizer = Optimizer(parameters(), bits)
         chosen |= {f"ReversibleSGD({bits}).step": optimizer.step, f"ReversibleSGD({bits}).step_back": optimizer.undo}
@@ -72,7 +72,7 @@ def step_and_undo(setup: Setup, deadline: Deadline) -> Iterator[str]:
     cases = [([(4_000,)], 5), ([(64,)] * 20, 5)] if setup.tiny else [([(10_000_000,)], 50), ([(500_000_000,)], 15), (small, 50)]
     yield "float32 weights, momentum 0.9, every state hashed, no spills; candidates take turns in one process. Time on the GPU by"
     yield "events, while the host is ahead; GB/s by the bytes that must move; ratios turn by turn. `step`, `undo` and both phases"
-    yield "of undoing with the adjoint, `weights back`, `velocity back`, with three settings' inner products, are queued, as in"
+    yield "of undoing with the adjoint, `weights back`, `states back`, with three settings' inner products, are queued, as in"
     yield "`rh.train`; `ReversibleSGD` waits once per call to know whether it was refused. Wall: one call, and the wait."
     for shapes, turns in cases:
         weights = sum(torch.Size(shape).numel() for shape in shapes)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SMALLEST_FACTOR", "LazyScale", "decay_scales"]
+__all__ = ["SMALLEST_FACTOR", "LazyScale", "centres", "decay_scales", "halvings_of"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -36,10 +36,14 @@ def decay_scales(
     product = a * factor
     halvings = halvings_of(product)
     shift: Integers = (halvings + rescale).astype(np.int64)
-    moves = shift > 0
-    # Half of 2 ** shift, and every second time one less, so that halves go up and down in turn; 0 where nothing moves.
-    centre = (np.left_shift(1, shift) >> 1) - (count & moves)
-    return np.ldexp(product, halvings), count + moves, shift, centre
+    return np.ldexp(product, halvings), count + (shift > 0), shift, centres(shift, count)
+
+
+def centres(shift: Integers, count: Integers) -> Integers:
+    """What is added before a shift: half of 2 ** shift, and every second time one less, so that halves go up and down in turn;
+    0 where nothing moves. ``count``: the moves before."""
+    centre: Integers = (np.left_shift(1, shift) >> 1) - (count & (shift > 0))
+    return centre
 
 
 def halvings_of(product: Floats) -> NDArray[np.int32]:

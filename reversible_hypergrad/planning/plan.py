@@ -128,13 +128,13 @@ def plan(
 
     >>> import reversible_hypergrad as rh
     >>> print(rh.plan(85_002, steps=2000, momentum=0.9, budget="20 MB"))  # doctest: +NORMALIZE_WHITESPACE
-    strategy                                                                       memory  bytes/weight    time
-    Snapshots(store='device')                                                       683MB        8036.4    3.80  too large
-    Reversible(state_bits=64, verify_every=1, buffer='device', segments=1)         7.00MB          82.4    3.90  <- the ...
-    Checkpoint(every=None, store='device')                                         33.0MB         388.4    4.77  too large
-    Reversible(state_bits=64, verify_every=1, buffer='device', segments='auto')    5.62MB          66.1    4.94
-    RecursiveCheckpoint(slots=22, store='device')                                  18.4MB         216.4    5.64
-    RecursiveCheckpoint(arity=2, store='device')                                   9.89MB         116.4    8.23
+    strategy                                                                         memory  bytes/weight    time
+    Snapshots(store='device')                                                         683MB        8036.4    3.80  too large
+    Reversible(state_bits=None, verify_every=1, buffer='device', segments=1)         6.66MB          78.4    3.90  <- the ...
+    Checkpoint(every=None, store='device')                                           33.0MB         388.4    4.77  too large
+    Reversible(state_bits=None, verify_every=1, buffer='device', segments='auto')    5.05MB          59.5    4.79
+    RecursiveCheckpoint(slots=22, store='device')                                    18.4MB         216.4    5.64
+    RecursiveCheckpoint(arity=2, store='device')                                     9.89MB         116.4    8.23
     budget 20.0MB; time in units of the same training without a hypergradient
     >>> rh.plan(85_002, steps=2000, momentum=0.9, budget="20 MB").adjoint.segments
     1

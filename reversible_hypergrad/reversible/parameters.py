@@ -34,5 +34,5 @@ def check_parameter(parameter: Tensor, name: str) -> None:
 
 
 def default_bits(dtype: torch.dtype) -> int:
-    """The width of state that weights deserve: 32 bits hold what float32 training makes of them, 64 what float64 training does."""
+    """The width of state that weights deserve: 32 bits hold what training in float32 makes of them, 64 in float64."""
     return 64 if dtype == torch.float64 else 32

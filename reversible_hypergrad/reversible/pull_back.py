@@ -155,7 +155,7 @@ class ProgramPullBack(PullBack):
             self.aw,
             self.az,
             directions,
-            torch.from_numpy(np.ldexp(record.scales.a, record.scales.exponent)[:, :-1].copy()),
+            torch.from_numpy(state.scales.sigma()[:, :-1].copy()),  # those before the step: the record is popped
             self.sums.wanted_after,
             self._partials,
             self.sums.after_gradient,
@@ -164,7 +164,8 @@ class ProgramPullBack(PullBack):
         for i in self._learned_per_weight:
             self._pull_increments(i, step, record, own[i])
         self.sums.close_row(step, self.totals)
-        self._carries = np.broadcast_to(record.given.factors, (len(group.members), state.slots))[:, :-1].copy()
+        self._carries = np.empty((len(group.members), len(self.az)))
+        self._carries[:] = record.given.factors[..., :-1]
         return Outcome(words, len(state.sizes))
 
     def add(self, products: Sequence[Tensor | None], vectors: Sequence[Tensor]) -> None:

@@ -35,18 +35,19 @@ class RunLog:
     def push(self, step: int, before: ScaleState, after: ScaleState) -> None:
         """A step that moved the scales from ``before`` to ``after``."""
         self._fractions.extend(float(before.a[place]) for place in self._firsts)
-        room = after.exponent - before.exponent
-        if room.any():
+        # The very same array, unless the step made room.
+        if after.exponent is not before.exponent and (room := after.exponent - before.exponent).any():
             self._rooms.append((step, room))
 
-    def pop(self, step: int, after: ScaleState) -> tuple[ScaleState, Integers]:
-        """The scales before ``step``, but for their counts, which are those after it; and the room that it made."""
+    def pop(self, step: int, after: ScaleState) -> tuple[ScaleState, Integers | None]:
+        """The scales before ``step``, but for their counts, which are those after it; and the room that it made, if any."""
         count = len(self._firsts)
         fractions = np.array([*self._fractions[len(self._fractions) - count :], 1.0])  # the last: what never decays
         if count:
             del self._fractions[-count:]
-        room = self._rooms.pop()[1] if self._rooms and self._rooms[-1][0] == step else np.zeros_like(self._kinds)
-        return ScaleState(fractions[self._kinds], after.count, after.exponent - room), room
+        room = self._rooms.pop()[1] if self._rooms and self._rooms[-1][0] == step else None
+        exponent = after.exponent if room is None else after.exponent - room
+        return ScaleState(fractions[self._kinds], after.count, exponent), room
 
     @property
     def nbytes(self) -> int:

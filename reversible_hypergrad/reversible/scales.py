@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reversible_hypergrad.core.lazy_scale import SMALLEST_FACTOR, decay_scales, halvings_of
+from reversible_hypergrad.core.lazy_scale import SMALLEST_FACTOR, centres, decay_scales, halvings_of
 
 __all__ = ["ScaleState", "Scales"]
 
@@ -57,10 +57,16 @@ class Scales:
         if exponent.ndim != 2:
             raise ValueError(f"exponents: expected shape (tensors, slots), got {exponent.shape}")
         self.state = ScaleState(np.ones(exponent.shape), np.zeros(exponent.shape, np.int64), exponent)
+        self._sigma: tuple[ScaleState | None, Floats] = None, np.empty(0)
+        self._checked: ArrayLike | None = None  # factors that are known to be in their range
+        self._still: Integers = np.zeros(exponent.shape, np.int64)
 
     def sigma(self) -> Floats:
-        """float64 of shape (n, S): what one unit of each slot's integers is worth."""
-        sigma: Floats = np.ldexp(self.state.a, self.state.exponent)
+        """float64 of shape (n, S): what one unit of each slot's integers is worth. Not to be written to."""
+        of, sigma = self._sigma
+        if of is not self.state:  # what a step ends with, the next one begins with
+            sigma = np.ldexp(self.state.a, self.state.exponent)
+            self._sigma = self.state, sigma
         return sigma
 
     def decay(
@@ -85,27 +91,36 @@ class Scales:
             ValueError: for a factor outside its range or a negative ``rescale``. Nothing is changed then.
         """
         factor = np.asarray(factors, np.float64)
-        inside = (factor >= SMALLEST_FACTOR) & (factor <= 1)
-        if not inside.all():
-            worst = factor[~inside].flat[0]
-            raise ValueError(
-                f"factors: expected numbers in [2 ** -16, 1], got {worst}. Set the value to 0 instead of decaying it"
-            )
+        if factors is not self._checked:  # in most runs every step's are the same array
+            inside = (factor >= SMALLEST_FACTOR) & (factor <= 1)
+            if not inside.all():
+                worst = factor[~inside].flat[0]
+                raise ValueError(
+                    f"factors: expected numbers in [2 ** -16, 1], got {worst}. Set the value to 0 instead of decaying it"
+                )
+            self._checked = factors
         if rescale is not None and rescale.min(initial=0) < 0:
             raise ValueError(f"rescale: expected non-negative integers, got {rescale.min()}")
         if active is not None:
             factor = np.where(active[:, None], factor, 1.0)
             rescale = None if rescale is None else np.where(active[:, None], rescale, 0)
         now = self.state
-        a, count, shift, centre = decay_scales(now.a, now.count, factor, self._shifted(now.a * factor, rescale))
+        if rescale is None and (a := now.a * factor).min(initial=1.0) > 0.5:
+            self.state = ScaleState(a, now.count, now.exponent)
+            return self._still, self._still
+        shifted = 0 if rescale is None else self._shifted(halvings_of(now.a * factor), rescale)
+        a, count, shift, centre = decay_scales(now.a, now.count, factor, shifted)
         self.state = ScaleState(a, count, now.exponent if rescale is None else now.exponent + rescale)
         return shift, centre
 
-    def _shifted(self, product: Floats, rescale: NDArray[np.integer[Any]] | None) -> NDArray[np.integer[Any]] | int:
+    def _shifted(self, halvings: NDArray[np.integer[Any]], rescale: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
         """As much of ``rescale`` as the integers follow."""
-        return 0 if rescale is None else np.minimum(rescale, self.most_shift - halvings_of(product))
+        followed: NDArray[np.integer[Any]] = np.minimum(rescale, self.most_shift - halvings)
+        return followed
 
-    def go_back(self, before: ScaleState, factors: ArrayLike, rescale: NDArray[np.integer[Any]]) -> tuple[Integers, Integers]:
+    def go_back(
+        self, before: ScaleState, factors: ArrayLike, rescale: NDArray[np.integer[Any]] | None
+    ) -> tuple[Integers, Integers]:
         """Undoes a :meth:`decay` of all tensors from what is left of the scales before it.
 
         Args:
@@ -116,11 +131,13 @@ class Scales:
         Returns:
             ``shift`` and ``centre`` as :meth:`decay` gave them.
         """
-        factor = np.asarray(factors, np.float64)
-        rescale = np.asarray(self._shifted(before.a * factor, rescale))
-        now = self.state
-        _, _, shift, _ = decay_scales(before.a, now.count, factor, rescale)
-        count = now.count - (shift > 0)
-        _, _, _, centre = decay_scales(before.a, count, factor, rescale)
+        product = before.a * np.asarray(factors, np.float64)
+        if rescale is None and product.min(initial=1.0) > 0.5:
+            self.state = ScaleState(before.a, self.state.count, before.exponent)
+            return self._still, self._still
+        shift = halvings_of(product).astype(np.int64)
+        if rescale is not None:
+            shift += self._shifted(shift, rescale)
+        count = self.state.count - (shift > 0)
         self.state = ScaleState(before.a, count, before.exponent)
-        return shift, centre
+        return shift, centres(shift, count)

@@ -241,7 +241,7 @@ class State:
 
     def plane_count(self, shift: NDArray[np.int64]) -> int:
         """Bytes of a step's planes."""
-        return int((shift.sum(1) * self.plane_bytes.numpy()).sum())
+        return int((shift.sum(1) * self.plane_bytes.numpy()).sum()) if shift.any() else 0
 
     def retract(self, record: Record, gradients: Gradients, ticket: Ticket | None = None) -> None:
         """Takes back the step just taken, with its own gradients. With its ticket only if it was refused: the host need not know,

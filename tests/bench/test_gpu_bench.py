@@ -33,7 +33,7 @@ def test_every_part_runs(tmp_path, folder, capsys):
         "| step 64 |",
         "| undo 32 |",
         "| weights back 32 |",
-        "| velocity back 64 |",
+        "| states back 64 |",
         "| SGD(fused) |",
         "every bit the same",
         "few.npz",

@@ -4,6 +4,10 @@ import json
 import subprocess
 import sys
 
+import pytest
+import torch
+
+from bench.backward import Backward
 from bench.kernels import __main__ as kernels
 
 
@@ -35,3 +39,22 @@ def test_ratios_are_compared_not_times(tmp_path, monkeypatch, capsys):
     assert "slower than committed by more than 1.2: step 32 at 10 weights" in capsys.readouterr().out
     assert kernels.main(["--results", str(results), "--update"]) == 0
     assert json.loads(results.read_text())["medians"]["10"]["step 32"] == 30.0
+
+
+@pytest.mark.parametrize("state_bits", [32, 64])
+def test_both_ways_back_that_are_compared_do_the_same(state_bits):
+    runs = []
+    for way in (Backward.back, Backward.back_in_torch):
+        torch.manual_seed(0)
+        weights = [torch.randn(30, 20), torch.randn(700)]
+        run = Backward(weights, [torch.randn_like(w) for w in weights], state_bits, weight_decay=0.1)
+        start = [w.clone() for w in weights]
+        run.step()
+        run.step()
+        for _ in range(2):  # the second undoing has what the kernels carry from the first
+            way(run)
+        assert all(torch.equal(w, s) for w, s in zip(weights, start, strict=True))
+        runs.append(run)
+    # Two roundings to float32 of numbers of order 1, and sums of 700 of them.
+    for name in ("aw", "av", "sums"):
+        torch.testing.assert_close(*(getattr(run, name).double() for run in runs), rtol=1e-5, atol=1e-4, msg=name)

@@ -1,5 +1,6 @@
 """Scales of many tensors against a plain loop over Python numbers."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -73,6 +74,20 @@ def test_an_assigned_state_is_gone_back_to_and_decays_alike():
     for step, (state, move) in reversed(list(enumerate(log))):
         scales.state = state
         np.testing.assert_array_equal(decay(step), move)
+
+
+@given(st.lists(st.tuples(rows, rescales), max_size=12))
+def test_decays_are_gone_back_from_with_the_fractions_alone(steps):
+    scales, log = Scales(np.arange(15).reshape(SHAPE) - 40), []
+    for factor, rescale in steps:
+        room = None if rescale is None else np.array(rescale)
+        log.append((scales.state, factor, room, scales.sigma(), scales.decay(factor, rescale=room)))
+    for before, factor, room, sigma, move in reversed(log):
+        without_count = replace(before, count=scales.state.count)
+        for found, expected in zip(scales.go_back(without_count, factor, room), move, strict=True):
+            np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(scales.state.count, before.count)
+        np.testing.assert_array_equal(scales.sigma(), sigma)
 
 
 @pytest.mark.parametrize("factor", [0.0, 2.0**-17, 1.0000001, float("nan"), -0.5])
