@@ -13,7 +13,7 @@ from torch import nn
 
 import reversible_hypergrad as rh
 from reversible_hypergrad.optim import queue
-from reversible_hypergrad.reversible import moves, outcome, state
+from reversible_hypergrad.reversible import integers, moves, outcome
 
 STEPS = 40
 
@@ -23,7 +23,7 @@ def late(request, monkeypatch):
     """Nothing is read where it is made. The list counts the outcomes of each read that found any."""
     if request.param == "emulated":
         monkeypatch.setattr(moves, "ops", request.getfixturevalue("emulated"))
-    for module in (outcome, queue, state):
+    for module in (outcome, queue, integers):
         monkeypatch.setattr(module, "is_late", lambda device: True)
     counts = []
     join = torch.cat
