@@ -78,7 +78,12 @@ struct Pack<Layout64> {
 #else
     // The halves of x as doubles of exponents 2^84 and 2^52, joined by the one rounding of the last addition.
     const Words bits = as_bits<Words>(x);
-    const Words low = (bits & 0xffffffffull) | 0x4330000000000000ull, high = (bits >> 32) ^ 0x4530000080000000ull;
+#if defined(__AVX2__)
+    const Words low = as_bits<Words>(_mm256_blend_epi32(_mm256_set1_epi64x(0x4330000000000000), as_bits<__m256i>(x), 0x55));
+#else
+    const Words low = (bits & 0xffffffffull) | 0x4330000000000000ull;
+#endif
+    const Words high = (bits >> 32) ^ 0x4530000080000000ull;
     return (as_bits<Real>(high) - (0x1p84 + 0x1p63 + 0x1p52)) + as_bits<Real>(low);
 #endif
   }
@@ -195,40 +200,61 @@ RH_INLINE typename P::Real read(const Float16* p) {
   return P::widened(values);
 }
 
+// To memory, past the cache if `stream`: that spares the read of a line which is overwritten whole, and pays where the weights do
+// not fit the cache anyway. p then is a multiple of the bytes that are written.
+template <class V, class T>
+RH_INLINE void put(T* p, V v, bool stream) {
+#if defined(__x86_64__)
+  if (stream) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof v == 64) return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), as_bits<__m512i>(v));
+#endif
+#if defined(__AVX2__)
+    if constexpr (sizeof v == 32) return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), as_bits<__m256i>(v));
+#endif
+    if constexpr (sizeof v == 16) return _mm_stream_si128(reinterpret_cast<__m128i*>(p), as_bits<__m128i>(v));
+    if constexpr (sizeof v == 8) return _mm_stream_si64(reinterpret_cast<long long*>(p), as_bits<long long>(v));
+  }
+#endif
+  (void)stream;
+  store(p, v);
+}
+
 // The weights that the model sees.
 template <class P>
-RH_INLINE void write(float* p, typename P::Integer x, typename P::Real sigma, double) {
-  store(p, P::single(P::real(x) * sigma));
+RH_INLINE void write(float* p, typename P::Integer x, typename P::Real sigma, double, bool stream) {
+  put(p, P::single(P::real(x) * sigma), stream);
 }
 template <class P>
-RH_INLINE void write(double* p, typename P::Integer x, typename P::Real, double sigma) {
+RH_INLINE void write(double* p, typename P::Integer x, typename P::Real, double sigma, bool stream) {
   using Wide = Lanes<double, P::width>;
   if constexpr (sizeof(typename P::Real) == sizeof(Wide))
-    store(p, P::real(x) * sigma);
+    put(p, P::real(x) * sigma, stream);
   else
-    store(p, __builtin_convertvector(x, Wide) * sigma);
+    put(p, __builtin_convertvector(x, Wide) * sigma, stream);
 }
 template <class P>
-RH_INLINE void write(BFloat16* p, typename P::Integer x, typename P::Real sigma, double) {
+RH_INLINE void write(BFloat16* p, typename P::Integer x, typename P::Real sigma, double, bool stream) {
   using Bits = Lanes<uint32_t, P::width>;
   const Bits bits = as_bits<Bits>(P::single(P::real(x) * sigma));  // finite: weights are
-  store(p, __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Lanes<uint16_t, P::width>));
+  put(p, __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Lanes<uint16_t, P::width>), stream);
 }
 template <class P>
-RH_INLINE void write(Float16* p, typename P::Integer x, typename P::Real sigma, double) {
+RH_INLINE void write(Float16* p, typename P::Integer x, typename P::Real sigma, double, bool stream) {
   const typename P::Single values = P::single(P::real(x) * sigma);
 #if defined(__AVX512F__)
   if constexpr (P::width == 16)
-    store(p, _mm512_cvtps_ph(as_bits<__m512>(values), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    put(p, _mm512_cvtps_ph(as_bits<__m512>(values), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), stream);
   else
-    store(p, _mm256_cvtps_ph(as_bits<__m256>(values), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    put(p, _mm256_cvtps_ph(as_bits<__m256>(values), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), stream);
 #elif defined(__F16C__)
   if constexpr (P::width == 8)
-    store(p, _mm256_cvtps_ph(as_bits<__m256>(values), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    put(p, _mm256_cvtps_ph(as_bits<__m256>(values), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), stream);
   else
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p),
                      _mm_cvtps_ph(as_bits<__m128>(values), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #else
+  (void)stream;
   for (int j = 0; j < P::width; ++j) p[j] = narrow<Float16>(values[j]);
 #endif
 }

@@ -16,29 +16,6 @@ constexpr int kChunk = kStateAlignment;  // 16 weights: two bytes of a plane, a 
 constexpr int K = Rule::kStates;
 constexpr int N = Rule::kNumbers;
 
-// One chunk of weights on its way to memory. Streaming stores spare the read of the line that is overwritten whole; they pay
-// where the weights do not fit the cache anyway.
-template <size_t bytes>
-RH_INLINE void write_chunk(void* to, const void* from, bool stream) {
-#if defined(__AVX512F__)
-  if (bytes % 64 == 0 && stream) {
-    for (size_t i = 0; i < bytes; i += 64)
-      _mm512_stream_si512(reinterpret_cast<__m512i*>(static_cast<char*>(to) + i),
-                          _mm512_load_si512(static_cast<const char*>(from) + i));
-    return;
-  }
-#elif defined(__x86_64__)
-  if (bytes % 16 == 0 && stream) {
-    for (size_t i = 0; i < bytes; i += 16)
-      _mm_stream_si128(reinterpret_cast<__m128i*>(static_cast<char*>(to) + i),
-                       _mm_load_si128(reinterpret_cast<const __m128i*>(static_cast<const char*>(from) + i)));
-    return;
-  }
-#endif
-  (void)stream;
-  memcpy(to, from, bytes);
-}
-
 // The hash's sum over one slot of a block, in registers.
 template <class Layout>
 struct HashSum {
@@ -94,7 +71,7 @@ struct Worker {
     Real sigma[K], inverse[K], sigma_before, sigma_after, inverse_after, numbers[N];
     Integer largest[K], lowest[K];  // that a contraction can give
     double seen;                    // scale of the weights that show, for those of double
-    bool hash;
+    bool stream;
   } constants;
   bool elementwise = false;
   Outcome outcome;
@@ -125,7 +102,7 @@ struct Worker {
     c.sigma_after = static_cast<Real>(of.own.sigma);
     c.inverse_after = static_cast<Real>(1.0 / of.own.sigma);
     c.seen = of.own.sigma;
-    c.hash = hash;
+    c.stream = stream;
     for (int j = 0; j < N; ++j) {
       c.numbers[j] = static_cast<Real>(of.numbers[j]);
       c.elements[j] = of.elements[j];
@@ -223,10 +200,9 @@ struct Worker {
   }
 
   // kForward: a step's, on contracted states; else undoes it. kMoves: the weights move along.
-  template <bool kForward, bool kWeight, bool kMoves, bool kElements>
-  RH_INLINE static void move_chunk(const Constants& c, int64_t i, int64_t count, const T* gradient, T* seen, Checks& checks,
-                                   Sums& sums) {
-#pragma GCC unroll 1
+  template <bool kForward, bool kWeight, bool kMoves, bool kElements, bool kHash>
+  RH_INLINE static void move_chunk(const Constants& c, int64_t i, int64_t count, const T* gradient, T* to, bool past,
+                                   Checks& checks, Sums& sums) {
     for (int r = 0; r < kRegisters; ++r) {
       const int64_t at = i + r * W;
       Integers now[K];
@@ -246,7 +222,7 @@ struct Worker {
       for (int k = 0; k < K; ++k) {
         store(c.states[k] + at, now[k]);
         if (kForward) checks.states[k] = checks.states[k] | used_bits(now[k]);
-        if (c.hash && count >= kChunk) sums.states[k].add(now[k], sums.keys);
+        if (kHash && count >= kChunk) sums.states[k].add(now[k], sums.keys);
       }
       if constexpr (kMoves) {
         const Integers change = P::round(Rule::update(values, n) * c.inverse_after);
@@ -254,14 +230,14 @@ struct Worker {
         store(c.own + at, moved);
         checks.change = checks.change | increment_word<Layout>(change);
         checks.weight = checks.weight | used_bits(moved);
-        if (c.hash && count >= kChunk) sums.own.add(moved, sums.keys);
-        write<P>(seen + r * W, moved, all<Reals>(c.sigma_after), c.seen);
+        if (kHash && count >= kChunk) sums.own.add(moved, sums.keys);
+        write<P>(to + r * W, moved, all<Reals>(c.sigma_after), c.seen, past);
       }
-      if (c.hash) sums.keys = HashSum<Layout>::next_keys(sums.keys);
+      if (kHash) sums.keys = HashSum<Layout>::next_keys(sums.keys);
     }
   }
 
-  template <bool kForward, bool kWeight, bool kMoves, bool kElements>
+  template <bool kForward, bool kWeight, bool kMoves, bool kElements, bool kHash>
   void move_block(int64_t begin, int64_t end, Checks& all_checks, Sums& all_sums) const {
     const Constants c = constants;
     Checks checks = all_checks;
@@ -271,18 +247,17 @@ struct Worker {
     alignas(64) T seen[kChunk];
     int64_t i = begin;
     for (; i + kChunk <= end; i += kChunk) {
-      move_chunk<kForward, kWeight, kMoves, kElements>(c, i, kChunk, gradient + i, seen, checks, sums);
-      if (kMoves) write_chunk<sizeof seen>(weight + i, seen, stream);
+      move_chunk<kForward, kWeight, kMoves, kElements, kHash>(c, i, kChunk, gradient + i, weight + i, c.stream, checks, sums);
     }
     if (i < end) {
       const int word = first_word(i - begin);
       const auto bytes = sizeof(T) * static_cast<size_t>(end - i);
       T rest[kChunk] = {};
       memcpy(rest, gradient + i, bytes);
-      move_chunk<kForward, kWeight, kMoves, kElements>(c, i, end - i, rest, seen, checks, sums);
+      move_chunk<kForward, kWeight, kMoves, kElements, kHash>(c, i, end - i, rest, seen, false, checks, sums);
       if (kMoves) memcpy(weight + i, seen, bytes);
-      for (int k = 0; hash && k < K; ++k) sums.rest[k] = hash_of(z(k, i), end - i, word);
-      if (hash && kMoves) sums.rest[K] = hash_of(x(i), end - i, word);
+      for (int k = 0; kHash && k < K; ++k) sums.rest[k] = hash_of(z(k, i), end - i, word);
+      if (kHash && kMoves) sums.rest[K] = hash_of(x(i), end - i, word);
     }
     all_checks = checks;
     all_sums = sums;
@@ -306,7 +281,10 @@ struct Worker {
   template <bool kForward, bool kMoves>
   void move_states(int64_t begin, int64_t end, Checks& checks, Sums& sums) const {
     in_form([&](auto weight, auto elements) {
-      move_block<kForward, weight.value, kMoves, elements.value>(begin, end, checks, sums);
+      if (hash)
+        move_block<kForward, weight.value, kMoves, elements.value, true>(begin, end, checks, sums);
+      else
+        move_block<kForward, weight.value, kMoves, elements.value, false>(begin, end, checks, sums);
     });
   }
 
@@ -349,7 +327,7 @@ struct Worker {
   }
 
   template <bool kBack, bool kElements>
-  RH_INLINE static void move_weights_chunk(const Constants& c, double seen_scale, int64_t i, int64_t count, T* seen,
+  RH_INLINE static void move_weights_chunk(const Constants& c, double seen_scale, int64_t i, int64_t count, T* to, bool past,
                                            Checks& checks) {
     for (int r = 0; r < kRegisters; ++r) {
       const int64_t at = i + r * W;
@@ -364,7 +342,7 @@ struct Worker {
         checks.weight = checks.weight | used_bits(moved);
       }
       // Where there is a shift, the weight that shows is not there yet.
-      write<P>(seen + r * W, moved, all<Reals>(kBack ? c.sigma_before : c.sigma_after), seen_scale);
+      write<P>(to + r * W, moved, all<Reals>(kBack ? c.sigma_before : c.sigma_after), seen_scale, past);
     }
   }
 
@@ -378,14 +356,13 @@ struct Worker {
     const double scale = kBack ? slice.sigma_before : slice.own.sigma;
     for (int64_t i = begin; i < end; i += kChunk) {
       const int64_t count = end - i < kChunk ? end - i : kChunk;
+      const bool whole = count == kChunk;
+      T* to = whole ? weight + i : seen;
       if (elementwise)
-        move_weights_chunk<kBack, true>(c, scale, i, count, seen, checks);
+        move_weights_chunk<kBack, true>(c, scale, i, count, to, whole && c.stream, checks);
       else
-        move_weights_chunk<kBack, false>(c, scale, i, count, seen, checks);
-      if (count == kChunk)
-        write_chunk<sizeof seen>(weight + i, seen, stream);
-      else
-        memcpy(weight + i, seen, sizeof(T) * static_cast<size_t>(count));
+        move_weights_chunk<kBack, false>(c, scale, i, count, to, whole && c.stream, checks);
+      if (!whole) memcpy(weight + i, seen, sizeof(T) * static_cast<size_t>(count));
     }
     if (kBack && slice.own.shift) {
       expand_block(slice.own, begin, end);
