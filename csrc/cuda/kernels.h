@@ -1,4 +1,4 @@
-// The moves of a bucket on a GPU: pointers, sizes and a stream. Nothing of torch, and nothing of CUDA either, so that a
+// The moves of tensors on a GPU: pointers, sizes and a stream. Nothing of torch, and nothing of CUDA either, so that a
 // plain C++ compiler can read it. The same bits as csrc/cpu/kernels.h gives from the same gradients.
 #pragma once
 
@@ -10,7 +10,7 @@
 
 namespace rh {
 
-// A move of all tensors of a bucket, in the order of the stream; nothing waits, nothing is allocated.
+// A move of all tensors of a state, in the order of the stream; nothing waits, nothing is allocated.
 struct CudaMove {
   Phase phase;
   const std::vector<Slice>& slices;          // all pointers on the device

@@ -2,7 +2,7 @@
 //
 // Why there and not in device memory: parameters travel with the launch, so nothing is allocated, nothing is copied in a
 // step, no staging buffer must outlive the copy, and a captured CUDA graph holds its own. 4 KB of parameters are free of
-// conditions; 32 KB need a driver of CUDA 12.1 and Volta or newer. A bucket with more tensors than fit takes several launches.
+// conditions; 32 KB need a driver of CUDA 12.1 and Volta or newer. More tensors than fit take several launches.
 //
 // Everything in this folder's headers is compiled once per rule and width of state, RH_STATE_BITS (see setup.py).
 #pragma once

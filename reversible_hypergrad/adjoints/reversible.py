@@ -38,10 +38,10 @@ class Reversible(Adjoint):
             get shorter towards the end, so that each part of the way back takes as much memory as any other. The trained weights
             do not depend on their number; on a GPU only where room must be made for numbers that grow, which happens at a look.
 
-    Cost: 8 (4) bytes per weight for it and each of the rule's states, 16 (8) with :class:`SGD`; log2(1/factor) bits per weight
+    Cost: 4 (8) bytes per weight for it and each of the rule's states, 8 (16) with :class:`SGD`; log2(1/factor) bits per weight
     and step for each factor that decays, 0.152 at a momentum of 0.9; 16 bytes per step; backward is one evaluation with
     Hessian-vector product per step. Segments: the bytes per weight once more for each state between two, and almost one more
-    forward run; at momentum 0.9 and 100,000 steps 0.24 kB per weight in place of 1.9 kB. After ``backward`` the state is let
+    forward run; at momentum 0.9 and 100,000 steps 0.17 kB per weight in place of 1.9 kB. After ``backward`` the state is let
     go; a second ``backward`` (with retain_graph=True) trains once more.
 
     *Recommended* wherever memory matters and gradients replay bit for bit. *Not recommended* for momenta near 0, which destroy

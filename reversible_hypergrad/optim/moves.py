@@ -72,7 +72,9 @@ class Undoing:
             name: of the step, for the error.
 
         Raises:
-            ReversalError: if they are not the step's gradients. RuntimeError, TypeError: if they are none that it could have.
+            ReversalError: if they are not the step's gradients.
+            RuntimeError: if one is sparse.
+            TypeError: if one is of another dtype or device.
         """
         gradients = [gather(part.state.weights, part.state.names) for part, _ in self._work]
         for (part, record), grads in zip(self._work, gradients, strict=True):

@@ -68,10 +68,16 @@ def magnitudes(rule: Rule, settings: Any, step: int, gradient: Tensor, weight: T
         weight: before the step.
         z: decayed.
     """
-    new, found = dict(z), []
+    new, found, names = dict(z), [], []
     for name, increment in rule.increments(settings, step, gradient, weight, new):
         new[name] = new[name] + increment
         found.append(_largest(increment))
+        names.append(name)
+    if names != list(rule.states):
+        raise ValueError(
+            f"optimizer: expected {type(rule).__name__}.increments to yield its states in their order, {list(rule.states)}, got "
+            f"{names}. Yield zeros for a state that gets nothing"
+        )
     return [*found, _largest(rule.update(settings, step, new, rule.logged(settings, step, weight, new)))]
 
 

@@ -49,7 +49,7 @@ def hypergradients(model, loss, momentum, adjoint=None, dampening=0.0):
     return torch.autograd.grad(downstream, [*settings.values(), *model.parameters()])
 
 
-@pytest.mark.parametrize("momentum", [0.5, {"a": 0.5, "b": 0.8}], ids=["one bucket", "two buckets"])
+@pytest.mark.parametrize("momentum", [0.5, {"a": 0.5, "b": 0.8}], ids=["one momentum", "two momenta"])
 def test_a_loss_that_hands_the_directions_back(momentum):
     plain = hypergradients(Pair(), lambda a, b: (a * b).sum(), momentum)
     mine = hypergradients(Pair(), HandsBack.apply, momentum)

@@ -21,7 +21,7 @@ from queued_steps import (
 from torch import nn
 
 from reversible_hypergrad.optim import queue
-from reversible_hypergrad.reversible import moves, outcome, state
+from reversible_hypergrad.reversible import integers, moves, outcome
 
 STEPS = 40
 
@@ -31,7 +31,7 @@ def late(request, monkeypatch):
     """Nothing is read where it is made. The list counts the outcomes of each read that found any."""
     if request.param == "emulated":
         monkeypatch.setattr(moves, "ops", request.getfixturevalue("emulated"))
-    for module in (outcome, queue, state):
+    for module in (outcome, queue, integers):
         monkeypatch.setattr(module, "is_late", lambda device: True)
     counts = []
     join = torch.cat

@@ -91,9 +91,9 @@ def test_written_into_the_second_group_between_steps(
     assert frozen(optimizer) == start
 
 
-@pytest.mark.parametrize("state_bits", [0, 16, 128, "64", None])
+@pytest.mark.parametrize("state_bits", [0, 16, 128, "64"])
 def test_state_bits(state_bits: Any) -> None:
-    with pytest.raises(ValueError, match=f"state_bits.*{state_bits}.*32 or 64"):
+    with pytest.raises(ValueError, match=f"state_bits.*{state_bits}.*32, 64 or None"):
         rh.ReversibleSGD(random_parameters((3,)), state_bits=state_bits)
 
 

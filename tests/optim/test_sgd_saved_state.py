@@ -110,7 +110,7 @@ def saved_state(optimizer: rh.ReversibleSGD) -> dict[str, Any]:
 
 def test_a_loaded_state_is_checked_against_the_weights() -> None:
     optimizer, _ = stepped()
-    other = rh.ReversibleSGD(random_parameters((9,), (3, 5), seed=7), lr=0.1)
+    other = rh.ReversibleSGD(random_parameters((9,), (3, 5), seed=7), lr=0.1, state_bits=64)
     other.load_state_dict(saved_state(optimizer))
     with refused(other, RuntimeError, "parameter 0 of group 0", "edited"):
         take_steps(other, 1)
@@ -235,7 +235,7 @@ def test_hooks_see_the_whole_state() -> None:
     def undo_wrapping(_: Any, wrapped: dict[str, Any]) -> dict[str, Any]:
         return wrapped["wrapped"]
 
-    other = rh.ReversibleSGD(random_parameters((9,), (3, 5)), lr=0.1)
+    other = rh.ReversibleSGD(random_parameters((9,), (3, 5)), lr=0.1, state_bits=64)
     other.register_load_state_dict_pre_hook(undo_wrapping)
     steps: list[int] = []
     other.register_load_state_dict_post_hook(lambda loaded: steps.append(loaded.state_dict()["state"][0]["steps_taken"]))

@@ -87,9 +87,13 @@ class Case:
     """One rule.
 
     Attributes:
-        settings: the values to learn at. per_weight: which may have one per weight.
+        make: the rule's class.
+        settings: the values to learn at.
         step: (settings, t, g, w, z) -> new w and z, written from the papers, not from the library.
-        options: more arguments of the rule. by_torch: the same in torch.optim, if it has it.
+        states: of the reference, by name.
+        per_weight: the settings that may have one value per weight.
+        options: more arguments of the rule.
+        by_torch: the same in torch.optim, if it has it.
     """
 
     make: Any

@@ -20,7 +20,7 @@ def read_late(monkeypatch):
     counts = []
 
     monkeypatch.setattr(group, "LOOK_AT_FIRST", 1)
-    monkeypatch.setattr(state, "_HEADROOM", 0)  # room for what nobody looks at would give 32 bits other ones
+    monkeypatch.setattr(state, "_LEAST_FREE", 0)  # room for what nobody looks at would give 32 bits other ones
     monkeypatch.setattr(outcome, "is_late", lambda device: True)
     monkeypatch.setattr(State, "is_late", True)
     join = torch.cat
