@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import growing_run
 import pytest
 import torch
 import torch.nn.functional as F
@@ -70,6 +71,12 @@ def test_on_the_host_as_on_the_device(adjoint, tmp_path):
     (expected, _), *others = (run(ADJOINTS[adjoint](place)) for place in ("device", "host", tmp_path))
     for mine, _ in others:
         assert all(torch.equal(a, b) for a, b in zip(mine, expected, strict=True))
+
+
+@pytest.mark.parametrize("state_bits", [64, 32])
+@pytest.mark.parametrize("segments", [1, 7])
+def test_what_grows_gets_room_at_a_look(state_bits, segments):
+    growing_run.check(state_bits, segments, DEVICE)
 
 
 def test_a_step_that_is_not_finite_is_named_late():
