@@ -8,7 +8,14 @@ from hypothesis import settings
 
 # Failing asserts in shared helpers show their values too.
 pytest.register_assert_rewrite(
-    "adjoint_problems", "core_problems", "core_journeys", "device_matrix", "optim_problems", "oracle_twin", "ticket_journey"
+    "adjoint_problems",
+    "core_problems",
+    "core_journeys",
+    "device_matrix",
+    "optim_problems",
+    "oracle_twin",
+    "queued_steps",
+    "ticket_journey",
 )
 
 # Other work on the machine must not fail a property: no deadline per example.

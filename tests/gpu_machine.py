@@ -39,3 +39,16 @@ def no_synchronisation():
 
     yield Forbidden
     torch.cuda.set_sync_debug_mode("default")
+
+
+class Captured:
+    """What ``function`` launches, as a CUDA graph: a call replays it, and returns what ``function`` returned."""
+
+    def __init__(self, function):
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._result = function()
+
+    def __call__(self):
+        self._graph.replay()
+        return self._result

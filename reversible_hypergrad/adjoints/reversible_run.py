@@ -14,7 +14,7 @@ from reversible_hypergrad.adjoints.cost import RunSize
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.problem.problem import Cotangents, Problem
 from reversible_hypergrad.reversible.group import ReversibleGroup, reversible_groups
-from reversible_hypergrad.reversible.lateness import LOOK_EVERY, Lookout
+from reversible_hypergrad.reversible.lateness import Lookout
 from reversible_hypergrad.reversible.outcome import Outcome, hash_of
 from reversible_hypergrad.reversible.pull_back import ProgramPullBack, PullBack
 from reversible_hypergrad.reversible.refusal import refusal
@@ -93,7 +93,7 @@ class ReversibleRun(Run):
     def _train(self, first: int, end: int, record: bool, bar: Any) -> None:
         problem = self.problem
         kept = sum(group.store.nbytes for group in self.groups)
-        with Lookout(self._check_step) as lookout:
+        with Lookout(self._check_step, self._make_room) as lookout:
             for step in range(first, end):
                 gradients = problem.gradient(step).gradients
                 lookout.add(step, self._step(step, gradients, record), gradients)
@@ -119,9 +119,10 @@ class ReversibleRun(Run):
         error = refusal([group.state for group in self.groups], None, outcomes)
         if error is not None:
             raise type(error)(f"step {step}: {error}")
-        if gradients is None and (step + 1) % LOOK_EVERY == 0:
-            for group, outcome in zip(self.groups, outcomes, strict=True):
-                group.state.make_room(outcome)
+
+    def _make_room(self, steps: Sequence[Sequence[Outcome]]) -> None:
+        for group, outcomes in zip(self.groups, zip(*steps, strict=True), strict=True):
+            group.state.make_room(*outcomes)
 
     def _train_again(self, first: int, end: int) -> None:
         """The segment before the one that has just been undone, recorded this time."""

@@ -23,10 +23,14 @@ class Lookout:
 
     As a context it ends with nothing left unchecked. An exception inside it may come from a fault that nobody has looked at
     yet; then the fault is raised, with the exception as its context.
+
+    Args:
+        check: of one step.
+        looked: is given the outcomes of all steps that were read together, once these are checked.
     """
 
-    def __init__(self, check: Check) -> None:
-        self._check = check
+    def __init__(self, check: Check, looked: Callable[[Sequence[Sequence[Outcome]]], None] | None = None) -> None:
+        self._check, self._looked = check, looked
         self._waiting: list[tuple[int, Sequence[Outcome], Sequence[int | None]]] = []
 
     def add(
@@ -48,6 +52,8 @@ class Lookout:
         read(outcome for _, outcomes, _ in waiting for outcome in outcomes)
         for step, outcomes, expected in waiting:
             self._check(step, outcomes, expected, None)
+        if self._looked is not None and waiting:
+            self._looked([outcomes for _, outcomes, _ in waiting])
 
     def __enter__(self) -> "Lookout":
         return self

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from fractions import Fraction
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from gpu_machine import DEVICE, GPU, no_synchronisation  # noqa: F401
 from torch import nn
 
 import reversible_hypergrad as rh
-from reversible_hypergrad.reversible.bucket import Bucket, Coefficients
+from reversible_hypergrad.reversible.lateness import LOOK_AT_FIRST
 
 pytestmark = GPU
 
@@ -164,13 +163,13 @@ def test_with_a_loader_that_pins_memory_in_a_thread():
 
 
 def test_replays_do_not_wait(no_synchronisation):  # noqa: F811
-    """Neither forwards nor backwards, once all is captured and compared."""
+    """Neither forwards nor backwards, once all is captured and compared, and the first steps have been looked at."""
     torch.manual_seed(0)
     model = mlp().to(DEVICE)
     x, y = torch.randn(STEPS, 16, 20, device=DEVICE), torch.randint(5, (STEPS, 16), device=DEVICE)
 
     def batch(step):
-        torch.cuda.set_sync_debug_mode("error" if 5 <= step < STEPS - 5 else "default")
+        torch.cuda.set_sync_debug_mode("error" if LOOK_AT_FIRST <= step < STEPS - 5 else "default")
         return x[step], y[step]
 
     def loss(model, batch, _):
@@ -241,76 +240,3 @@ def test_what_is_refused(frozen):
     hyperparameters = scale if frozen == "a hyperparameter on the CPU" else None
     with pytest.raises(error, match=message):
         rh.train(model, loss, batch, steps=STEPS, optimizer=rh.SGD(lr=0.1), hyperparameters=hyperparameters, cuda_graph=True)
-
-
-class Captured:
-    """What ``function`` launches, and its result."""
-
-    def __init__(self, function):
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self.result = function()
-
-    def __call__(self):
-        self._graph.replay()
-        return self.result
-
-
-@pytest.mark.parametrize("state_bits", [64, 32])
-def test_moves_of_a_state_can_be_captured_between_spills(state_bits):
-    """A step, and both phases of undoing one, queue on the current stream and wait for nothing."""
-    shapes, count = [(700,), (33, 5), (1,)], 6
-    momentum = Fraction(9, 10)
-    torch.manual_seed(0)
-    start = [torch.randn(shape, device=DEVICE) for shape in shapes]
-    gradients = [[torch.randn(shape, device=DEVICE) for shape in shapes] for _ in range(count)]
-    eager, mine = (Bucket([w.clone() for w in start], ["a", "b", "c"], state_bits) for _ in range(2))
-    coefficients = (Coefficients.of(eager.format, lr=0.05, weight_decay=0.01, dampening=0.0),)
-    # The kernels are loaded at their first launch.
-    first = eager.step(gradients[0], momentum, coefficients, None, True)[0]
-    eager.move_weights(first, back=True, with_hash=True)
-    eager.undo_velocity(first, gradients[0], True)
-
-    static = [torch.empty_like(g) for g in gradients[0]]
-
-    def words(move):
-        """Captured; the numbers of each replay."""
-        call = Captured(lambda: move()._words)
-        return lambda: call().tolist()
-
-    records = []
-
-    def step():
-        record, outcome = mine.step(static, momentum, coefficients, None, True)
-        records.append(record)
-        return outcome
-
-    def same():
-        pairs = [(eager.x, mine.x), (eager.v, mine.v), (eager.accumulators, mine.accumulators)]
-        return all(torch.equal(a, b) for a, b in [*pairs, *zip(eager.weights, mine.weights, strict=True)])
-
-    def give(t):
-        for s, g in zip(static, gradients[t], strict=True):
-            s.copy_(g)
-
-    forward = words(step)
-    (record,) = records
-    assert not record.planes
-    assert not mine.v.any()  # a capture executes nothing
-    tape = []
-    for t in range(count):
-        give(t)
-        taken, outcome = eager.step(gradients[t], momentum, coefficients, None, True)
-        assert not taken.planes
-        tape.append(taken)
-        assert forward() == [outcome.hash, *outcome.flags]
-        assert same()
-    weights = words(lambda: mine.move_weights(record, back=True, with_hash=True))
-    velocity = words(lambda: mine.undo_velocity(record, static, True))
-    for t in reversed(range(count)):
-        give(t)
-        outcomes = [eager.move_weights(tape[t], back=True, with_hash=True), eager.undo_velocity(tape[t], gradients[t], True)]
-        assert [weights(), velocity()] == [[outcome.hash, *outcome.flags] for outcome in outcomes]
-        assert same()
-    assert not mine.v.any()
-    assert not mine.accumulators.any()

@@ -11,7 +11,7 @@ import torch
 from core_journeys import random_right_and_wrong, random_state, there_and_back
 from core_problems import ASKEW, NONE_SKIPPED, RULE, SLOTS, WIDTHS, Bucket, Step, normal_gradients, random_integers
 from device_matrix import CASES, FAST, Case, assert_same, state_of, steps_of, walk
-from gpu_machine import DEVICE, GPU, no_synchronisation  # noqa: F401
+from gpu_machine import DEVICE, GPU, Captured, no_synchronisation  # noqa: F401
 
 from reversible_hypergrad._ops import ops
 
@@ -96,36 +96,40 @@ def test_nothing_waits_for_the_gpu(state_bits, no_synchronisation):  # noqa: F81
 
 @WIDTHS
 def test_captured_in_a_graph(state_bits):
-    """A step that shifts nothing replays as often as one likes; numbers and addresses are those of the capture."""
+    """What shifts nothing, a step or its undoing, replays as often as one likes: the graph holds its numbers and addresses."""
     case = Case((1030, 65), ("float32", "float32"))
     expected, mine = buckets_of(case, state_bits, ["cpu", DEVICE])
     rng = np.random.default_rng(5)
-    static = [torch.zeros(size, device=DEVICE) for size in case.sizes]
 
-    def next_gradients() -> Step:
-        step = Step(normal_gradients(rng, case.sizes, case.dtypes, [True] * 2), [(0.5, 0.02, 0.01)] * 2, 1.0)
-        for target, gradient in zip(static, step.gradients, strict=True):
-            target.copy_(gradient)
-        return step
+    def next_step() -> Step:
+        return Step(normal_gradients(rng, case.sizes, case.dtypes, [True] * 2), [(0.5, 0.02, 0.01)] * 2, 1.0)
 
-    step = next_gradients()
-    record, skipped = mine.record(step), NONE_SKIPPED.to(DEVICE)
-    given = record.numbers, record.shifts, [], record.planes, skipped, True, mine.outcome
-
-    def op():
-        ops.step(RULE, mine.weights, static, mine.x, [mine.v], *given)
-
+    step = next_step()
+    static = replace(step, gradients=[g.to(DEVICE) for g in step.gradients])
+    record, skipped = mine.record(static), NONE_SKIPPED.to(DEVICE)
     # Once outside: a kernel is loaded when it first runs, which a capture does not allow.
-    op()
-    expected.step(step)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        op()
-    for _ in range(5):
-        step = next_gradients()
-        graph.replay()
+    mine.step(static, skipped, record)
+    mine.undo(static, record)
+    expected.undo(step, expected.step(step))
+    forward = Captured(lambda: mine.step(static, skipped, record))
+    back = Captured(lambda: mine.undo(static, record))
+    assert_same(mine, expected)  # a capture executes nothing
+    steps = [next_step() for _ in range(5)]
+    for step in steps:
+        give(static, step)
+        forward()
         expected.step(step)
         assert_same(mine, expected)
+    for step in reversed(steps):
+        give(static, step)
+        back()
+        expected.undo(step, expected.record(step))
+        assert_same(mine, expected)
+
+
+def give(static: Step, step: Step) -> None:
+    for target, gradient in zip(static.gradients, step.gradients, strict=True):
+        target.copy_(gradient)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

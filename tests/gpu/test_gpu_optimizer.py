@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import copy
 import math
-from fractions import Fraction
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from gpu_machine import DEVICE, GPU, no_synchronisation  # noqa: F401
+from gpu_machine import DEVICE, GPU, Captured, no_synchronisation  # noqa: F401
+from queued_steps import (
+    BAD,
+    OUTGROWN,
+    Side,
+    assert_goes_on_from_before_a_refused_step,
+    assert_grown_and_undone,
+    assert_refused_once,
+    grow,
+)
 from ticket_journey import assert_stands_still, journey
 from torch import nn
 
 import reversible_hypergrad as rh
-from reversible_hypergrad.reversible.bucket import Bucket, Coefficients
 from reversible_hypergrad.reversible.outcome import read
+from reversible_hypergrad.reversible.record import StepNumbers
+from reversible_hypergrad.reversible.state import State
 
 pytestmark = GPU
 
@@ -34,6 +45,9 @@ def test_the_build_has_cuda():
 @WIDTHS
 def test_same_weights_as_on_the_cpu_from_the_same_gradients(state_bits):
     models = [network(), network().to(DEVICE)]
+    # None is so small that it would outgrow 32 bits: what then makes room does so at another step on each device.
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        other.data.copy_(nn.init.normal_(one))
     optimizers = [
         rh.ReversibleSGD(m.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-3, state_bits=state_bits) for m in models
     ]
@@ -95,7 +109,7 @@ def test_bad_gradient_is_refused_and_nothing_has_changed(state_bits):
 @WIDTHS
 def test_a_step_waits_for_nothing(state_bits, no_synchronisation):  # noqa: F811
     model = network().to(DEVICE)
-    optimizer = rh.ReversibleSGD(model.parameters(), lr=0.01, momentum=0.9, state_bits=state_bits)
+    optimizer = rh.ReversibleSGD(model.parameters(), lr=0.001, momentum=0.9, state_bits=state_bits)
     start = copy.deepcopy(model.state_dict())
     for p in model.parameters():
         p.grad = torch.full_like(p, 0.1)
@@ -107,6 +121,39 @@ def test_a_step_waits_for_nothing(state_bits, no_synchronisation):  # noqa: F811
     optimizer.rewind([lambda: None] * 61)
     for name, value in model.state_dict().items():
         assert torch.equal(value, start[name]), name
+
+
+@WIDTHS
+def test_queued_steps_have_the_bits_of_the_cpu(state_bits):
+    """Scales and hashes, too, at looks and between them; the way back is the CPU's as well."""
+    mine, expected = Side(state_bits, device=DEVICE), Side(state_bits)
+    for side in (mine, expected):
+        for step in range(150):
+            side.step(step)
+            side.scheduler.step()
+    mine.assert_same(expected)
+    mine.rewind(150)
+    mine.assert_at_start()
+
+
+@WIDTHS
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("after", [0, 20])
+def test_training_goes_on_from_before_a_refused_step(state_bits, bad, after):
+    assert_goes_on_from_before_a_refused_step(Side(state_bits, device=DEVICE), Side(state_bits), BAD[bad], after)
+
+
+@WIDTHS
+@pytest.mark.parametrize("outgrown", OUTGROWN)
+def test_steps_after_a_refused_one_are_looked_at_and_make_room(state_bits, outgrown):
+    assert_refused_once(Side(state_bits, device=DEVICE), outgrown)
+
+
+@WIDTHS
+def test_what_grows_from_look_to_look_gets_room(state_bits):
+    side = Side(state_bits, device=DEVICE)
+    grow(side)
+    assert_grown_and_undone(side)
 
 
 @WIDTHS
@@ -150,12 +197,7 @@ def test_a_captured_backward_with_steps_between_its_replays():
         with torch.cuda.stream(side):
             backward()
         torch.cuda.current_stream().wait_stream(side)
-        replay = backward
-        if captured:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                backward()
-            replay = graph.replay
+        replay = Captured(backward) if captured else backward
         for batch in x:
             static.copy_(batch)
             replay()
@@ -225,29 +267,32 @@ def test_hypergradients_of_a_run(state_bits):
 
 
 @WIDTHS
-def test_steps_are_queued_without_waiting(state_bits, no_synchronisation):  # noqa: F811
-    """The engine's step and both phases of undoing; their outcomes are read together afterwards."""
+def test_moves_are_queued_without_waiting(state_bits, no_synchronisation):  # noqa: F811
+    """A state's steps and both phases of undoing; their outcomes are read together afterwards."""
     weights = [torch.randn(300, 20, device=DEVICE), torch.randn(77, device=DEVICE).bfloat16()]
     gradients = [torch.randn_like(w) for w in weights]
     start = [w.clone() for w in weights]
-    bucket = Bucket(weights, ["a", "b"], state_bits)
-    hash_ = bucket.hash()
-    c = (Coefficients.of(bucket.format, lr=0.1, weight_decay=0.01, dampening=0.0),)
+    state = State(weights, ["a", "b"], rh.SGD(lr=0.1), state_bits)
+    hash_ = state.hash()
+    settings = SimpleNamespace(lr=0.1, momentum=0.1, dampening=0.0, weight_decay=0.01)
+    given = StepNumbers(np.array([0.1, 1.0]), np.array([1.0, 0.01, 0.1]), settings=(settings,))
+    first, _ = state.step(gradients, given, None, True)  # looks, and chooses the quanta
     with no_synchronisation():
         records, outcomes = [], []
         for _ in range(20):
-            record, outcome = bucket.step(gradients, Fraction(1, 10), c, None, True)
+            record, outcome = state.step(gradients, given, None, True, look=False)
             records.append(record)
             outcomes.append(outcome)
-        for record in reversed(records):
-            outcomes.append(bucket.move_weights(record, back=True, with_hash=True))
-            outcomes.append(bucket.undo_velocity(record, gradients, True))
+        for record in [*reversed(records), first]:
+            outcomes.append(state.move_weights(record, back=True, with_hash=True))
+            outcomes.append(state.undo_states(record, gradients, True))
     assert not any(outcome.is_read for outcome in outcomes)
     read(outcomes)
     assert not any(any(outcome.flags) for outcome in outcomes)
     assert len({outcome.hash for outcome in outcomes[:20]}) == 20
-    assert bucket.hash() == hash_
-    assert bucket.is_empty()
-    bucket.restore_initial()
+    assert all(record.planes.numel() for record in records)  # 0.1 halves three times or four
+    assert state.hash() == hash_
+    assert state.is_empty()
+    state.restore_initial()
     for w, expected in zip(weights, start, strict=True):
         assert torch.equal(w, expected)

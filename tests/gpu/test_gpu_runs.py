@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import growing_run
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import nn
 
 import reversible_hypergrad as rh
 from bench.gpu import __main__ as bench
+from reversible_hypergrad.reversible.lateness import LOOK_AT_FIRST
 from reversible_hypergrad.storage.places import open_store
 
 pytestmark = GPU
@@ -40,12 +42,12 @@ def run(adjoint, batch=None, bad=None):
 @pytest.mark.parametrize("buffer", ["device", "host"])
 @pytest.mark.parametrize("state_bits", [64, 32])
 def test_steps_do_not_wait(state_bits, buffer, no_synchronisation):  # noqa: F811
-    """From step 5 to 50 forwards, and from 50 to 5 on the way back, whatever waits raises."""
+    """Once the first steps have been looked at, and until step 50, and so on the way back, whatever waits raises."""
     seen = []
 
     def batch(step):
         # Before that, libraries are loaded and memory is page-locked.
-        torch.cuda.set_sync_debug_mode("error" if 5 <= step < 50 else "default")
+        torch.cuda.set_sync_debug_mode("error" if LOOK_AT_FIRST <= step < 50 else "default")
         seen.append(step)
         return step
 
@@ -71,8 +73,14 @@ def test_on_the_host_as_on_the_device(adjoint, tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(mine, expected, strict=True))
 
 
+@pytest.mark.parametrize("state_bits", [64, 32])
+@pytest.mark.parametrize("segments", [1, 7])
+def test_what_grows_gets_room_at_a_look(state_bits, segments):
+    growing_run.check(state_bits, segments, DEVICE)
+
+
 def test_a_step_that_is_not_finite_is_named_late():
-    with pytest.raises(FloatingPointError, match=r"step 17: \S+: its gradient is not finite, or beyond"):
+    with pytest.raises(FloatingPointError, match=r"step 17: \S+: its gradient is not finite, or was many times larger"):
         run(rh.Reversible(), bad=17)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import growing_run
 import pytest
 import torch
 from small_task import STEPS, Task
@@ -79,6 +80,15 @@ def test_the_same_bits(settings, steps, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(mine, expected, strict=True))
     assert late.restored
     assert (late.checks, late.log_bytes) == (report.checks, report.log_bytes)
+
+
+@pytest.mark.parametrize("state_bits", [64, 32])
+@pytest.mark.parametrize("segments", [1, 7])
+def test_what_grows_gets_room_at_a_look(state_bits, segments, monkeypatch):
+    least = state._LEAST_FREE
+    read_late(monkeypatch)
+    monkeypatch.setattr(state, "_LEAST_FREE", least)
+    growing_run.check(state_bits, segments, "cpu")
 
 
 def test_few_reads(reads, monkeypatch):
