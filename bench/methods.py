@@ -59,7 +59,7 @@ def by_train(make: Callable[[], Adjoint]) -> Callable[[Task, int], Weights]:
 # What the approximate ones are given: enough that more would not help on a run that has not converged.
 STRATEGIES: dict[str, Callable[[], Adjoint]] = {
     "rh.Reversible": lambda: rh.Reversible(),
-    "rh.Reversible-32": lambda: rh.Reversible(state_bits=32),
+    "rh.Reversible-64": lambda: rh.Reversible(state_bits=64),
     "rh.Reversible-segments": lambda: rh.Reversible(segments="auto"),
     "rh.Snapshots": lambda: rh.Snapshots(),
     "rh.Unroll": lambda: rh.Unroll(),

@@ -26,7 +26,7 @@ __all__ = ["draw"]
 STYLES = {
     "training": ("0.5", "."),
     "rh.Reversible": ("#0072B2", "o"),
-    "rh.Reversible-32": ("#56B4E9", "s"),
+    "rh.Reversible-64": ("#56B4E9", "s"),
     "rh.Reversible-segments": ("#009E73", "D"),
     "rh.Snapshots": ("#E69F00", "^"),
     "rh.Unroll": ("#D55E00", "v"),
@@ -47,7 +47,7 @@ STYLES = {
 }
 LABELS = {
     "training": "training alone",
-    "rh.Reversible-32": "Reversible(state_bits=32)",
+    "rh.Reversible-64": "Reversible(state_bits=64)",
     "rh.Reversible-segments": 'Reversible(segments="auto")',
     "rh.Truncated": "Truncated(10)",
     "rh.Neumann": "Neumann(20)",

@@ -93,7 +93,7 @@ def hypergradient(setup: Setup, deadline: Deadline) -> Iterator[str]:
     plain = clock.wall_seconds(task.train_plainly)
     plain_peak = clock.peak()
     yield f"| plain training | {plain:.1f} | | 1.00 | {plain_peak:.2f} | | |"
-    strategies: list[Adjoint] = [rh.Reversible(), rh.Checkpoint(), rh.Reversible(state_bits=32)]
+    strategies: list[Adjoint] = [rh.Reversible(), rh.Checkpoint(), rh.Reversible(state_bits=64)]
     first: tuple[Tensor, ...] | None = None
     for adjoint in strategies:
         found: list[Any] = []

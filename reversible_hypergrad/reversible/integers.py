@@ -84,10 +84,10 @@ class Integers:
         now = self.scales.state
         return math.ldexp(now.a[index, slot], int(now.exponent[index, slot]))
 
-    def value(self, index: int, slot: int, dtype: torch.dtype, sigma: float | None = None) -> Tensor:
-        """What a tensor's slot stands for now, or with another sigma; flat."""
+    def value(self, index: int, slot: int, dtype: torch.dtype, sigma: float | None = None, part: slice = slice(None)) -> Tensor:
+        """What a tensor's slot, or a part of it, stands for now, or with another sigma; flat."""
         integers = self.x if slot in (-1, self.slots - 1) else self.z[slot]
-        return self.part(index, integers).to(dtype) * (self.sigma(index, slot) if sigma is None else sigma)
+        return self.part(index, integers)[part].to(dtype) * (self.sigma(index, slot) if sigma is None else sigma)
 
     def visible(self, index: int) -> Tensor:
         """The weights of the tensor ``index`` as the kernels write them, flat."""

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +33,8 @@ __all__ = ["State"]
 # Bits that integers on a GPU must leave free at a look, or the next step makes room: until the next look they may grow so far.
 _LEAST_FREE = 3
 _FREED = 5
+# Weights that are looked at in one go, on the CPU, where a piece should fit the cache, and on a GPU.
+_PIECE = {False: 1 << 14, True: 1 << 22}
 
 
 class State(Integers):
@@ -207,13 +211,24 @@ class State(Integers):
     def _magnitudes(self, i: int, gradient: Tensor, given: StepNumbers) -> list[float]:
         """The largest magnitudes of what a step would add to the states of the tensor ``i``, and of its update."""
         factors = np.broadcast_to(given.factors, (len(self.sizes), self.slots))[i]
-        g, w = flat(gradient).double(), self.value(i, -1, torch.float64)
-        z = {name: self.value(i, slot, torch.float64).mul_(factors[slot]) for slot, name in enumerate(self.rule.states)}
-        if not self.rule.elementwise:
-            form = self.weights[i].shape, self.weights[i].stride()
-            g, w, z = g.as_strided(*form), w.as_strided(*form), {name: state.as_strided(*form) for name, state in z.items()}
         h = given.settings[i if len(given.settings) > 1 else 0]
-        return magnitudes(self.rule, h, given.step, g, w, z)
+
+        def seen(part: slice) -> list[float]:
+            g, w = flat(gradient)[part].double(), self.value(i, -1, torch.float64, part=part)
+            z = {n: self.value(i, k, torch.float64, part=part).mul_(factors[k]) for k, n in enumerate(self.rule.states)}
+            if self.rule.elementwise:
+                return magnitudes(self.rule, _part_of(h, part), given.step, g, w, z)
+            form = self.weights[i].shape, self.weights[i].stride()
+            z = {name: state.as_strided(*form) for name, state in z.items()}
+            return magnitudes(self.rule, h, given.step, g.as_strided(*form), w.as_strided(*form), z)
+
+        if not self.rule.elementwise:
+            return seen(slice(None))
+        # float64 copies of a whole tensor would be the run's largest.
+        size = _PIECE[self.is_late]
+        pieces = [seen(slice(begin, begin + size)) for begin in range(0, max(self.sizes[i], 1), size)]
+        largest: list[float] = np.max(pieces, axis=0).tolist()
+        return largest
 
     def _beyond_dtype(self, outcome: Outcome) -> int | None:
         """The first tensor with a weight that was too large to be shown in its dtype, as float16 ends at 65504."""
@@ -276,3 +291,9 @@ class State(Integers):
     def is_empty(self) -> bool:
         """Whether all states are zero and no scale has moved: the state before a first step."""
         return not self.scales.state.count.any() and not any(bool(z.any()) for z in self.z)
+
+
+def _part_of(settings: Any, part: slice) -> Any:
+    """A rule's settings for some of a tensor's weights."""
+    own = {name: value[part] if isinstance(value, Tensor) and value.dim() else value for name, value in vars(settings).items()}
+    return SimpleNamespace(**own)

@@ -22,9 +22,8 @@ def skip_if_missing(method):
 def test_exact_methods_agree_with_the_unrolled_graph(method, steps):
     skip_if_missing(method)
     unrolled = handwritten.unroll(Task("small", torch.float64), steps)
-    # 32-bit state rounds velocities to 1.2e-7, whatever the weights' dtype; fixed point of 64 bits keeps 14 digits.
-    tolerance = 1e-4 if method == "rh.Reversible-32" else 1e-9
-    assert relative_error(METHODS[method](Task("small", torch.float64), steps), unrolled) < tolerance
+    # The state of float64 weights has 64 bits, which keep 14 digits.
+    assert relative_error(METHODS[method](Task("small", torch.float64), steps), unrolled) < 1e-9
 
 
 @pytest.mark.parametrize("method", [m.name for m in METHODS.values() if m.family == "peer"])
