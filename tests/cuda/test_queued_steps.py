@@ -17,6 +17,7 @@ from queued_steps import (
     assert_grown_and_undone,
     assert_refused_once,
     grow,
+    queued_from_the_second,  # noqa: F401
 )
 from torch import nn
 
@@ -27,7 +28,7 @@ STEPS = 40
 
 
 @pytest.fixture(params=["cpu", "emulated"])
-def late(request, monkeypatch):
+def late(request, monkeypatch, queued_from_the_second):  # noqa: F811
     """Nothing is read where it is made. The list counts the outcomes of each read that found any."""
     if request.param == "emulated":
         monkeypatch.setattr(moves, "ops", request.getfixturevalue("emulated"))
@@ -57,6 +58,16 @@ def test_the_same_bits_as_steps_that_are_waited_for(state_bits, verify_every, la
     queued.assert_same(waiting)
     queued.rewind(STEPS)
     queued.assert_at_start()
+
+
+def test_the_first_steps_are_looked_at(late, monkeypatch):
+    monkeypatch.setattr(queue, "LOOK_AT_FIRST", 3)
+    side = Side()
+    side.step(0)
+    late.clear()
+    for step in range(1, 10):
+        side.step(step)
+    assert late == [1] * 4  # two steps of two groups
 
 
 def test_the_host_looks_at_every_64th_step(late):
@@ -218,9 +229,8 @@ def test_a_copy_has_a_queue_of_its_own(late):
 def test_parameters_on_two_devices_are_not_queued(late):
     class Part:
         def __init__(self, device):
-            self.state = SimpleNamespace(
-                x=torch.empty(0, device=device), moves=SimpleNamespace(queues=True), unset=torch.zeros(1, 1, dtype=torch.bool)
-            )
+            moves, unset = SimpleNamespace(queues=True), torch.zeros(1, 1, dtype=torch.bool)
+            self.state, self.steps = SimpleNamespace(x=torch.empty(0, device=device), moves=moves, unset=unset), 1
 
     assert queue.Queue().takes([Part("cpu"), Part("cpu")])
     assert not queue.Queue().takes([Part("cpu"), Part("meta")])
