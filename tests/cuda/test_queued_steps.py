@@ -21,6 +21,7 @@ from queued_steps import (
 )
 from torch import nn
 
+import reversible_hypergrad as rh
 from reversible_hypergrad.optim import queue
 from reversible_hypergrad.reversible import integers, moves, outcome
 
@@ -143,6 +144,19 @@ def test_what_grows_from_look_to_look_gets_room(state_bits, late):
     grow(side)
     assert len(late) < 20
     assert_grown_and_undone(side)
+
+
+def test_a_bias_that_begins_at_zero_may_grow_as_large_as_the_weights(late):
+    """With nobody looking."""
+    weight, bias = nn.Parameter(torch.ones(100)), nn.Parameter(torch.zeros(10))
+    optimizer = rh.ReversibleSGD([weight, bias], lr=0.01, momentum=0.9, state_bits=32)
+    weight.grad, bias.grad = torch.zeros(100), torch.full((10,), -0.2)
+    for _ in range(60):
+        optimizer.step()
+    optimizer.synchronize()
+    assert bool((bias > 1.0).all())
+    optimizer.rewind([lambda: None] * 60)
+    assert not bias.any()
 
 
 def test_a_tensor_without_gradients_at_first_does_not_hold_up_the_queue(late):
