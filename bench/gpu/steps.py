@@ -74,9 +74,9 @@ def step_and_undo(setup: Setup, deadline: Deadline) -> Iterator[str]:
     cases = [([(4_000,)], 5), ([(64,)] * 20, 5)] if setup.tiny else [([(10_000_000,)], 50), ([(500_000_000,)], 15), (small, 50)]
     yield "float32 weights, momentum 0.9, every state hashed, no step that halves; candidates take turns in one process. Time on"
     yield "the GPU by events, while the host is ahead; GB/s by the bytes that must move; ratios turn by turn. `step`, `undo` and"
-    yield "both phases of undoing with the adjoint, `weights back`, `states back`, with three settings' inner products, are queued,"
-    yield "as in `rh.train`; so is `ReversibleSGD.step`, with what takes it back if it was refused; `step_back` waits. Wall: one"
-    yield "call, and the wait."
+    yield "both phases of undoing with the adjoint, `weights back`, `states back`, with three settings' inner products, are"
+    yield "queued, as in `rh.train`; so is `ReversibleSGD.step`, with what takes it back if it was refused; `step_back` waits."
+    yield "Wall: one call, and the wait."
     for shapes, turns in cases:
         weights = sum(torch.Size(shape).numel() for shape in shapes)
         candidates = calls(shapes, setup.device, optimizers=weights < 100_000_000)
