@@ -33,7 +33,7 @@ test-slow: build
 
 # Without a GPU these tests skip and say so; `make test` runs them, too, where there is one.
 test-gpu: build
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest tests/gpu
 
 # The library's kernels under compute-sanitizer, for 150 s at most. SANITIZE passes options on, e.g. SANITIZE="--tools synccheck".
 test-gpu-sanitize: build

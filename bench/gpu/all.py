@@ -37,7 +37,7 @@ def stages(out: Path, data: Path | None) -> list[Stage]:
     measure = [python, "-m", "bench.gpu", "--output", out / "bench.md", *(["--data", data] if data else [])]
     return [
         Stage("build", 180, install, {"RH_CUDA": "1", **_this_gpu()}),
-        Stage("tests", 200, [python, "-m", "pytest", "-m", "gpu", "-q", "--durations=15"]),
+        Stage("tests", 200, [python, "-m", "pytest", "tests/gpu", "-q", "--durations=15"]),
         Stage("sanitize", 110, [python, "-m", "bench.gpu.sanitize", "--seconds", "105"]),
         Stage("bench", 480, measure),
     ]

@@ -45,7 +45,7 @@ def test_stages_are_commands_of_this_repository(tmp_path, monkeypatch):
     assert build.variables == {"RH_CUDA": "1"}
     assert "--no-build-isolation" in build.command
     assert "--no-deps" in build.command
-    assert tests.command[:3] == [PYTHON, "-m", "pytest"]
+    assert tests.command[:4] == [PYTHON, "-m", "pytest", "tests/gpu"]  # other tests import what such a machine may lack
     for stage in (sanitizer, bench):
         module = stage.command[2]
         shown = subprocess.run([PYTHON, "-m", module, "--help"], capture_output=True, text=True, check=True).stdout
