@@ -4,7 +4,7 @@
 
 #include "../core/slices.h"
 #include "../rules/rule.h"
-#include "blocks.h"
+#include "slot_block.h"
 #include "kernels.h"
 #include "lanes.h"
 
