@@ -203,9 +203,9 @@ struct Worker {
   }
 
   template <bool kForward, bool kMoves>
-  void move_states(int64_t begin, int64_t end, Checks& checks, Sums& sums) const {
+  void move_states(int64_t begin, int64_t end, Checks& checks, Sums& sums, bool with_hash) const {
     in_form([&](auto weight, auto elements) {
-      if (hash)
+      if (with_hash)
         move_block<kForward, weight.value, kMoves, elements.value, true>(begin, end, checks, sums);
       else
         move_block<kForward, weight.value, kMoves, elements.value, false>(begin, end, checks, sums);
@@ -239,9 +239,9 @@ struct Worker {
       if (slice.states[k].shift) contract_block<Layout>(slice.states[k], slice.size, begin, end);
     const bool together = !slice.own.shift;
     if (together)
-      move_states<true, true>(begin, end, checks, sums);
+      move_states<true, true>(begin, end, checks, sums, hash);
     else
-      move_states<true, false>(begin, end, checks, sums);
+      move_states<true, false>(begin, end, checks, sums, hash);
     report(checks, true, together);
     finish_states(begin, sums);
     if (!together)
@@ -322,16 +322,17 @@ struct Worker {
   bool undo_states(int64_t begin, int64_t end) {
     Checks checks;
     Sums sums;
-    move_states<false, false>(begin, end, checks, sums);
+    const bool shift = states_shift();  // then the states that are hashed come later
+    move_states<false, false>(begin, end, checks, sums, hash && !shift);
     report(checks, false, false);
     if (any_bit(checks.foreign) < 0) outcome.flags |= kForeignGradient;
-    if (!states_shift()) {
+    if (!shift) {
       finish_states(begin, sums);
       return true;
     }
     if (any_bit(checks.foreign) < 0) {
       // The very same sums once more, added: the states are back.
-      move_states<true, false>(begin, end, checks, sums);
+      move_states<true, false>(begin, end, checks, sums, false);
       return false;
     }
     for (int k = 0; k < K; ++k)
