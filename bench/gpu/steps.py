@@ -1,4 +1,4 @@
-"""What a step and its undoing cost: queued as in rh.train, and as an optimizer that knows at once whether it was refused."""
+"""What a step and its undoing cost: queued as in rh.train, and in the optimizer, which takes a refused step back."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,6 +12,7 @@ from bench.gpu.clock import Clock, quartiles
 from bench.gpu.report import Deadline, Setup
 from bench.sgd_step import BYTES
 from bench.timing import ratio
+from reversible_hypergrad.reversible.lateness import LOOK_AT_FIRST
 
 __all__ = ["step_and_undo"]
 
@@ -22,7 +23,8 @@ class Optimizer:
     def __init__(self, parameters: list[Tensor], state_bits: int) -> None:
         self.optimizer = rh.ReversibleSGD(parameters, lr=1e-3, momentum=0.9, state_bits=state_bits)
         self.step = self.optimizer.step
-        self.step()
+        for _ in range(LOOK_AT_FIRST + 1):  # these are waited for; the next one, the 18th, does not halve
+            self.step()
 
     def undo(self) -> None:
         self.optimizer.step_back(lambda: None)  # the gradients stand
@@ -70,10 +72,11 @@ def step_and_undo(setup: Setup, deadline: Deadline) -> Iterator[str]:
     clock = Clock(setup.device)
     small: list[tuple[int, ...]] = [(64, 64), (64,)] * 100
     cases = [([(4_000,)], 5), ([(64,)] * 20, 5)] if setup.tiny else [([(10_000_000,)], 50), ([(500_000_000,)], 15), (small, 50)]
-    yield "float32 weights, momentum 0.9, every state hashed, no spills; candidates take turns in one process. Time on the GPU by"
-    yield "events, while the host is ahead; GB/s by the bytes that must move; ratios turn by turn. `step`, `undo` and both phases"
-    yield "of undoing with the adjoint, `weights back`, `states back`, with three settings' inner products, are queued, as in"
-    yield "`rh.train`; `ReversibleSGD` waits once per call to know whether it was refused. Wall: one call, and the wait."
+    yield "float32 weights, momentum 0.9, every state hashed, no step that halves; candidates take turns in one process. Time on"
+    yield "the GPU by events, while the host is ahead; GB/s by the bytes that must move; ratios turn by turn. `step`, `undo` and"
+    yield "both phases of undoing with the adjoint, `weights back`, `states back`, with three settings' inner products, are"
+    yield "queued, as in `rh.train`; so is `ReversibleSGD.step`, with what takes it back if it was refused; `step_back` waits."
+    yield "Wall: one call, and the wait."
     for shapes, turns in cases:
         weights = sum(torch.Size(shape).numel() for shape in shapes)
         candidates = calls(shapes, setup.device, optimizers=weights < 100_000_000)

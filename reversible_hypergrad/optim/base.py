@@ -65,7 +65,7 @@ class ReversibleOptimizer(StatefulOptimizer):
         Returns:
             The closure's loss, or None.
 
-        On a GPU the step is only queued, and the host waits for nothing but a parameter's first step: see :meth:`synchronize`.
+        On a GPU the host waits for a parameter's first 16 steps; later ones are only queued: see :meth:`synchronize`.
 
         Raises:
             FloatingPointError: a gradient is not finite.
@@ -115,9 +115,9 @@ class ReversibleOptimizer(StatefulOptimizer):
         A refused step is taken back on the GPU, and those queued after it do not take place. So after the error weights,
         velocities, settings and step count are those of just before it, though the host had gone on. The host looks at every
         64th step and before ``step_back``, ``rewind``, ``mark_boundary``, ``memory``, ``state_dict``, ``load_state_dict`` and
-        copies; call this where you want to know. There it also makes room for what has grown: what grows some hundredfold between
-        two looks is refused, and then the 64 steps after are looked at, one by one. Steps are not queued, each is waited for, if
-        the parameters are on more than one device, or the rule has no compiled program.
+        copies; call this where you want to know. There it also makes room for what has grown: what grows eightfold or more
+        between two looks may be refused, and then the 64 steps after are looked at, one by one, as the first 16 are. Steps are
+        not queued, each is waited for, if the parameters are on more than one device, or the rule has no compiled program.
 
         Raises:
             FloatingPointError: a gradient was not finite, or many times larger than at the last look.

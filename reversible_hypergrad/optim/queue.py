@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from reversible_hypergrad.optim.parts import Entry, Part
-from reversible_hypergrad.reversible.lateness import LOOK_EVERY, Ticket, none_refused
+from reversible_hypergrad.reversible.lateness import LOOK_AT_FIRST, LOOK_EVERY, Ticket, none_refused
 from reversible_hypergrad.reversible.outcome import Outcome, hash_of, is_late, read
 
 __all__ = ["Queue"]
@@ -22,7 +22,8 @@ class Queue:
 
     def takes(self, parts: Sequence[Part]) -> bool:
         """Whether the next step of ``parts`` may be queued: on one GPU, since a word on one does not stop a step on another; with
-        all scales chosen, which takes a look; and not soon after a refused one, since numbers grow that are too large already."""
+        all scales chosen, which takes a look; and not one of a part's first, nor soon after a refused one, since numbers grow
+        there."""
         if self._to_look:
             self._to_look -= 1
             return False
@@ -30,7 +31,7 @@ class Queue:
         return (
             len(devices) == 1
             and is_late(next(iter(devices)))
-            and all(part.state.moves.queues and not part.state.unset.any() for part in parts)
+            and all(part.steps >= LOOK_AT_FIRST and part.state.moves.queues and not part.state.unset.any() for part in parts)
         )
 
     @property

@@ -19,8 +19,9 @@ __all__ = ["EXPONENTS", "exponent_of_increments", "exponent_unseen", "exponents_
 # Of 32 bits each one counts: 25 are left for the largest weight, as many as float32 has.
 _WEIGHT_ROOM = {64: 20, 32: 5}
 _INCREMENT_ROOM = {64: 10, 32: 4}
-# Weights are taken for no smaller than this part of the largest in the state: a bias that begins near zero grows soon.
-_LEAST_PART = 1 / 64
+# Weights are taken for no smaller than this part of the largest in the state: a bias that begins near zero soon grows as large,
+# and is added to numbers in which finer quanta are lost.
+_LEAST_PART = 1 / 8
 # A tensor of zeros: its weights are taken for this large.
 _UNSEEN_WEIGHT = 0.125
 # The same of a state, where nobody looks when its first gradient comes.

@@ -12,7 +12,7 @@ from reversible_hypergrad.reversible.outcome import Outcome, read
 __all__ = ["LOOK_AT_FIRST", "LOOK_EVERY", "Check", "Lookout", "Ticket", "none_refused"]
 
 LOOK_EVERY = 64  # steps between two looks at a GPU, each of which waits for it
-LOOK_AT_FIRST = 16  # steps of a run that are looked at one by one: in these, numbers grow most
+LOOK_AT_FIRST = 16  # steps of a run, or of an optimizer's parameters, that are looked at one by one: in these, numbers grow most
 
 # A step, its outcomes, the hashes that they are compared with, and its gradients unless they are gone. Raises if it is wrong.
 Check = Callable[[int, Sequence[Outcome], Sequence[int | None], Sequence[Tensor] | None], None]

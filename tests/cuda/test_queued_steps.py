@@ -17,9 +17,11 @@ from queued_steps import (
     assert_grown_and_undone,
     assert_refused_once,
     grow,
+    queued_from_the_second,  # noqa: F401
 )
 from torch import nn
 
+import reversible_hypergrad as rh
 from reversible_hypergrad.optim import queue
 from reversible_hypergrad.reversible import integers, moves, outcome
 
@@ -27,7 +29,7 @@ STEPS = 40
 
 
 @pytest.fixture(params=["cpu", "emulated"])
-def late(request, monkeypatch):
+def late(request, monkeypatch, queued_from_the_second):  # noqa: F811
     """Nothing is read where it is made. The list counts the outcomes of each read that found any."""
     if request.param == "emulated":
         monkeypatch.setattr(moves, "ops", request.getfixturevalue("emulated"))
@@ -57,6 +59,16 @@ def test_the_same_bits_as_steps_that_are_waited_for(state_bits, verify_every, la
     queued.assert_same(waiting)
     queued.rewind(STEPS)
     queued.assert_at_start()
+
+
+def test_the_first_steps_are_looked_at(late, monkeypatch):
+    monkeypatch.setattr(queue, "LOOK_AT_FIRST", 3)
+    side = Side()
+    side.step(0)
+    late.clear()
+    for step in range(1, 10):
+        side.step(step)
+    assert late == [1] * 4  # two steps of two groups
 
 
 def test_the_host_looks_at_every_64th_step(late):
@@ -132,6 +144,19 @@ def test_what_grows_from_look_to_look_gets_room(state_bits, late):
     grow(side)
     assert len(late) < 20
     assert_grown_and_undone(side)
+
+
+def test_a_bias_that_begins_at_zero_may_grow_as_large_as_the_weights(late):
+    """With nobody looking."""
+    weight, bias = nn.Parameter(torch.ones(100)), nn.Parameter(torch.zeros(10))
+    optimizer = rh.ReversibleSGD([weight, bias], lr=0.01, momentum=0.9, state_bits=32)
+    weight.grad, bias.grad = torch.zeros(100), torch.full((10,), -0.2)
+    for _ in range(60):
+        optimizer.step()
+    optimizer.synchronize()
+    assert bool((bias > 1.0).all())
+    optimizer.rewind([lambda: None] * 60)
+    assert not bias.any()
 
 
 def test_a_tensor_without_gradients_at_first_does_not_hold_up_the_queue(late):
@@ -218,9 +243,8 @@ def test_a_copy_has_a_queue_of_its_own(late):
 def test_parameters_on_two_devices_are_not_queued(late):
     class Part:
         def __init__(self, device):
-            self.state = SimpleNamespace(
-                x=torch.empty(0, device=device), moves=SimpleNamespace(queues=True), unset=torch.zeros(1, 1, dtype=torch.bool)
-            )
+            moves, unset = SimpleNamespace(queues=True), torch.zeros(1, 1, dtype=torch.bool)
+            self.state, self.steps = SimpleNamespace(x=torch.empty(0, device=device), moves=moves, unset=unset), 1
 
     assert queue.Queue().takes([Part("cpu"), Part("cpu")])
     assert not queue.Queue().takes([Part("cpu"), Part("meta")])

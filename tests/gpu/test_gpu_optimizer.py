@@ -19,11 +19,13 @@ from queued_steps import (
     assert_grown_and_undone,
     assert_refused_once,
     grow,
+    queued_from_the_second,  # noqa: F401
 )
 from ticket_journey import assert_stands_still, journey
 from torch import nn
 
 import reversible_hypergrad as rh
+from reversible_hypergrad.reversible.lateness import LOOK_AT_FIRST
 from reversible_hypergrad.reversible.outcome import read
 from reversible_hypergrad.reversible.record import StepNumbers
 from reversible_hypergrad.reversible.state import State
@@ -88,6 +90,10 @@ def test_a_thousand_steps_are_undone(state_bits, dtype):
         assert torch.equal(value, start[name]), name
 
 
+AT_ONCE = pytest.mark.usefixtures("queued_from_the_second")
+
+
+@AT_ONCE
 @WIDTHS
 def test_bad_gradient_is_refused_and_nothing_has_changed(state_bits):
     model = network().to(DEVICE)
@@ -113,12 +119,13 @@ def test_a_step_waits_for_nothing(state_bits, no_synchronisation):  # noqa: F811
     start = copy.deepcopy(model.state_dict())
     for p in model.parameters():
         p.grad = torch.full_like(p, 0.1)
-    optimizer.step()
+    for _ in range(LOOK_AT_FIRST):
+        optimizer.step()
     with no_synchronisation():
         for _ in range(60):
             optimizer.step()
     optimizer.synchronize()
-    optimizer.rewind([lambda: None] * 61)
+    optimizer.rewind([lambda: None] * (LOOK_AT_FIRST + 60))
     for name, value in model.state_dict().items():
         assert torch.equal(value, start[name]), name
 
@@ -136,6 +143,7 @@ def test_queued_steps_have_the_bits_of_the_cpu(state_bits):
     mine.assert_at_start()
 
 
+@AT_ONCE
 @WIDTHS
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("after", [0, 20])
@@ -143,6 +151,7 @@ def test_training_goes_on_from_before_a_refused_step(state_bits, bad, after):
     assert_goes_on_from_before_a_refused_step(Side(state_bits, device=DEVICE), Side(state_bits), BAD[bad], after)
 
 
+@AT_ONCE
 @WIDTHS
 @pytest.mark.parametrize("outgrown", OUTGROWN)
 def test_steps_after_a_refused_one_are_looked_at_and_make_room(state_bits, outgrown):

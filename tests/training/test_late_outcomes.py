@@ -5,11 +5,13 @@ from __future__ import annotations
 import growing_run
 import pytest
 import torch
+from precision_problems import PRECISIONS, check
 from small_task import STEPS, Task
 from test_faults import runs  # noqa: F401
 
 import reversible_hypergrad as rh
-from reversible_hypergrad.reversible import group, lateness, outcome, state
+from reversible_hypergrad.optim import queue
+from reversible_hypergrad.reversible import group, integers, lateness, outcome, state
 from reversible_hypergrad.reversible.hash_log import HashLog
 from reversible_hypergrad.reversible.outcome import Outcome
 from reversible_hypergrad.reversible.pull_back import ProgramPullBack
@@ -89,6 +91,14 @@ def test_what_grows_gets_room_at_a_look(state_bits, segments, monkeypatch):
     read_late(monkeypatch)
     monkeypatch.setattr(state, "_LEAST_FREE", least)
     growing_run.check(state_bits, segments, "cpu")
+
+
+@pytest.mark.parametrize("precision", ["float32", "autocast to bfloat16 around"])
+def test_the_optimizer_makes_room_where_a_run_does(precision, monkeypatch):
+    """At the same steps, so that both have the same bits."""
+    for module in (integers, outcome, queue):
+        monkeypatch.setattr(module, "is_late", lambda device: True)
+    check(PRECISIONS[precision], "cpu")
 
 
 def test_few_reads(reads, monkeypatch):
