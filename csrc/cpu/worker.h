@@ -2,55 +2,17 @@
 // per rule and instruction set; see lanes.h.
 #pragma once
 
-#include "../core/hash.h"
-#include "../core/planes.h"
 #include "../core/slices.h"
 #include "../rules/rule.h"
+#include "slot_block.h"
 #include "kernels.h"
 #include "lanes.h"
 
 namespace rh {
 namespace {
 
-constexpr int kChunk = kStateAlignment;  // 16 weights: two bytes of a plane, a cache line of float weights
 constexpr int K = Rule::kStates;
 constexpr int N = Rule::kNumbers;
-
-// The hash's sum over one slot of a block, in registers.
-template <class Layout>
-struct HashSum {
-  using P = Pack<Layout>;
-  using Words = typename P::Words;
-  static constexpr int kPerRegister = sizeof(Words) / 8;
-  Words total{};
-
-  // The keys of the first register's words, and from one register to the next.
-  static RH_INLINE Words first_keys() {
-    Words keys;
-    for (int j = 0; j < kPerRegister; ++j) keys[j] = hash_key(j);
-    return keys;
-  }
-  static RH_INLINE Words next_keys(Words keys) { return keys + kKeyStride * kPerRegister; }
-  RH_INLINE void add(typename P::Integer z, Words keys) { total += multiply_halves(as_bits<Words>(z) + keys); }
-  RH_INLINE uint64_t sum() const {
-    uint64_t all = 0;
-    for (int j = 0; j < kPerRegister; ++j) all += total[j];
-    return all;
-  }
-};
-
-// Of `count` integers from one that begins word `first` on; the missing half of a last word counts as zero.
-template <class Integer>
-RH_INLINE uint64_t hash_of(const Integer* z, int64_t count, int first) {
-  constexpr int per_word = 8 / sizeof(Integer);
-  uint64_t sum = 0;
-  for (int64_t i = 0; i < count; i += per_word) {
-    uint64_t word = 0;
-    memcpy(&word, z + i, sizeof(Integer) * static_cast<size_t>(count - i < per_word ? count - i : per_word));
-    sum += hash_word(word, first++);
-  }
-  return sum;
-}
 
 template <class Layout, class T>
 struct Worker {
@@ -132,44 +94,6 @@ struct Worker {
         // 0.
         for (int64_t lane = 0; lane < W; ++lane) n[j][lane] = own[i + (lane < count ? lane : count - 1)];
       }
-    }
-  }
-
-  // The bits of a slot's integers in weights [begin, end), to and from its planes.
-  void contract_block(const Slot& slot, int64_t begin, int64_t end) const {
-    auto* first = static_cast<Integer*>(slot.integers);
-    const int64_t stride = plane_bytes(slice.size);
-    for (int64_t i = begin; i < end; i += kChunk) {
-      Integers t[kRegisters];
-      for (int r = 0; r < kRegisters; ++r) t[r] = load<Integers>(first + i + r * W) + static_cast<Integer>(slot.centre);
-      for (int b = 0; b < slot.shift; ++b) {
-        unsigned bits = 0;
-        for (int r = 0; r < kRegisters; ++r) {
-          bits |= P::low_bits(t[r]) << (r * W);
-          t[r] = t[r] >> 1;
-        }
-        uint8_t* to = slot.planes + b * stride + i / 8;
-        if (end - i < kChunk) bits &= (1u << (end - i)) - 1;
-        to[0] = static_cast<uint8_t>(bits);
-        if (end - i > 8) to[1] = static_cast<uint8_t>(bits >> 8);
-      }
-      for (int r = 0; r < kRegisters; ++r) store(first + i + r * W, t[r]);
-      if (end - i < kChunk) memset(first + end, 0, sizeof(Integer) * static_cast<size_t>(i + kChunk - end));
-    }
-  }
-  void expand_block(const Slot& slot, int64_t begin, int64_t end) const {
-    auto* first = static_cast<Integer*>(slot.integers);
-    const int64_t stride = plane_bytes(slice.size);
-    for (int64_t i = begin; i < end; i += kChunk) {
-      Integers t[kRegisters];
-      for (int r = 0; r < kRegisters; ++r) t[r] = load<Integers>(first + i + r * W);
-      for (int b = slot.shift - 1; b >= 0; --b) {
-        const uint8_t* from = slot.planes + b * stride + i / 8;
-        const unsigned bits = from[0] | (end - i > 8 ? from[1] << 8 : 0u);
-        for (int r = 0; r < kRegisters; ++r) t[r] = t[r] + t[r] + P::from_bits(bits >> (r * W) & ((1u << W) - 1));
-      }
-      for (int r = 0; r < kRegisters; ++r) store(first + i + r * W, t[r] - static_cast<Integer>(slot.centre));
-      if (end - i < kChunk) memset(first + end, 0, sizeof(Integer) * static_cast<size_t>(i + kChunk - end));
     }
   }
 
@@ -279,9 +203,9 @@ struct Worker {
   }
 
   template <bool kForward, bool kMoves>
-  void move_states(int64_t begin, int64_t end, Checks& checks, Sums& sums) const {
+  void move_states(int64_t begin, int64_t end, Checks& checks, Sums& sums, bool with_hash) const {
     in_form([&](auto weight, auto elements) {
-      if (hash)
+      if (with_hash)
         move_block<kForward, weight.value, kMoves, elements.value, true>(begin, end, checks, sums);
       else
         move_block<kForward, weight.value, kMoves, elements.value, false>(begin, end, checks, sums);
@@ -312,12 +236,12 @@ struct Worker {
     Checks checks;
     Sums sums;
     for (int k = 0; k < K; ++k)
-      if (slice.states[k].shift) contract_block(slice.states[k], begin, end);
+      if (slice.states[k].shift) contract_block<Layout>(slice.states[k], slice.size, begin, end);
     const bool together = !slice.own.shift;
     if (together)
-      move_states<true, true>(begin, end, checks, sums);
+      move_states<true, true>(begin, end, checks, sums, hash);
     else
-      move_states<true, false>(begin, end, checks, sums);
+      move_states<true, false>(begin, end, checks, sums, hash);
     report(checks, true, together);
     finish_states(begin, sums);
     if (!together)
@@ -351,7 +275,7 @@ struct Worker {
     Checks checks;
     T* weight = static_cast<T*>(slice.weight);
     alignas(64) T seen[kChunk];
-    if (!kBack && slice.own.shift) contract_block(slice.own, begin, end);
+    if (!kBack && slice.own.shift) contract_block<Layout>(slice.own, slice.size, begin, end);
     const Constants c = constants;
     const double scale = kBack ? slice.sigma_before : slice.own.sigma;
     for (int64_t i = begin; i < end; i += kChunk) {
@@ -365,7 +289,7 @@ struct Worker {
       if (!whole) memcpy(weight + i, seen, sizeof(T) * static_cast<size_t>(count));
     }
     if (kBack && slice.own.shift) {
-      expand_block(slice.own, begin, end);
+      expand_block<Layout>(slice.own, slice.size, begin, end);
       show(begin, end);
     }
     if (!kBack) report(checks, false, true);
@@ -398,20 +322,21 @@ struct Worker {
   bool undo_states(int64_t begin, int64_t end) {
     Checks checks;
     Sums sums;
-    move_states<false, false>(begin, end, checks, sums);
+    const bool shift = states_shift();  // then the states that are hashed come later
+    move_states<false, false>(begin, end, checks, sums, hash && !shift);
     report(checks, false, false);
     if (any_bit(checks.foreign) < 0) outcome.flags |= kForeignGradient;
-    if (!states_shift()) {
+    if (!shift) {
       finish_states(begin, sums);
       return true;
     }
     if (any_bit(checks.foreign) < 0) {
       // The very same sums once more, added: the states are back.
-      move_states<true, false>(begin, end, checks, sums);
+      move_states<true, false>(begin, end, checks, sums, false);
       return false;
     }
     for (int k = 0; k < K; ++k)
-      if (slice.states[k].shift) expand_block(slice.states[k], begin, end);
+      if (slice.states[k].shift) expand_block<Layout>(slice.states[k], slice.size, begin, end);
     rest(begin, end, false, true);
     return true;
   }

@@ -31,7 +31,7 @@ def edited(parts: Sequence[Part], all_weights: bool) -> list[str]:
     names: list[str] = []
     touched = []
     for part in parts:
-        reshaped = part.reshaped()
+        reshaped = part.watch.reshaped()
         suspects = range(len(part.state.weights)) if all_weights else part.watch.touched()
         names += [part.state.names[i] for i in reshaped]
         names += part.state.edited([i for i in suspects if i not in reshaped], at_start=part.steps == 0)

@@ -38,11 +38,6 @@ class Part:
     def at_fresh_start(self) -> bool:
         return self.fresh and self.steps == 0
 
-    def reshaped(self) -> list[int]:
-        """Indices of the tensors that no longer have the form or the device of their state."""
-        elsewhere = [i for i, weight in enumerate(self.state.weights) if weight.device != self.state.x.device]
-        return sorted({*self.watch.reshaped(), *elsewhere})
-
     def wrote(self, stepped: bool = False) -> None:
         """After the kernels wrote the weights: at the start the first weights show to the last bit."""
         if self.steps == 0 and not stepped:

@@ -79,7 +79,7 @@ class StatefulOptimizer(Optimizer):
             RuntimeError: if a parameter was resized or replaced since the last step, see :meth:`mark_boundary`.
         """
         self.synchronize()
-        resized = [part.state.names[i] for part in self._history.parts for i in part.reshaped()]
+        resized = [part.state.names[i] for part in self._history.parts for i in part.watch.reshaped()]
         refuse(resized + replaced(self._history.parts, self.param_groups))
         names = self.state
         packed = saved.pack(self._history, self.param_groups)

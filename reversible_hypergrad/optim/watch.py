@@ -18,12 +18,12 @@ class Watch:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = list(tensors)
-        self._forms = [_form(t) for t in self._tensors]
+        self._forms = self._present_forms()
         self.accept()
 
     def accept(self) -> None:
         """The present elements are the expected ones."""
-        self._places = [(t.data_ptr(), t._version) for t in self._tensors]
+        self._places = self._present_places()
 
     def wrote(self) -> None:
         """An op has written all tensors: tell autograd, and expect it."""
@@ -31,14 +31,21 @@ class Watch:
         self.accept()
 
     def reshaped(self) -> list[int]:
-        """Indices of the tensors with another dtype, shape or order in memory."""
-        return [i for i, (t, form) in enumerate(zip(self._tensors, self._forms, strict=True)) if _form(t) != form]
+        """Indices of the tensors with another dtype, device, shape or order in memory."""
+        return _different(self._present_forms(), self._forms)
 
     def touched(self) -> list[int]:
         """Indices of the tensors that somebody else wrote or moved, with the same elements afterwards or others."""
-        places = [(t.data_ptr(), t._version) for t in self._tensors]
-        return [i for i, (new, old) in enumerate(zip(places, self._places, strict=True)) if new != old]
+        return _different(self._present_places(), self._places)
+
+    def _present_forms(self) -> list[Any]:
+        return [(t.dtype, t.device, t.shape, t.stride()) for t in self._tensors]
+
+    def _present_places(self) -> list[Any]:
+        return [(t.data_ptr(), t._version) for t in self._tensors]
 
 
-def _form(tensor: Tensor) -> Any:
-    return tensor.dtype, tensor.shape, tensor.stride()
+def _different(now: list[Any], before: list[Any]) -> list[int]:
+    if now == before:  # nearly always, and quicker than a loop
+        return []
+    return [i for i, (new, old) in enumerate(zip(now, before, strict=True)) if new != old]
