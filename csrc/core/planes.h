@@ -27,7 +27,11 @@ RH_INLINE Integer expand(Integer z, int shift, int64_t centre, Integer bits) {
   return wrapping_subtract(wrapping_add(shift_left(z, shift), bits), static_cast<Integer>(centre));
 }
 
-// What a step's contraction can give lies in [-2^(limit_bits - shift), this]: rounding may reach the upper end.
+// What a step's contraction can give lies between these: rounding may reach the upper end.
+template <class Layout>
+RH_INLINE typename Layout::Integer lowest_contracted(int shift) {
+  return -(typename Layout::Integer{1} << (Layout::limit_bits - shift));
+}
 template <class Layout>
 RH_INLINE typename Layout::Integer largest_contracted(int shift) {
   return (typename Layout::Integer{1} << (Layout::limit_bits - shift)) - (shift == 0);

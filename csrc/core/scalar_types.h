@@ -39,6 +39,21 @@ RH_INLINE float widen(Float16 x) {
   return bits_float(value | static_cast<uint32_t>(x.bits & 0x8000) << 16);
 }
 
+// Calls f with a value of the type.
+template <class F>
+RH_INLINE auto with_type(ScalarType type, F f) {
+  switch (type) {
+    case ScalarType::float32:
+      return f(float{});
+    case ScalarType::float64:
+      return f(double{});
+    case ScalarType::bfloat16:
+      return f(BFloat16{});
+    default:
+      return f(Float16{});
+  }
+}
+
 // From the state's Real. A double goes through float on its way to 16 bits.
 template <class T>
 RH_INLINE T narrow(double x);

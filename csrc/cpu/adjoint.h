@@ -162,19 +162,5 @@ struct AdjointWorker {
   }
 };
 
-template <class Layout>
-void move_adjoint(Phase phase, const Slice& slice, const AdjointSlice& adjoint, int64_t first, int64_t last) {
-  switch (slice.type) {
-    case ScalarType::float32:
-      return AdjointWorker<Layout, float>(slice, adjoint).run(phase, first, last);
-    case ScalarType::float64:
-      return AdjointWorker<Layout, double>(slice, adjoint).run(phase, first, last);
-    case ScalarType::bfloat16:
-      return AdjointWorker<Layout, BFloat16>(slice, adjoint).run(phase, first, last);
-    default:
-      return AdjointWorker<Layout, Float16>(slice, adjoint).run(phase, first, last);
-  }
-}
-
 }  // namespace
 }  // namespace rh

@@ -7,25 +7,18 @@
 namespace rh {
 namespace {
 
-template <class Layout, class T>
-Outcome move_type(Phase phase, const Slice& slice, int64_t first, int64_t last, bool hash, bool stream) {
-  Worker<Layout, T> worker(slice, hash, stream);
-  worker.run(phase, first, last);
-  return worker.outcome;
+template <class Layout>
+Outcome move(Phase phase, const Slice& slice, int64_t first, int64_t last, bool hash, bool stream) {
+  return with_type(slice.type, [&](auto example) {
+    Worker<Layout, decltype(example)> worker(slice, hash, stream);
+    worker.run(phase, first, last);
+    return worker.outcome;
+  });
 }
 
 template <class Layout>
-Outcome move(Phase phase, const Slice& slice, int64_t first, int64_t last, bool hash, bool stream) {
-  switch (slice.type) {
-    case ScalarType::float32:
-      return move_type<Layout, float>(phase, slice, first, last, hash, stream);
-    case ScalarType::float64:
-      return move_type<Layout, double>(phase, slice, first, last, hash, stream);
-    case ScalarType::bfloat16:
-      return move_type<Layout, BFloat16>(phase, slice, first, last, hash, stream);
-    default:
-      return move_type<Layout, Float16>(phase, slice, first, last, hash, stream);
-  }
+void move_adjoint(Phase phase, const Slice& slice, const AdjointSlice& adjoint, int64_t first, int64_t last) {
+  with_type(slice.type, [&](auto example) { AdjointWorker<Layout, decltype(example)>(slice, adjoint).run(phase, first, last); });
 }
 
 const Kernels kernels = {Rule::kName,      RH_TEXT(RH_KERNELS), Rule::kStates,  Rule::kNumbers,         Rule::kSumsBefore,

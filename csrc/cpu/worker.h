@@ -4,9 +4,9 @@
 
 #include "../core/slices.h"
 #include "../rules/rule.h"
-#include "slot_block.h"
 #include "kernels.h"
 #include "lanes.h"
+#include "slot_block.h"
 
 namespace rh {
 namespace {
@@ -58,7 +58,7 @@ struct Worker {
       c.sigma[k] = static_cast<Real>(of.states[k].sigma);
       c.inverse[k] = static_cast<Real>(1.0 / of.states[k].sigma);
       c.largest[k] = largest_contracted<Layout>(of.states[k].shift);
-      c.lowest[k] = -(Integer{1} << (Layout::limit_bits - of.states[k].shift));
+      c.lowest[k] = lowest_contracted<Layout>(of.states[k].shift);
     }
     c.sigma_before = static_cast<Real>(of.sigma_before);
     c.sigma_after = static_cast<Real>(of.own.sigma);
@@ -90,9 +90,10 @@ struct Worker {
       } else if (count >= W) {
         n[j] = load<Reals>(own + i);
       } else {
-        // Lanes beyond the tensor's end repeat its last number: of zeros, no rule makes anything worse than of a weight that is
-        // 0.
-        for (int64_t lane = 0; lane < W; ++lane) n[j][lane] = own[i + (lane < count ? lane : count - 1)];
+        // Lanes beyond the tensor's end repeat its last number: of zeros, no rule makes anything worse than of a weight of 0.
+        Reals last{};
+        for (int64_t lane = 0; lane < W; ++lane) last[lane] = own[i + (lane < count ? lane : count - 1)];
+        n[j] = last;
       }
     }
   }

@@ -160,8 +160,7 @@ struct Thread {
       values[k] = to_real(z[k]) * static_cast<Real>(entry.slots[k].sigma);
       found.increments |= increment_word<Layout>(q);
       const int shift = entry.shifts[k];
-      const Integer lowest = -(Integer{1} << (Layout::limit_bits - shift));
-      found.foreign |= foreign_word<Layout>(z[k], largest_contracted<Layout>(shift), lowest) < 0;
+      found.foreign |= foreign_word<Layout>(z[k], largest_contracted<Layout>(shift), lowest_contracted<Layout>(shift)) < 0;
       subtract_increments<k - 1>(g, w, z, values, n, found);
     }
   }

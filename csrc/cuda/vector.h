@@ -71,26 +71,11 @@ struct Part {
   }
 };
 
-// Calls f with a value of the type. All threads of a group have the same one, so kernels need not be compiled for each.
-template <class F>
-__device__ __forceinline__ void with_type(int type, F f) {
-  switch (static_cast<ScalarType>(type)) {
-    case ScalarType::float32:
-      return f(float{});
-    case ScalarType::float64:
-      return f(double{});
-    case ScalarType::bfloat16:
-      return f(BFloat16{});
-    default:
-      return f(Float16{});
-  }
-}
-
-// Gradients or products.
+// Gradients or products. All threads of a group have the same type, so kernels need not be compiled for each.
 template <class To, class Part>
 __device__ __forceinline__ Vector<To> read(int type, const void* tensor, int64_t begin, const Part& part) {
   Vector<To> values;
-  with_type(type, [&](auto example) {
+  with_type(static_cast<ScalarType>(type), [&](auto example) {
     using T = decltype(example);
     const Vector<T> raw = part.load(static_cast<const T*>(tensor), begin);
 #pragma unroll
@@ -103,7 +88,7 @@ __device__ __forceinline__ Vector<To> read(int type, const void* tensor, int64_t
 template <class Part>
 __device__ __forceinline__ void show(int type, void* tensor, int64_t begin, const Part& part, const Vector<Integer>& x,
                                      double sigma) {
-  with_type(type, [&](auto example) {
+  with_type(static_cast<ScalarType>(type), [&](auto example) {
     using T = decltype(example);
     Vector<T> seen;
 #pragma unroll

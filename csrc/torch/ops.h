@@ -20,40 +20,9 @@
 
 namespace rh {
 
-template <const Device& device>
-void step(std::string rule, std::vector<Tensor> weights, std::vector<Tensor> gradients, Tensor x, std::vector<Tensor> states,
-          Tensor numbers, Tensor shifts, std::vector<Tensor> elements, Tensor planes, Tensor skipped, bool hash, Tensor outcome,
-          std::optional<Tensor> first_refused, int64_t number) {
-  const Call call{std::move(rule),
-                  std::move(weights),
-                  std::move(gradients),
-                  x,
-                  std::move(states),
-                  numbers,
-                  shifts,
-                  std::move(elements),
-                  planes,
-                  skipped,
-                  hash,
-                  outcome,
-                  first_refused,
-                  number};
-  device.move(Phase::step, check_arguments(Phase::step, call, device.shape(call.rule)), call);
-}
-
-template <const Device& device>
-void move_weights(std::string rule, std::vector<Tensor> weights, Tensor x, std::vector<Tensor> states, Tensor numbers,
-                  Tensor shifts, std::vector<Tensor> elements, Tensor planes, bool back, bool hash, Tensor outcome,
-                  std::optional<Tensor> first_refused, int64_t number) {
-  const Call call{
-      std::move(rule), std::move(weights), {},    x, std::move(states), numbers, shifts, std::move(elements), planes, {}, hash,
-      outcome,         first_refused,      number};
-  const Phase phase = back ? Phase::undo_weights : Phase::redo_weights;
-  device.move(phase, check_arguments(phase, call, device.shape(call.rule)), call);
-}
-
-template <const Device& device>
-void undo_states(std::string rule, std::vector<Tensor> weights, std::vector<Tensor> gradients, Tensor x,
+// A step, or its way back for all but the weights.
+template <const Device& device, Phase phase>
+void move_states(std::string rule, std::vector<Tensor> weights, std::vector<Tensor> gradients, Tensor x,
                  std::vector<Tensor> states, Tensor numbers, Tensor shifts, std::vector<Tensor> elements, Tensor planes,
                  Tensor skipped, bool hash, Tensor outcome, std::optional<Tensor> first_refused, int64_t number) {
   const Call call{std::move(rule),
@@ -70,7 +39,18 @@ void undo_states(std::string rule, std::vector<Tensor> weights, std::vector<Tens
                   outcome,
                   first_refused,
                   number};
-  device.move(Phase::undo_states, check_arguments(Phase::undo_states, call, device.shape(call.rule)), call);
+  device.move(phase, check_arguments(phase, call, device.shape(call.rule)), call);
+}
+
+template <const Device& device>
+void move_weights(std::string rule, std::vector<Tensor> weights, Tensor x, std::vector<Tensor> states, Tensor numbers,
+                  Tensor shifts, std::vector<Tensor> elements, Tensor planes, bool back, bool hash, Tensor outcome,
+                  std::optional<Tensor> first_refused, int64_t number) {
+  const Call call{
+      std::move(rule), std::move(weights), {},    x, std::move(states), numbers, shifts, std::move(elements), planes, {}, hash,
+      outcome,         first_refused,      number};
+  const Phase phase = back ? Phase::undo_weights : Phase::redo_weights;
+  device.move(phase, check_arguments(phase, call, device.shape(call.rule)), call);
 }
 
 // A step's undoing together with its adjoint; see the rule for what is computed. `weights_adjoint` and `states_adjoint` are
@@ -156,9 +136,11 @@ void define_moves(Library& m) {
 
 template <const Device& device, class Library>
 void implement_moves(Library& m) {
-  m.impl("step", TORCH_BOX(&step<device>));
+  constexpr auto step = &move_states<device, Phase::step>;  // a macro takes no comma
+  constexpr auto undo_states = &move_states<device, Phase::undo_states>;
+  m.impl("step", TORCH_BOX(step));
   m.impl("move_weights", TORCH_BOX(&move_weights<device>));
-  m.impl("undo_states", TORCH_BOX(&undo_states<device>));
+  m.impl("undo_states", TORCH_BOX(undo_states));
   m.impl("undo_weights_adjoint", TORCH_BOX(&undo_weights_adjoint<device>));
   m.impl("undo_states_adjoint", TORCH_BOX(&undo_states_adjoint<device>));
 }
