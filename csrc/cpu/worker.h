@@ -4,9 +4,9 @@
 
 #include "../core/slices.h"
 #include "../rules/rule.h"
-#include "slot_block.h"
 #include "kernels.h"
 #include "lanes.h"
+#include "slot_block.h"
 
 namespace rh {
 namespace {
