@@ -83,7 +83,7 @@ def test_as_near_to_float64_as_float32_sgd(momentum: float, lr: float) -> None:
         return ((weights - exact).norm() / exact.norm()).item()
 
     single = distance(lambda p: torch.optim.SGD(p, **settings))
-    wide = distance(lambda p: rh.ReversibleSGD(p, **settings, verify_every=100))
+    wide = distance(lambda p: rh.ReversibleSGD(p, **settings, state_bits=64, verify_every=100))
     narrow = distance(lambda p: rh.ReversibleSGD(p, **settings, state_bits=32, verify_every=100))
     print(f"momentum {momentum}: float32 {single:.2g}, 64 bits {wide:.2g}, 32 bits {narrow:.2g}")
     assert wide <= 2 * single
