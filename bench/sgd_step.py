@@ -6,7 +6,7 @@ Prints nanoseconds per weight, GB/s by the bytes that must move, the ratio to to
 the fraction of a plain copy's bandwidth; then the same for a model of 200 small tensors, in microseconds per step.
 
 At momentum 0.9 the velocities are halved in 15 steps of 100, and a bit of each goes to a plane. "step 64" is one without,
-"halving 64" one with it, likewise "undo" and "undo halving". --instruction-set is that of this library's kernels alone.
+"halving 64" one with it, as are "undo" and "undo halving". --instruction-set is that of this library's kernels alone.
 """
 
 import argparse

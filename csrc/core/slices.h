@@ -59,7 +59,7 @@ using AdjointReal = std::conditional_t<sizeof(T) == sizeof(double), double, floa
 
 struct AdjointSlice {
   void* weight;                     // from the tensor's first element on
-  void* states[kMaxStates];         // likewise
+  void* states[kMaxStates];         // each from the tensor's first element on
   double carries[kMaxStates];       // decay of the states in the step that was undone before
   double sigma_before[kMaxStates];  // of the states before the step; in the second half
   const void* product;              // as the gradient; null: zero

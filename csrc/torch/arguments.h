@@ -34,10 +34,10 @@ struct Call {
   int64_t number = 0;
 };
 
-// Beside a step's undoing, its adjoint.
+// The arguments of a step's adjoint, which its undoing takes along.
 struct AdjointCall {
   Tensor weights;                      // vectors, laid out as the state
-  std::vector<Tensor> states;          // likewise
+  std::vector<Tensor> states;          // as the weights
   std::vector<Tensor> products;        // one per weight, empty: zero; no entries in the second half
   std::vector<Tensor> directions;      // one per weight, empty: not written; no entries in the first half
   std::optional<Tensor> carries;       // of the first half

@@ -55,7 +55,7 @@ void move_weights(std::string rule, std::vector<Tensor> weights, Tensor x, std::
 
 // A step's undoing together with its adjoint; see the rule for what is computed. `weights_adjoint` and `states_adjoint` are
 // vectors laid out as the state. carries: a row per tensor: what its states decayed by in the step that was undone before.
-// sigma_before: likewise, sigma of its states before the step. `partials` is scratch memory. `sums` gets the wanted inner
+// sigma_before: a row per tensor: sigma of its states before the step. `partials` is scratch memory. `sums` gets the wanted inner
 // products, one kind after the other, each with one number per tensor.
 template <const Device& device>
 void undo_weights_adjoint(std::string rule, std::vector<Tensor> weights, Tensor x, std::vector<Tensor> states, Tensor numbers,

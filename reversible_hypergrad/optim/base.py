@@ -36,7 +36,7 @@ class ReversibleOptimizer(StatefulOptimizer):
 
     Raises:
         TypeError: for settings and parameters that cannot be honoured, at construction or at the step.
-        ValueError: likewise.
+        ValueError: for numbers that make no sense, at construction or at the step.
     """
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -200,8 +200,8 @@ class ReversibleOptimizer(StatefulOptimizer):
 
         Raises:
             OverflowError: if a weight is not finite; nothing is changed then.
-            TypeError: if no state can be kept for one of the parameters; likewise.
-            ValueError: likewise.
+            TypeError: if no state can be kept for one of the parameters, for its dtype or layout; nothing is changed then.
+            ValueError: if no state can be kept for one of the parameters; nothing is changed then.
         """
         self._refuse_inside_closure("mark_boundary")
         self.synchronize()

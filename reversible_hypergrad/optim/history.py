@@ -78,8 +78,8 @@ class History:
 
         Raises:
             OverflowError: if a weight is not finite; nothing is changed then.
-            TypeError: if no state can be kept for one of the parameters; likewise.
-            ValueError: likewise.
+            TypeError: if no state can be kept for one of the parameters, for its dtype or layout; nothing is changed then.
+            ValueError: if no state can be kept for one of the parameters; nothing is changed then.
         """
         renewed = []
         for part in self.parts:

@@ -26,8 +26,8 @@ def step_parts(
     """Moves every part by its gradients and numbers. With a ticket nobody looks at what came of it.
 
     Raises:
-        FloatingPointError: if the step of a part was refused; all are as before then.
-        OverflowError: likewise.
+        FloatingPointError: if a gradient is not finite; all parts are as before then.
+        OverflowError: if something left the range of floating-point numbers; all parts are as before then.
     """
     records: list[Record] = []
     outcomes: list[Outcome] = []

@@ -54,9 +54,9 @@ class ReversibleSGD(ReversibleOptimizer):
         differentiable: refused, with the reason.
         fused: as ``foreach``.
         state_bits: of each integer: 64 (16 bytes per weight beside the float weight) or 32 (8 bytes, and faster steps); None: 64
-            if there are float64 parameters, else 32, which is as accurate as these are. With
-            either, training is as near to SGD in float64 as SGD in float32 is. Gradients are held to 2^-40 of the first one's
-            largest; with 32 bits to 2^-25 (momentum 0.5), 2^-23 (0.9), 2^-20 (0.99) or 2^-17 (1).
+            if there are float64 parameters, else 32. With either, training is as near to SGD in float64 as SGD in float32 is.
+            Gradients are held to 2^-40 of the first one's largest; with 32 bits to 2^-25 (momentum 0.5), 2^-23 (0.9), 2^-20
+            (0.99) or 2^-17 (1).
         verify_every: the state is hashed after every so-many-th step, and an undone step is checked against the hash
             there. 1 checks every step, keeps failed undos harmless, and costs about a tenth of a step.
 
@@ -64,7 +64,7 @@ class ReversibleSGD(ReversibleOptimizer):
 
     Raises:
         TypeError: for settings and parameters that cannot be honoured, at construction or at the step.
-        ValueError: likewise.
+        ValueError: for numbers that make no sense, at construction or at the step.
 
     >>> import torch, reversible_hypergrad as rh
     >>> model = torch.nn.Linear(3, 1)

@@ -51,7 +51,7 @@ class ReversibleTracedSGD(ReversibleOptimizer):
 
     Raises:
         TypeError: for parameters and settings that cannot be honoured, at construction or at the step.
-        ValueError: likewise.
+        ValueError: for numbers that make no sense, at construction or at the step.
 
     >>> import torch, reversible_hypergrad as rh
     >>> weight = torch.nn.Parameter(torch.ones(3))

@@ -126,7 +126,7 @@ class Scales:
         Args:
             before: its ``count`` is not looked at.
             factors: as :meth:`decay` had them.
-            rescale: likewise.
+            rescale: as :meth:`decay` had it.
 
         Returns:
             ``shift`` and ``centre`` as :meth:`decay` gave them.

@@ -107,7 +107,7 @@ class State(Integers):
         Raises:
             FloatingPointError: a gradient, or what the rule makes of it, is not finite. Everything is as before then, but that
                 the visible weights are the rounded ones.
-            OverflowError: something is beyond the range of floating-point numbers. Likewise.
+            OverflowError: something is beyond the range of floating-point numbers. Everything is as before then, too.
         """
         before, unset, owed = self.scales.state, self.unset, self.more_room
         if look:

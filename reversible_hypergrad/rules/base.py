@@ -41,7 +41,7 @@ class Rule(ABC):
         program: the name of the compiled program for fixed-point steps; empty: there is none.
         sums_before: the settings whose derivatives the program's adjoint gives before the gradient is there, in its order, each
             with the factor that the program leaves out.
-        sums_after: likewise when it is there.
+        sums_after: those whose derivatives it gives when the gradient is there, in its order, each with its factor.
 
     The functions are called with
 
