@@ -11,6 +11,16 @@ namespace rh {
 
 using Type = torch::headeronly::ScalarType;
 
+std::string take_string(StringHandle handle) {
+  size_t length = 0;
+  const char* characters = nullptr;
+  STD_TORCH_CHECK(torch_string_length(handle, &length) == 0 && torch_string_c_str(handle, &characters) == 0,
+                  "torch could not hand over a string");
+  std::string taken(characters, length);
+  STD_TORCH_CHECK(torch_delete_string(handle) == 0, "torch could not delete a string");
+  return taken;
+}
+
 std::string device_of(const Tensor& t) {
   return t.is_cpu() ? "cpu" : (t.is_cuda() ? "cuda:" : "device ") + std::to_string(t.get_device_index());
 }

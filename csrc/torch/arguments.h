@@ -59,6 +59,10 @@ struct Arguments {
 Arguments check_arguments(Phase phase, const Call& call, const RuleShape& shape);
 void check_adjoint(Phase phase, const AdjointCall& adjoint, const Call& call, const RuleShape& shape, Arguments& arguments);
 
+// A string that an op is given, and deletes. Ops take handles, since torch's conversion to std::string leaks a copy of it at
+// every call (2.13 does), which at every step would pin holes in the heap.
+std::string take_string(StringHandle handle);
+
 // For error messages, and what several arguments must be.
 std::string device_of(const Tensor& tensor);
 bool same_device(const Tensor& a, const Tensor& b);

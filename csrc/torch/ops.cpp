@@ -18,7 +18,8 @@ std::string instruction_sets() {
   return names;
 }
 
-void use_instruction_set(std::string name) {
+void use_instruction_set(StringHandle handle) {
+  const std::string name = rh::take_string(handle);
   const std::vector<std::string> known = rh::instruction_sets();
   STD_TORCH_CHECK(std::find(known.begin(), known.end(), name) != known.end(), "instruction set '", name,
                   "' is not one that this machine runs: ", instruction_sets());
@@ -32,7 +33,7 @@ std::string rules() {
   return names;
 }
 
-int64_t program_numbers(std::string rule) { return rh::cpu_device.shape(rule).numbers; }
+int64_t program_numbers(StringHandle rule) { return rh::cpu_device.shape(rh::take_string(rule)).numbers; }
 
 bool cuda_in_build() { return rh::cuda_in_build; }
 

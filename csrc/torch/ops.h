@@ -22,10 +22,10 @@ namespace rh {
 
 // A step, or its way back for all but the weights.
 template <const Device& device, Phase phase>
-void move_states(std::string rule, std::vector<Tensor> weights, std::vector<Tensor> gradients, Tensor x,
+void move_states(StringHandle rule, std::vector<Tensor> weights, std::vector<Tensor> gradients, Tensor x,
                  std::vector<Tensor> states, Tensor numbers, Tensor shifts, std::vector<Tensor> elements, Tensor planes,
                  Tensor skipped, bool hash, Tensor outcome, std::optional<Tensor> first_refused, int64_t number) {
-  const Call call{std::move(rule),
+  const Call call{take_string(rule),
                   std::move(weights),
                   std::move(gradients),
                   x,
@@ -43,12 +43,12 @@ void move_states(std::string rule, std::vector<Tensor> weights, std::vector<Tens
 }
 
 template <const Device& device>
-void move_weights(std::string rule, std::vector<Tensor> weights, Tensor x, std::vector<Tensor> states, Tensor numbers,
+void move_weights(StringHandle rule, std::vector<Tensor> weights, Tensor x, std::vector<Tensor> states, Tensor numbers,
                   Tensor shifts, std::vector<Tensor> elements, Tensor planes, bool back, bool hash, Tensor outcome,
                   std::optional<Tensor> first_refused, int64_t number) {
   const Call call{
-      std::move(rule), std::move(weights), {},    x, std::move(states), numbers, shifts, std::move(elements), planes, {}, hash,
-      outcome,         first_refused,      number};
+      take_string(rule), std::move(weights), {},    x, std::move(states), numbers, shifts, std::move(elements), planes, {}, hash,
+      outcome,           first_refused,      number};
   const Phase phase = back ? Phase::undo_weights : Phase::redo_weights;
   device.move(phase, check_arguments(phase, call, device.shape(call.rule)), call);
 }
@@ -58,13 +58,22 @@ void move_weights(std::string rule, std::vector<Tensor> weights, Tensor x, std::
 // sigma_before: a row per tensor: sigma of its states before the step. `partials` is scratch memory. `sums` gets the wanted inner
 // products, one kind after the other, each with one number per tensor.
 template <const Device& device>
-void undo_weights_adjoint(std::string rule, std::vector<Tensor> weights, Tensor x, std::vector<Tensor> states, Tensor numbers,
+void undo_weights_adjoint(StringHandle rule, std::vector<Tensor> weights, Tensor x, std::vector<Tensor> states, Tensor numbers,
                           Tensor shifts, std::vector<Tensor> elements, Tensor planes, bool hash, Tensor outcome,
                           Tensor weights_adjoint, std::vector<Tensor> states_adjoint, std::vector<Tensor> products,
                           Tensor carries, std::vector<bool> wanted, Tensor partials, Tensor sums) {
-  const Call call{
-      std::move(rule), std::move(weights), {}, x, std::move(states), numbers, shifts, std::move(elements), planes, {}, hash,
-      outcome};
+  const Call call{take_string(rule),
+                  std::move(weights),
+                  {},
+                  x,
+                  std::move(states),
+                  numbers,
+                  shifts,
+                  std::move(elements),
+                  planes,
+                  {},
+                  hash,
+                  outcome};
   const RuleShape shape = device.shape(call.rule);
   Arguments arguments = check_arguments(Phase::undo_weights, call, shape);
   check_adjoint(
@@ -75,12 +84,12 @@ void undo_weights_adjoint(std::string rule, std::vector<Tensor> weights, Tensor 
 }
 
 template <const Device& device>
-void undo_states_adjoint(std::string rule, std::vector<Tensor> weights, std::vector<Tensor> gradients, Tensor x,
+void undo_states_adjoint(StringHandle rule, std::vector<Tensor> weights, std::vector<Tensor> gradients, Tensor x,
                          std::vector<Tensor> states, Tensor numbers, Tensor shifts, std::vector<Tensor> elements, Tensor planes,
                          Tensor skipped, bool hash, Tensor outcome, Tensor weights_adjoint, std::vector<Tensor> states_adjoint,
                          std::vector<Tensor> directions, Tensor sigma_before, std::vector<bool> wanted, Tensor partials,
                          Tensor sums) {
-  const Call call{std::move(rule),
+  const Call call{take_string(rule),
                   std::move(weights),
                   std::move(gradients),
                   x,
