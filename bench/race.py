@@ -49,20 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
                 statistics.median(r[key] for r in results) for key in ("cpu_seconds", "megabytes_beyond_warm_up", "megabytes")
             )
             times = statistics.median(r["cpu_seconds"] / b["cpu_seconds"] for r, b in zip(results, baseline, strict=True))
-            error = results[0].get("error")
-            shown = "" if error is None else f"{error:10.1e}"
-            print(f"{method:24}{seconds:9.2f}{times:14.2f}{beyond:19.1f}{peak:9.1f}{shown}")
-            rows.append(
-                [
-                    method,
-                    steps,
-                    f"{seconds:.3f}",
-                    f"{times:.3f}",
-                    f"{beyond:.1f}",
-                    f"{peak:.1f}",
-                    "" if error is None else f"{error:.1e}",
-                ]
-            )
+            error = f"{results[0]['error']:.1e}" if "error" in results[0] else ""
+            print(f"{method:24}{seconds:9.2f}{times:14.2f}{beyond:19.1f}{peak:9.1f}{error:>10}")
+            rows.append([method, steps, f"{seconds:.3f}", f"{times:.3f}", f"{beyond:.1f}", f"{peak:.1f}", error])
     if options.csv:
         with options.csv.open("w", newline="") as file:
             file.write(f"# {where}; medians of {options.repeats}\n")
