@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--check", type=int, default=100, help="compare with float64 up to this many steps")
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args(arguments)
-    print(f"{conditions(threads=1)}, {when()}")
+    where = f"{conditions(threads=1)}, {when()}"
+    print(where)
     rows = []
     for steps in options.steps:
         exact = reference("mlp", "weight", steps) if steps <= options.check else None
@@ -48,13 +49,13 @@ def main(arguments: list[str] | None = None) -> None:
                 statistics.median(r[key] for r in results) for key in ("cpu_seconds", "megabytes_beyond_warm_up", "megabytes")
             )
             times = statistics.median(r["cpu_seconds"] / b["cpu_seconds"] for r, b in zip(results, baseline, strict=True))
-            error = results[0].get("error")
-            shown = "" if error is None else f"{error:10.1e}"
-            print(f"{method:24}{seconds:9.2f}{times:14.2f}{beyond:19.1f}{peak:9.1f}{shown}")
+            error = f"{results[0]['error']:.1e}" if "error" in results[0] else ""
+            print(f"{method:24}{seconds:9.2f}{times:14.2f}{beyond:19.1f}{peak:9.1f}{error:>10}")
             rows.append([method, steps, f"{seconds:.3f}", f"{times:.3f}", f"{beyond:.1f}", f"{peak:.1f}", error])
     if options.csv:
         with options.csv.open("w", newline="") as file:
-            csv.writer(file).writerows([HEADER, *rows])
+            file.write(f"# {where}; medians of {options.repeats}\n")
+            csv.writer(file, lineterminator="\n").writerows([HEADER, *rows])
 
 
 if __name__ == "__main__":

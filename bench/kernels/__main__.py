@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from bench.timing import conditions
+from bench.timing import conditions, when
 
 HERE = Path(__file__).parent
 YARDSTICK = "yardstick"
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     medians = run(options.weights, options.rounds)
     committed = json.loads(options.results.read_text()) if options.results.exists() else {"medians": {}, "conditions": "nothing"}
     before, now = ratios(committed["medians"]), ratios(medians)
-    print(f"\nnow: {conditions(threads=1)}\ncommitted: {committed['conditions']}")
+    print(f"\nnow: {conditions(threads=1)}, {when()}\ncommitted: {committed['conditions']}")
     print(f"\n{'':12}{'weights':>12}{'median us':>12}{'of SGD(fused)':>15}{'committed':>11}{'change':>9}")
     for (size, name), of in now.items():
         old = before.get((size, name))
@@ -86,7 +86,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.update:
         options.results.parent.mkdir(parents=True, exist_ok=True)
         rounded = {size: {name: float(f"{s:.4g}") for name, s in kernels.items()} for size, kernels in medians.items()}
-        options.results.write_text(json.dumps({"conditions": conditions(threads=1), "medians": rounded}, indent=1) + "\n")
+        options.results.write_text(
+            json.dumps({"conditions": f"{conditions(threads=1)}, {when()}", "medians": rounded}, indent=1) + "\n"
+        )
         print(f"written: {options.results}")
     slower = [key for key, of in now.items() if key in before and of > options.tolerance * before[key]]
     for size, name in slower:

@@ -1,6 +1,7 @@
 """The benches run at a tiny size here, so that they cannot rot; timings are not judged."""
 
 import csv
+import re
 
 import reversible_hypergrad as rh
 from bench import chaos, hyperparameters, long_run, race, sgd_step
@@ -38,7 +39,9 @@ def test_race_measures_and_checks(capsys, tmp_path):
     assert set(methods) < set(race.RACED)
     files = ["--csv", str(tmp_path / "race.csv")]
     race.main(["--steps", "3", "--repeats", "1", "--check", "3", *files, "--methods", *methods])
-    rows = list(csv.DictReader((tmp_path / "race.csv").open()))
+    where, *lines = (tmp_path / "race.csv").read_text().splitlines()
+    assert re.fullmatch(r"# .* 1 thread, torch .*, load [\d.]+; medians of 1", where)
+    rows = list(csv.DictReader(lines))
     assert [row["method"] for row in rows] == methods
     for row in rows:
         assert float(row["cpu_seconds"]) > 0
