@@ -58,7 +58,7 @@ class ReversibleSGD(ReversibleOptimizer):
             Gradients are held to 2^-40 of the first one's largest; with 32 bits to 2^-25 (momentum 0.5), 2^-23 (0.9), 2^-20
             (0.99) or 2^-17 (1).
         verify_every: the state is hashed after every so-many-th step, and an undone step is checked against the hash
-            there. 1 checks every step, keeps failed undos harmless, and costs about a tenth of a step.
+            there. 1 checks every step, keeps failed undos harmless, and costs 1 to 16 % of a step.
 
     Cost per step, 10 million float32 weights, 2 cores: see the table in README.md. Memory: :meth:`memory`.
 
