@@ -188,7 +188,7 @@ setup(
         ),
         Extension(
             "reversible_hypergrad._core",
-            ["csrc/numpy/module.cpp"],
+            ["csrc/numpy/module.cpp", "csrc/numpy/scales.cpp"],
             depends=HEADERS,
             include_dirs=[pybind11.get_include()],
             extra_compile_args=STRICT,

@@ -51,7 +51,8 @@ struct AdjointWorker {
     }
   }
 
-  template <bool kElements>
+  // kSums: whether any inner product is wanted.
+  template <bool kElements, bool kSums>
   RH_INLINE void before_row(int64_t at, int count, const Row& row, double (&sums)[kMaxSums][kRow]) const {
     R* by_weight = aw(at);
     if (adjoint.product) {
@@ -71,11 +72,11 @@ struct AdjointWorker {
       }
       Rule::before(by_weight[j], z, values, n, terms);
       for (int k = 0; k < K; ++k) az(k, at)[j] = z[k];
-      for (int s = 0; s < Rule::kSumsBefore; ++s) sums[s][j] += terms[s];
+      for (int s = 0; kSums && s < Rule::kSumsBefore; ++s) sums[s][j] += terms[s];
     }
   }
 
-  template <bool kElements>
+  template <bool kElements, bool kSums>
   RH_INLINE void after_row(int64_t at, int count, const Row& row, double (&sums)[kMaxSums][kRow]) const {
     R* by_weight = aw(at);
     R* direction = adjoint.direction ? static_cast<R*>(adjoint.direction) + at : nullptr;
@@ -96,7 +97,7 @@ struct AdjointWorker {
       R by_own = by_weight[j];
       directions[j] = Rule::after(by_own, z, row.gradient[j], row.weight[j], values, n, numbers, terms);
       by_weight[j] = by_own;
-      for (int s = 0; s < Rule::kSumsAfter; ++s) sums[s][j] += terms[s];
+      for (int s = 0; kSums && s < Rule::kSumsAfter; ++s) sums[s][j] += terms[s];
     }
     if (direction) memcpy(direction, directions, sizeof(R) * static_cast<size_t>(count));
   }
@@ -123,42 +124,51 @@ struct AdjointWorker {
     for (int j = 0; j < count; ++j) row.gradient[j] = static_cast<double>(widen(g[j]));
   }
 
+  template <bool kElements, bool kSums>
   void block(bool before, int64_t index) const {
     alignas(64) double sums[kMaxSums][kRow] = {};
     Row row;
-    bool elementwise = false;
-    for (const void* own : slice.elements) elementwise |= own != nullptr;
     const int64_t begin = index * kBlockSize, end = begin + kBlockSize < slice.size ? begin + kBlockSize : slice.size;
     for (int64_t at = begin; at < end; at += kRow) {
       const int count = static_cast<int>(end - at < kRow ? end - at : kRow);
       fill(before, at, count, row);
       if (before)
-        elementwise ? before_row<true>(at, count, row, sums) : before_row<false>(at, count, row, sums);
+        before_row<kElements, kSums>(at, count, row, sums);
       else
-        elementwise ? after_row<true>(at, count, row, sums) : after_row<false>(at, count, row, sums);
+        after_row<kElements, kSums>(at, count, row, sums);
     }
     for (int s = 0; s < kMaxSums; ++s)
       if (adjoint.partials[s]) adjoint.partials[s][index] = sum_of_lanes(sums[s]);
   }
 
-  bool has_work_after() const {
-    bool work = adjoint.direction || Rule::decays(slice);
-    for (int s = 0; s < kMaxSums; ++s) work |= adjoint.partials[s] != nullptr;
-    return work;
+  bool wants_sums() const {
+    bool any = false;
+    for (const double* partials : adjoint.partials) any |= partials != nullptr;
+    return any;
   }
 
-  void run(Phase phase, int64_t first, int64_t last) const {
-    const bool before = phase == Phase::undo_weights;
-    if (!before && !has_work_after()) return;
+  template <bool kElements, bool kSums>
+  void blocks(bool before, int64_t first, int64_t last) const {
     for (int64_t index = first; index < last; ++index) {
       // A tensor that took no part, or a block that was refused, stays as it is, and so does its adjoint.
       if (slice.active && (before || !slice.skipped || !slice.skipped[index])) {
-        block(before, index);
+        block<kElements, kSums>(before, index);
       } else {
         for (double* partials : adjoint.partials)
           if (partials) partials[index] = 0.0;
       }
     }
+  }
+
+  void run(Phase phase, int64_t first, int64_t last) const {
+    const bool before = phase == Phase::undo_weights, sums = wants_sums();
+    if (!before && !sums && !adjoint.direction && !Rule::decays(slice)) return;
+    bool elementwise = false;
+    for (const void* own : slice.elements) elementwise |= own != nullptr;
+    if (elementwise)
+      sums ? blocks<true, true>(before, first, last) : blocks<true, false>(before, first, last);
+    else
+      sums ? blocks<false, true>(before, first, last) : blocks<false, false>(before, first, last);
   }
 };
 

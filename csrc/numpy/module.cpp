@@ -7,6 +7,7 @@
 
 #include "../core/blocks.h"
 #include "arrays.h"
+#include "scales.h"
 
 namespace py = pybind11;
 using namespace pybind11::literals;
@@ -82,6 +83,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("contract", &contract<rh::Layout32>, py::arg("values").noconvert(), "shift"_a, "centre"_a);
   m.def("expand", &expand<rh::Layout64>, py::arg("values").noconvert(), py::arg("planes").noconvert(), "shift"_a, "centre"_a);
   m.def("expand", &expand<rh::Layout32>, py::arg("values").noconvert(), py::arg("planes").noconvert(), "shift"_a, "centre"_a);
+  define_scales(m);
   m.def("block_count", &rh::block_count, "size"_a);
   m.def("state_size", &rh::state_size, "size"_a);
   m.def("plane_bytes", &rh::plane_bytes, "size"_a);

@@ -1,56 +1,15 @@
 """A decay moves the scale of a state, not its integers: value = Z * sigma."""
 
 import math
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from reversible_hypergrad import _core
 
-__all__ = ["SMALLEST_FACTOR", "LazyScale", "centres", "decay_scales", "halvings_of"]
-
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
+__all__ = ["MOST_SHIFT", "SMALLEST_FACTOR", "LazyScale"]
 
 SMALLEST_FACTOR = 2.0**-16
 """Decays lie in [SMALLEST_FACTOR, 1]."""
-
-
-def decay_scales(
-    a: Floats,
-    count: Integers,
-    factor: Floats,
-    rescale: NDArray[np.integer[Any]] | int = 0,
-) -> tuple[Floats, Integers, Integers, Integers]:
-    """Multiplies scales by factors, elementwise, and says how the integers must move for it.
-
-    Args:
-        a: float64 in (1/2, 1], the fractions of the scales.
-        count: int64, how often the integers of each have moved.
-        factor: float64 in [SMALLEST_FACTOR, 1], broadcast against ``a``.
-        rescale: further halvings of the integers, at least 0; the caller adds them to the scales' exponents.
-
-    Returns:
-        New arrays: the next ``a`` and ``count``, and ``shift`` and ``centre`` (int64) for :func:`contract`. No argument is
-        changed.
-    """
-    product = a * factor
-    halvings = halvings_of(product)
-    shift: Integers = (halvings + rescale).astype(np.int64)
-    return np.ldexp(product, halvings), count + (shift > 0), shift, centres(shift, count)
-
-
-def centres(shift: Integers, count: Integers) -> Integers:
-    """What is added before a shift: half of 2 ** shift, and every second time one less, so that halves go up and down in turn;
-    0 where nothing moves. ``count``: the moves before."""
-    centre: Integers = (np.left_shift(1, shift) >> 1) - (count & (shift > 0))
-    return centre
-
-
-def halvings_of(product: Floats) -> NDArray[np.int32]:
-    """How often each product in (0, 1] can be doubled and stay at most 1: the k of (2 ** -(k + 1), 2 ** -k]."""
-    # The float below it is in [2 ** -(k + 1), 2 ** -k), and frexp takes such intervals.
-    halvings: NDArray[np.int32] = -np.frexp(np.nextafter(product, 0.0))[1]
-    return halvings
+MOST_SHIFT = 61
+"""What 64-bit integers can be shifted by in one step."""
 
 
 class LazyScale:
@@ -68,7 +27,7 @@ class LazyScale:
         exponent: int.
         count: how many moves there have been. Odd ones round halves down, the others up.
 
-    Cost: about 10 us per decay. Each decay is remembered (some 100 bytes) until it is undone.
+    Cost: about 1 us per decay. Each decay is remembered (some 100 bytes) until it is undone.
 
     >>> from reversible_hypergrad import core
     >>> scale = core.LazyScale()
@@ -93,7 +52,8 @@ class LazyScale:
 
         Args:
             factor: in [2 ** -16, 1].
-            rescale: further halvings of the integers, each of which doubles sigma: their value stays.
+            rescale: further halvings of the integers, each of which doubles sigma: their value stays. The integers are
+                shifted by 61 at most, which leaves none of them.
 
         Returns:
             ``shift`` and ``centre`` of the :func:`contract` that the integers owe; both 0 if they do not move.
@@ -105,11 +65,10 @@ class LazyScale:
             raise ValueError(f"factor: expected a number in [2 ** -16, 1], got {factor}. A smaller factor forgets the state")
         if rescale < 0:
             raise ValueError(f"rescale: expected at least 0 halvings, got {rescale}")
-        a, count, shift, centre = decay_scales(np.array(self.a), np.array(self.count), np.array(factor), rescale)
-        move = int(shift), int(centre)
-        self._log.append((self.a, self.exponent, self.count, *move))
-        self.a, self.exponent, self.count = float(a), self.exponent + rescale, int(count)
-        return move
+        a, count, shift, centre = _core.decay_scale(self.a, self.count, factor, rescale, MOST_SHIFT)
+        self._log.append((self.a, self.exponent, self.count, shift, centre))
+        self.a, self.exponent, self.count = a, self.exponent + rescale, count
+        return shift, centre
 
     def rescale(self, halvings: int) -> tuple[int, int]:
         """Makes room for larger integers: they are halved, their value stays. Returns what a decay does."""

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from reversible_hypergrad.core.lazy_scale import SMALLEST_FACTOR, halvings_of
+from reversible_hypergrad import _core
+from reversible_hypergrad.core.lazy_scale import SMALLEST_FACTOR
 
 __all__ = ["information_limit", "planned_bits"]
 
@@ -42,7 +43,7 @@ def planned_bits(factors: Iterable[float]) -> int:
     # Without the doublings the products have the same digits, as long as none is subnormal: 60 factors stay above 2 ** -961.
     for first in range(0, len(numbers), 60):
         product = np.multiply.accumulate([a, *numbers[first : first + 60]])[-1]
-        halvings = int(halvings_of(product))
+        halvings = _core.halvings_of(product)
         a, bits = math.ldexp(product, halvings), bits + halvings
     return bits
 

@@ -93,7 +93,7 @@ class ReversibleOptimizer(StatefulOptimizer):
         """All parts move, or, if one's step is refused, none."""
         parts = self._history.parts + newcomers
         gradients = [gather(part.state.weights, part.state.names) for part in parts]
-        numbers = [self.numbers_of(settings[part.group], first=part.at_fresh_start) for part in parts]
+        numbers = [part.numbers(settings[part.group], self.numbers_of) for part in parts]
         queued = not newcomers and self._queue.takes(parts)
         ticket = self._queue.ticket(parts[0].state.x.device, self._history.steps_taken) if queued else None
         with_hash = (self._history.steps_taken + 1) % self.verify_every == 0

@@ -1,11 +1,12 @@
 """The optimizer's bookkeeping: which tensors move together, and what each step leaves to undo it by."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from reversible_hypergrad.optim.settings import Settings
 from reversible_hypergrad.optim.watch import Watch
 from reversible_hypergrad.reversible.outcome import Outcome, hash_of
-from reversible_hypergrad.reversible.record import Record
+from reversible_hypergrad.reversible.record import Record, StepNumbers
 from reversible_hypergrad.reversible.state import State
 
 __all__ = ["CAUSES", "Entry", "Part"]
@@ -28,6 +29,7 @@ class Part:
     steps: int = 0
     hash: int | Outcome | None = None  # of the present state, or who will know it; None: not computed at this step
     watch: Watch = field(init=False)
+    given: tuple[Settings, bool, StepNumbers] | None = None  # the last step's settings, and what they came to
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.state.weights)
@@ -37,6 +39,13 @@ class Part:
     @property
     def at_fresh_start(self) -> bool:
         return self.fresh and self.steps == 0
+
+    def numbers(self, settings: Settings, numbers_of: Callable[[Settings, bool], StepNumbers]) -> StepNumbers:
+        """Of the next step. In most runs they are those of the last one, and its record shares them."""
+        first = self.at_fresh_start
+        if self.given is None or self.given[:2] != (settings, first):
+            self.given = settings, first, numbers_of(settings, first)
+        return self.given[2]
 
     def wrote(self, stepped: bool = False) -> None:
         """After the kernels wrote the weights: at the start the first weights show to the last bit."""

@@ -31,7 +31,7 @@ class Queue:
         return (
             len(devices) == 1
             and is_late(next(iter(devices)))
-            and all(part.steps >= LOOK_AT_FIRST and part.state.moves.queues and not part.state.unset.any() for part in parts)
+            and all(part.steps >= LOOK_AT_FIRST and part.state.moves.queues and not part.state.any_unset for part in parts)
         )
 
     @property

@@ -15,7 +15,7 @@ from reversible_hypergrad.reversible.flat import FlatGroup
 from reversible_hypergrad.reversible.lateness import LOOK_AT_FIRST
 from reversible_hypergrad.reversible.outcome import Outcome
 from reversible_hypergrad.reversible.parameters import default_bits
-from reversible_hypergrad.reversible.record import Record, StepNumbers, combine, tables
+from reversible_hypergrad.reversible.record import Record, StepNumbers, combine
 from reversible_hypergrad.reversible.run_log import RunLog, kinds_of
 from reversible_hypergrad.reversible.scales import ScaleState
 from reversible_hypergrad.reversible.state import State
@@ -172,15 +172,12 @@ class ReversibleGroup(FlatGroup):
     def pop_record(self, step: int) -> Record:
         """What undoing ``step``, the last one that is left, needs beside its gradient. The state's scales are those before it
         afterwards."""
-        state, given = self.state, self.step_settings.at(step)
-        after, after_sigma = state.scales.state, state.scales.sigma()
-        before, room = self.log.pop(step, after)
-        shift, centre = state.scales.go_back(before, given.factors, room)
-        numbers, shifts = tables(given, state.scales.sigma(), after_sigma, shift, centre, [True] * len(self.members))
-        planes = self.store.pop() if state.plane_count(shift) else torch.empty(0, dtype=torch.uint8, device=self.device)
-        hash_before = self.log.hashes.pop() if self._is_checked(step) else None
-        logged = self._logged.pop() if self._logged else None
-        return Record(given, state.scales.state, after, numbers, shifts, planes, hash_before, logged)
+        given = self.step_settings.at(step)
+        before, room = self.log.pop(step, self.state.scales.state)
+        record = self.state.go_back(given, before, room, self.store.pop)
+        record.hash_before = self.log.hashes.pop() if self._is_checked(step) else None
+        record.logged = self._logged.pop() if self._logged else None
+        return record
 
     def suspects(self, step: int, weights: Outcome, states: Outcome, hash_before: int | None) -> list[str]:
         """Names of parameters that undoing ``step`` did not restore, by the outcomes of both phases; empty if all is as it was

@@ -47,9 +47,10 @@ class Integers:
         self.z = [torch.zeros_like(self.x) for _ in rule.states]
         self.skipped = torch.zeros(sum(_core.block_count(n) for n in sizes), dtype=torch.uint8, device=device)
         self.initial: list[InitialWeights | None] = [None] * len(sizes)
-        self.scales = Scales(np.zeros((len(sizes), self.slots), np.int64), most_shift=state_bits - 3)
+        plane_bytes = [_core.plane_bytes(n) for n in sizes]  # of one bit of each weight
+        self.scales = Scales(np.zeros((len(sizes), self.slots), np.int64), state_bits - 3, plane_bytes)
+        self.plane_bytes = torch.tensor(plane_bytes, dtype=torch.int64)
         self._largest_shown = np.array([torch.finfo(weight.dtype).max for weight in self.weights])
-        self.plane_bytes = torch.tensor([_core.plane_bytes(n) for n in sizes], dtype=torch.int64)  # of one bit of each weight
 
     @property
     def slots(self) -> int:

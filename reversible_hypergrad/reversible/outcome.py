@@ -18,7 +18,7 @@ class Outcome:
     A flagged move stays exactly invertible however late its flags are read, but undoing it takes the gradients that it had.
     """
 
-    __slots__ = ("_hash", "_tensors", "_words")
+    __slots__ = ("_numbers", "_tensors", "_words")
 
     def __init__(self, words: Tensor, tensors: int) -> None:
         """
@@ -27,47 +27,44 @@ class Outcome:
             tensors: how many there are.
         """
         self._words: Tensor | None = words
-        self._hash = 0
-        self._tensors: list[list[int]] | int = tensors
+        self._tensors = tensors
+        self._numbers: list[int] = []
         if not is_late(words.device):
             self._take(words.tolist())
 
     @property
     def hash(self) -> int:
         self._read()
-        return self._hash
+        return self._numbers[0]
 
     @property
     def flags(self) -> list[int]:
         """One word per tensor; see csrc/core/fixed_point.h."""
-        return [row[0] for row in self._rows]
+        self._read()
+        return self._numbers[1 :: self._row]
 
     @property
     def used(self) -> list[list[int]]:
         """Of a step: per tensor, the bits that each slot's integers need, without their sign; the weight last."""
-        return [[max(0, (word % 2**64).bit_length() - 1) for word in row[1:]] for row in self._rows]
+        self._read()
+        row, numbers = self._row, self._numbers
+        rows = [numbers[2 + i * row : 1 + (i + 1) * row] for i in range(self._tensors)]
+        return [[max(0, (word % 2**64).bit_length() - 1) for word in words] for words in rows]
 
     @property
     def is_read(self) -> bool:
         return self._words is None
 
     @property
-    def _rows(self) -> list[list[int]]:
-        self._read()
-        assert not isinstance(self._tensors, int)
-        return self._tensors
+    def _row(self) -> int:
+        return max(1, (len(self._numbers) - 1) // max(self._tensors, 1))
 
     def _read(self) -> None:
         if self._words is not None:
             read([self])
 
     def _take(self, numbers: list[int]) -> None:
-        count = self._tensors
-        assert isinstance(count, int)
-        row = (len(numbers) - 1) // max(count, 1)
-        self._hash = numbers[0]
-        self._tensors = [numbers[1 + i * row : 1 + (i + 1) * row] for i in range(count)]
-        self._words = None
+        self._numbers, self._words = numbers, None
 
 
 def is_late(device: torch.device) -> bool:

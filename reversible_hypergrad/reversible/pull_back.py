@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from reversible_hypergrad._ops import ops
@@ -103,8 +104,10 @@ class ProgramPullBack(PullBack):
         self.sums = StepSums(group, problem.rule, problem.steps)
         self._none = torch.empty(0, dtype=self.aw.dtype, device=group.device)
         self._products: list[Tensor | None] = [None] * len(group.members)
-        self._carries = np.ones((len(group.members), len(self.az)))
+        self._carries = torch.ones(len(group.members), len(self.az), dtype=torch.float64)
+        self._carried: NDArray[np.float64] | None = None  # the factors that they are
         self._direction: Tensor | None = None  # where directions are not a state's vector as it is
+        self._first_state = [group.view(self.az[0], i) for i in range(len(group.members))]
         most = max(sum(self.sums.wanted_before), sum(self.sums.wanted_after))
         self._partials = torch.empty(most * group.state.skipped.numel(), dtype=torch.float64, device=group.device)
         learned = [any(s.elementwise is not None and s.source is not None for s in own.values()) for own in group.settings]
@@ -130,7 +133,7 @@ class ProgramPullBack(PullBack):
             self.aw,
             self.az,
             products,
-            torch.from_numpy(self._carries),
+            self._carries,
             self.sums.wanted_before,
             self._partials,
             self.sums.before_gradient,
@@ -164,8 +167,10 @@ class ProgramPullBack(PullBack):
         for i in self._learned_per_weight:
             self._pull_increments(i, step, record, own[i])
         self.sums.close_row(step, self.totals)
-        self._carries = np.empty((len(group.members), len(self.az)))
-        self._carries[:] = record.given.factors[..., :-1]
+        if record.given.factors is not self._carried:
+            self._carried = record.given.factors
+            factors = np.broadcast_to(self._carried[..., :-1], self._carries.shape)
+            self._carries = torch.from_numpy(factors.astype(np.float64))
         return Outcome(words, len(state.sizes))
 
     def add(self, products: Sequence[Tensor | None], vectors: Sequence[Tensor]) -> None:
@@ -181,19 +186,17 @@ class ProgramPullBack(PullBack):
 
     def _directions(self, record: Record, into: list[Tensor]) -> list[Tensor]:
         """Where the kernels write a tensor's direction; empty where it is the first state's vector as it is."""
-        group = self.group
-        written: list[Tensor] = []
+        group, settings = self.group, record.given.settings
+        written = [self._none] * len(group.members)
+        as_it_is = [self.rule.direction_is_state(h) for h in settings]
         for i, m in enumerate(group.members):
-            h = record.given.settings[i if len(record.given.settings) > 1 else 0]
-            vector = self.az[0]
-            if self.rule.direction_is_state(h):
-                written.append(self._none)
-            else:
-                if self._direction is None:
-                    self._direction = group.vector()
-                vector = self._direction
-                written.append(group.state.part(i, vector))
-            into[m] = group.view(vector, i)
+            if as_it_is[i if len(settings) > 1 else 0]:
+                into[m] = self._first_state[i]
+                continue
+            if self._direction is None:
+                self._direction = group.vector()
+            written[i] = group.state.part(i, self._direction)
+            into[m] = group.view(self._direction, i)
         return written
 
     def _pull_update(self, i: int, step: int, record: Record) -> None:

@@ -4,14 +4,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from reversible_hypergrad.reversible.outcome import Outcome
 from reversible_hypergrad.reversible.scales import ScaleState
 
-__all__ = ["Record", "StepNumbers", "combine", "tables"]
+__all__ = ["Record", "StepNumbers", "combine"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -69,28 +68,6 @@ class Record:
     def active(self) -> list[bool]:
         """Which tensors took part."""
         return [bool(row) for row in self.shifts[:, 0].tolist()]
-
-
-def tables(
-    given: StepNumbers, before: Floats, after: Floats, shift: Integers, centre: Integers, active: list[bool]
-) -> tuple[Tensor, Tensor]:
-    """The numbers and the shifts of a step, as the ops take them.
-
-    Args:
-        before: sigma of every tensor and slot before the step.
-        after: the same after it.
-    """
-    count, slots = before.shape
-    numbers = np.empty((count, slots + 1 + given.of_rule.shape[-1]))
-    numbers[:, : slots - 1] = after[:, :-1]
-    numbers[:, slots - 1] = before[:, -1]
-    numbers[:, slots] = after[:, -1]
-    numbers[:, slots + 1 :] = given.of_rule
-    shifts = np.empty((count, 1 + 2 * slots), np.int64)
-    shifts[:, 0] = active
-    shifts[:, 1::2] = shift
-    shifts[:, 2::2] = centre
-    return torch.from_numpy(numbers), torch.from_numpy(shifts)
 
 
 def combine(first: int, second: int) -> int:

@@ -32,6 +32,8 @@ def refusal(
         beyond: the tensor, of the first state, whose numbers have left the range of floating-point ones, if any has.
     """
     for i, (state, outcome) in enumerate(zip(states, outcomes, strict=True)):
+        if not any(outcome.flags):
+            continue
         own = [None] * len(state.names) if gradients is None else gradients[i]
         for name, gradient, flags in zip(state.names, own, outcome.flags, strict=True):
             if flags and gradients is None:

@@ -27,7 +27,7 @@ class RunLog:
 
     def __init__(self, kinds: Integers) -> None:
         self._kinds = kinds
-        self._firsts = [tuple(np.argwhere(kinds == kind)[0]) for kind in range(int(kinds.max(initial=-1)) + 1)]
+        self._firsts = [tuple(np.argwhere(kinds == kind)[0].tolist()) for kind in range(int(kinds.max(initial=-1)) + 1)]
         self.hashes = HashLog()
         self._fractions = array("d")
         self._rooms: list[tuple[int, Integers]] = []  # steps that made room, and how much
@@ -41,13 +41,11 @@ class RunLog:
 
     def pop(self, step: int, after: ScaleState) -> tuple[ScaleState, Integers | None]:
         """The scales before ``step``, but for their counts, which are those after it; and the room that it made, if any."""
-        count = len(self._firsts)
-        fractions = np.array([*self._fractions[len(self._fractions) - count :], 1.0])  # the last: what never decays
-        if count:
-            del self._fractions[-count:]
+        fractions = [self._fractions.pop() for _ in self._firsts]
         room = self._rooms.pop()[1] if self._rooms and self._rooms[-1][0] == step else None
         exponent = after.exponent if room is None else after.exponent - room
-        return ScaleState(fractions[self._kinds], after.count, exponent), room
+        # The last one: what never decays.
+        return ScaleState(np.array([*fractions[::-1], 1.0])[self._kinds], after.count, exponent), room
 
     @property
     def nbytes(self) -> int:

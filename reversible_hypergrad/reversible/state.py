@@ -1,7 +1,7 @@
 """The integer state of tensors under a rule, and its moves from step to step."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,7 @@ from reversible_hypergrad.reversible.lateness import Ticket
 from reversible_hypergrad.reversible.moves import Gradients, Moves, ProgramMoves
 from reversible_hypergrad.reversible.operations import OperationMoves
 from reversible_hypergrad.reversible.outcome import Outcome, read
-from reversible_hypergrad.reversible.record import Record, StepNumbers, combine, tables
+from reversible_hypergrad.reversible.record import Record, StepNumbers, combine
 from reversible_hypergrad.reversible.refusal import refusal
 from reversible_hypergrad.reversible.scales import ScaleState
 from reversible_hypergrad.rules.base import Rule
@@ -60,11 +60,21 @@ class State(Integers):
 
     def allocate(self, weights: Sequence[Tensor], names: Sequence[str], rule: Rule, state_bits: int) -> None:
         super().allocate(weights, names, rule, state_bits)
-        # States that have been zero so far: their quanta may be chosen.
         self.unset = np.ones((len(self.sizes), len(self.z)), bool)
         self._no_room = np.zeros((len(self.sizes), self.slots), np.int64)
         self.more_room = self._no_room  # bits by which the next step shifts, to make room
+        self._shown_exponents: NDArray[np.int64] | None = None  # with which no weight can be too large to be shown
+        self._no_planes = torch.empty(0, dtype=torch.uint8, device=self.x.device)
         self.moves: Moves = ProgramMoves(self) if rule.program else OperationMoves(self)
+
+    @property
+    def unset(self) -> NDArray[np.bool_]:
+        """Of shape (tensors, states): those that have been zero so far, so that their quanta may be chosen."""
+        return self._unset
+
+    @unset.setter
+    def unset(self, unset: NDArray[np.bool_]) -> None:
+        self._unset, self.any_unset = unset, bool(unset.any())
 
     def take_states(self, other: "State") -> None:
         """Goes on with the states of ``other``, of the same tensors, where these have as many elements as before."""
@@ -136,16 +146,30 @@ class State(Integers):
 
     def record(self, given: StepNumbers, active: list[bool], room: NDArray[np.int64] | None = None) -> Record:
         """A step's record, its planes empty. The scales are those after it from now on."""
-        scales, before = self.scales.state, self.scales.sigma()
+        scales = self.scales.state
         taking_part = None if all(active) else np.array(active)
-        shift, centre = self.scales.decay(given.factors, taking_part, room if room is not None and room.any() else None)
-        numbers, shifts = tables(given, before, self.scales.sigma(), shift, centre, active)
-        planes = torch.empty(self.plane_count(shift), dtype=torch.uint8, device=self.x.device)
-        return Record(given, scales, self.scales.state, numbers, shifts, planes)
+        owed = room if room is not None and room is not self._no_room and room.any() else None
+        move = self.scales.decay(given.factors, given.of_rule, taking_part, owed)
+        planes = self._no_planes
+        if move.plane_bytes:
+            planes = torch.empty(move.plane_bytes, dtype=torch.uint8, device=self.x.device)
+        return Record(given, scales, self.scales.state, torch.from_numpy(move.numbers), torch.from_numpy(move.shifts), planes)
 
-    def plane_count(self, shift: NDArray[np.int64]) -> int:
-        """Bytes of a step's planes."""
-        return int((shift.sum(1) * self.plane_bytes.numpy()).sum()) if shift.any() else 0
+    def go_back(
+        self, given: StepNumbers, before: ScaleState, room: NDArray[np.int64] | None, pop_planes: Callable[[], Tensor]
+    ) -> Record:
+        """The record again of the step just taken, in which all tensors took part. The scales are those before it from now on.
+
+        Args:
+            given: the step's settings.
+            before: the scales, but for their counts.
+            room: as :meth:`record` had it.
+            pop_planes: called if there are any.
+        """
+        after = self.scales.state
+        move = self.scales.go_back(before, given.factors, given.of_rule, room)
+        planes = pop_planes() if move.plane_bytes else self._no_planes
+        return Record(given, self.scales.state, after, torch.from_numpy(move.numbers), torch.from_numpy(move.shifts), planes)
 
     def retract(self, record: Record, gradients: Gradients, ticket: Ticket | None = None) -> None:
         """Takes back the step just taken, with its own gradients. With its ticket only if it was refused: the host need not know,
@@ -159,13 +183,15 @@ class State(Integers):
     def count_as_not_taken(self, record: Record) -> None:
         """What the host keeps is that of before the step; the integers are there already."""
         scales = record.scales
-        if record.unset is not None and record.unset.any():
+        if record.unset is not None and (record.unset is not self.unset or self.any_unset):
             exponent = scales.exponent.copy()
             exponent[:, :-1][record.unset] = 0
             scales = replace(scales, exponent=exponent)
         self.scales.state = scales
         if record.unset is not None and record.owed is not None:
-            self.unset, self.more_room = record.unset, record.owed
+            if record.unset is not self.unset:
+                self.unset = record.unset
+            self.more_room = record.owed
 
     def make_room(self, *outcomes: Outcome) -> None:
         """Of the latest steps, read late: what has come close to its limits gets room in the next step."""
@@ -173,14 +199,14 @@ class State(Integers):
 
     def _look(self, *outcomes: Outcome) -> None:
         if not self.is_late:
-            if self.unset.any():
+            if self.any_unset:
                 self.unset = self.unset & (np.array(outcomes[-1].used)[:, :-1] == 0)
             return
         used = np.max([outcome.used for outcome in outcomes], axis=0).reshape(-1, self.slots)
         # What is added to a state is about as large as the state.
         free = np.array([self.format.increment_bits] * len(self.z) + [self.format.limit_bits]) - used
         self.more_room = np.where(free < _LEAST_FREE, _FREED - free, 0)
-        if self.unset.any():
+        if self.any_unset:
             self._settle_exponents(self.unset & (used[:, :-1] == 0))
 
     def _settle_exponents(self, still_zero: NDArray[np.bool_]) -> None:
@@ -195,7 +221,7 @@ class State(Integers):
 
     def _choose_exponents(self, gradients: Gradients, given: StepNumbers) -> None:
         """Of states that have been zero so far. This costs a pass over their first gradients."""
-        if not self.unset.any():
+        if not self.any_unset:
             return
         now = self.scales.state
         exponent = now.exponent.copy()
@@ -234,7 +260,12 @@ class State(Integers):
         """The first tensor with a weight that was too large to be shown in its dtype, as float16 ends at 65504."""
         # What the integers can hold bounds the weights, and what they use does more closely; else the weights are read.
         now = self.scales.state
-        bounds = np.ldexp(now.a[:, -1], now.exponent[:, -1] + self.format.limit_bits)
+        if now.exponent is self._shown_exponents:
+            return None
+        bounds = np.ldexp(1.0, now.exponent[:, -1] + self.format.limit_bits)
+        if (bounds <= self._largest_shown).all():
+            self._shown_exponents = now.exponent
+            return None
         for i in np.flatnonzero(bounds > self._largest_shown).tolist():
             bound = math.ldexp(self.sigma(i, -1), outcome.used[i][-1])
             if bound > self._largest_shown[i] and not bool(torch.isfinite(flat(self.weights[i])).all()):

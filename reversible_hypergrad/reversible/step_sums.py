@@ -39,6 +39,7 @@ class StepSums:
         self._kinds = self._before + sum(self.wanted_after)
         shape = max(min(LOOK_EVERY, steps), 1), self._kinds, len(group.settings)
         self._table = torch.zeros(shape, dtype=torch.float64, device=group.device)
+        self._rows: list[tuple[Tensor, Tensor]] = [(row[: self._before], row[self._before :]) for row in self._table]
         self._filled = 0
 
     def _add_column(self, name: str, sign: float, group: FlatGroup) -> bool:
@@ -57,12 +58,12 @@ class StepSums:
     @property
     def before_gradient(self) -> Tensor:
         """Where the first phase of undoing the present step leaves its sums."""
-        return self._table[self._filled, : self._before]
+        return self._rows[self._filled][0]
 
     @property
     def after_gradient(self) -> Tensor:
         """Where the second one does."""
-        return self._table[self._filled, self._before :]
+        return self._rows[self._filled][1]
 
     def close_row(self, step: int, totals: Cotangents) -> None:
         """The present step is undone: the next one gets a row of its own."""

@@ -243,8 +243,8 @@ def test_a_copy_has_a_queue_of_its_own(late):
 def test_parameters_on_two_devices_are_not_queued(late):
     class Part:
         def __init__(self, device):
-            moves, unset = SimpleNamespace(queues=True), torch.zeros(1, 1, dtype=torch.bool)
-            self.state, self.steps = SimpleNamespace(x=torch.empty(0, device=device), moves=moves, unset=unset), 1
+            moves = SimpleNamespace(queues=True)
+            self.state, self.steps = SimpleNamespace(x=torch.empty(0, device=device), moves=moves, any_unset=False), 1
 
     assert queue.Queue().takes([Part("cpu"), Part("cpu")])
     assert not queue.Queue().takes([Part("cpu"), Part("meta")])
