@@ -1,4 +1,4 @@
-"""Exact hypergradients through training, by SGD with momentum whose every step can be undone bit for bit."""
+"""Exact hypergradients through training, by optimizers whose every step can be undone bit for bit."""
 
 from reversible_hypergrad import core
 from reversible_hypergrad.adjoints import (
@@ -14,14 +14,16 @@ from reversible_hypergrad.adjoints import (
     Unroll,
 )
 from reversible_hypergrad.errors import ReversalError
-from reversible_hypergrad.optim import ReversibleSGD, ReversibleTracedSGD
+from reversible_hypergrad.optim import ReversibleAdam, ReversibleAdamW, ReversibleSGD, ReversibleTracedSGD
 from reversible_hypergrad.planning import Plan, plan
 from reversible_hypergrad.replay import ReplayableLoader
-from reversible_hypergrad.rules import SGD, Rule, TracedSGD
+from reversible_hypergrad.rules import SGD, Adam, AdamW, Rule, TracedSGD
 from reversible_hypergrad.training import TrainedWeights, check_replayable, train
 
 __all__ = [
     "SGD",
+    "Adam",
+    "AdamW",
     "Checkpoint",
     "ConjugateGradient",
     "DrMAD",
@@ -32,6 +34,8 @@ __all__ = [
     "ReplayableLoader",
     "ReversalError",
     "Reversible",
+    "ReversibleAdam",
+    "ReversibleAdamW",
     "ReversibleSGD",
     "ReversibleTracedSGD",
     "Rule",

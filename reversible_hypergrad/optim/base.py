@@ -229,7 +229,7 @@ class ReversibleOptimizer(StatefulOptimizer):
 
     def _write_settings(self, entry: Entry) -> None:
         for group, settings in zip(self.param_groups, entry.settings, strict=False):
-            write(settings, group)
+            write(self.known, settings, group)
 
     def _refuse_edits(self) -> None:
         refuse(replaced(self._history.parts, self.param_groups) or edited(self._history.parts, all_weights=self._check_weights))

@@ -23,7 +23,7 @@ def gather(weights: Sequence[Tensor], names: Sequence[str]) -> list[Tensor | Non
         if gradient is not None:
             if gradient.layout is not torch.strided:
                 raise RuntimeError(
-                    f"{name}: ReversibleSGD does not support sparse gradients, got layout {gradient.layout}. "
+                    f"{name}: reversible optimizers do not support sparse gradients, got layout {gradient.layout}. "
                     "Use sparse=False in the layer, or gradient.to_dense()"
                 )
             if gradient.dtype != weight.dtype or gradient.device != weight.device:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from reversible_hypergrad.optim.parts import Entry, Part
@@ -49,8 +50,8 @@ class History:
         for part in newcomers:
             self.waiting[part.group] = [i for i in self.waiting[part.group] if i not in part.members]
         self.parts = [*self.parts, *newcomers]
-        for part in self.parts:
-            part.steps += 1
+        for part, record in zip(self.parts, records, strict=True):
+            part.count(record, 1)
         self.entries.append(Entry(settings, records))
         self.steps_taken += 1
         return self.entries[-1]
@@ -94,7 +95,9 @@ class History:
                 check_parameter(weight, name)
             state = State(weights, part.state.names, self.rule, self.state_bits)
             state.take_states(part.state)
-            renewed.append(Part(part.group, part.members, state, fresh=False))
+            # A tensor of another size begins anew.
+            counts = np.where(np.array(state.sizes) == np.array(part.state.sizes), part.counts, 0)
+            renewed.append(Part(part.group, part.members, state, fresh=False, offsets=counts))
         self.parts, self.entries = renewed, []
 
 

@@ -62,7 +62,7 @@ class Undoing:
         self._undone: list[Gradients] = []
         for part, record in self._work:
             self._moved.append(part.state.move_weights(record, back=True, with_hash=record.hash_before is not None))
-            part.steps -= 1
+            part.count(record, -1)
             part.wrote()
 
     def states(self, name: str) -> None:
@@ -99,8 +99,8 @@ class Undoing:
             part.state.redo(record, grads)
         for part, record in self._work[done:]:
             part.state.move_weights(record, back=False)
-        for part, _ in self._work:
-            part.steps += 1
+        for part, record in self._work:
+            part.count(record, 1)
             part.wrote()
 
     def settle(self) -> None:

@@ -15,7 +15,7 @@ from reversible_hypergrad.reversible.scales import ScaleState
 from reversible_hypergrad.reversible.state import State
 from reversible_hypergrad.rules.base import Rule
 
-__all__ = ["TENSORS", "pack_part", "unpack_part"]
+__all__ = ["TENSORS", "counts_of", "pack_part", "unpack_part"]
 
 Packed = dict[str, Any]
 
@@ -98,6 +98,14 @@ def _plane_bytes(state: State, shifts: Tensor) -> Tensor:
     return shifts[:, 1::2].sum(1) * state.plane_bytes
 
 
+def counts_of(packed: Sequence[Packed]) -> list[list[int]]:
+    """For each record, how many steps each member had taken before."""
+    active = np.stack([own["shifts"].cpu().numpy()[:, 0] for own in packed], 1)
+    left = np.cumsum(active[::-1], 0)[::-1]  # of that step and those after it
+    counts: list[list[int]] = (np.array([own["taken"] for own in packed]) - left).tolist()
+    return counts
+
+
 def unpack_part(
     packed: Sequence[Packed],
     group: int,
@@ -138,8 +146,13 @@ def unpack_part(
         numbers, shifts = torch.from_numpy(tables["numbers"][t]), torch.from_numpy(tables["shifts"][t])
         before, owed, unset = moments[t]
         after = moments[t + 1][0]
-        records.append(Record(given[t], before, after, numbers, shifts, planes, hashes[t], unset=unset, owed=owed))
-    return Part(group, positions, state, bool(packed[0]["fresh"]), packed[0]["steps"], hashes[-1]), records
+        inactive = shifts[:, 0].numpy() == 0
+        record = Record(given[t], before, after, numbers, shifts, planes, hashes[t], unset=unset, owed=owed)
+        record.inactive = inactive if inactive.any() else None
+        records.append(record)
+    steps = packed[0]["steps"]
+    offsets = np.array([own["taken"] - steps for own in packed])
+    return Part(group, positions, state, bool(packed[0]["fresh"]), steps, hashes[-1], offsets=offsets), records
 
 
 def _moment(fractions: Any, rows: Any, slots: int) -> tuple[ScaleState, Any, Any]:

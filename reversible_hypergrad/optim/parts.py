@@ -1,7 +1,10 @@
 """The optimizer's bookkeeping: which tensors move together, and what each step leaves to undo it by."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from reversible_hypergrad.optim.settings import Settings
 from reversible_hypergrad.optim.watch import Watch
@@ -29,10 +32,13 @@ class Part:
     steps: int = 0
     hash: int | Outcome | None = None  # of the present state, or who will know it; None: not computed at this step
     watch: Watch = field(init=False)
-    given: tuple[Settings, bool, StepNumbers] | None = None  # the last step's settings, and what they came to
+    given: tuple[Settings, list[int], StepNumbers] | None = None  # the last step's settings and counts, and what they came to
+    offsets: NDArray[np.int64] = None  # type: ignore[assignment]  # how many more steps each tensor has taken than the part
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.state.weights)
+        if self.offsets is None:
+            self.offsets = np.zeros(len(self.members), np.int64)
         if self.steps == 0:
             self.hash = self.state.hash()
 
@@ -40,12 +46,32 @@ class Part:
     def at_fresh_start(self) -> bool:
         return self.fresh and self.steps == 0
 
-    def numbers(self, settings: Settings, numbers_of: Callable[[Settings, bool], StepNumbers]) -> StepNumbers:
-        """Of the next step. In most runs they are those of the last one, and its record shares them."""
-        first = self.at_fresh_start
-        if self.given is None or self.given[:2] != (settings, first):
-            self.given = settings, first, numbers_of(settings, first)
+    def count(self, record: Record, by: int) -> None:
+        """``by``: 1 if its step was taken, -1 if it is undone."""
+        self.steps += by
+        if record.inactive is not None:
+            self.offsets = self.offsets - by * record.inactive
+
+    @property
+    def counts(self) -> list[int]:
+        """How many steps each tensor has taken."""
+        taken: list[int] = (self.offsets + self.steps).tolist()
+        return taken
+
+    def numbers(self, settings: Settings, numbers_of: Callable[[Settings, int], StepNumbers]) -> StepNumbers:
+        """Of the next step. Where they are those of the last one, its record shares them."""
+        counts = self.counts
+        if self.state.rule.linear:
+            counts = [min(count, 1) for count in counts]  # it knows first steps from later ones, no more
+        if self.given is None or self.given[:2] != (settings, counts):
+            self.given = settings, counts, self.numbers_at(settings, counts, numbers_of)
         return self.given[2]
+
+    @staticmethod
+    def numbers_at(settings: Settings, counts: Sequence[int], numbers_of: Callable[[Settings, int], StepNumbers]) -> StepNumbers:
+        """Of a step that is every tensor's step ``counts``."""
+        by_count = {count: numbers_of(settings, count) for count in dict.fromkeys(counts)}
+        return by_count[counts[0]] if len(by_count) == 1 else StepNumbers.joined([by_count[count] for count in counts])
 
     def wrote(self, stepped: bool = False) -> None:
         """After the kernels wrote the weights: at the start the first weights show to the last bit."""
@@ -57,7 +83,7 @@ class Part:
         """The last step counts as not taken; the device knows already."""
         self.state.count_as_not_taken(record)
         self.hash = hash_of(record.hash_before)
-        self.steps -= 1
+        self.count(record, -1)
 
     def is_restored(self, record: Record, outcome: Outcome, hash_: int) -> bool:
         """Whether undoing by ``record`` ended where the step began, as far as it is checked."""

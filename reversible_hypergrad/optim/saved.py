@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 from reversible_hypergrad.optim.history import History, name_of
-from reversible_hypergrad.optim.packing import TENSORS, pack_part, unpack_part
-from reversible_hypergrad.optim.parts import Entry
+from reversible_hypergrad.optim.packing import TENSORS, counts_of, pack_part, unpack_part
+from reversible_hypergrad.optim.parts import Entry, Part
 from reversible_hypergrad.optim.settings import Settings
 from reversible_hypergrad.reversible.record import StepNumbers
 from reversible_hypergrad.rules.base import Rule
 
 __all__ = ["names", "pack", "unpack"]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 Packed = dict[str, Any]  # of one parameter: tensors and integers by name
 
-_NUMBERS = ("format_version", "state_bits", "steps_taken", "entries", "size", "part", "place", "fresh", "steps")
+_NUMBERS = ("format_version", "state_bits", "steps_taken", "entries", "size", "part", "place", "fresh", "steps", "taken")
 
 
 def _tensors(rule: Rule) -> dict[str, torch.dtype]:
@@ -50,6 +50,7 @@ def pack(history: History, groups: Sequence[dict[str, Any]]) -> dict[Tensor, Pac
                 "place": 0,
                 "fresh": 1,
                 "steps": 0,
+                "taken": 0,
                 **{name: torch.empty(0, dtype=dtype, device=parameter.device) for name, dtype in _tensors(history.rule).items()},
             }
             if i == 0:
@@ -59,7 +60,7 @@ def pack(history: History, groups: Sequence[dict[str, Any]]) -> dict[Tensor, Pac
         records = [entry.records[p] for entry in history.entries[len(history.entries) - part.steps :]]
         for m, (i, own) in enumerate(zip(part.members, pack_part(part, records), strict=True)):
             entry = packed[groups[part.group]["params"][i]]
-            entry.update(part=p, place=m, fresh=int(part.fresh), steps=part.steps, **own)
+            entry.update(part=p, place=m, fresh=int(part.fresh), steps=part.steps, taken=part.counts[m], **own)
     for parameter, entry in packed.items():
         entry["digest"] = _digest(entry).to(parameter.device)
     return packed
@@ -86,7 +87,7 @@ def unpack(
     state_bits: int,
     groups: Sequence[dict[str, Any]],
     settings_of: Callable[[dict[str, Any]], Settings],
-    numbers_of: Callable[[Settings, bool], StepNumbers],
+    numbers_of: Callable[[Settings, int], StepNumbers],
 ) -> History:
     """New parts and entries on the parameters of ``groups``; tensors are copied.
 
@@ -96,7 +97,7 @@ def unpack(
         state_bits: of its integers.
         groups: its own.
         settings_of: checks and reads a group.
-        numbers_of: what a step with settings is given; the flag: whether it is the first of its tensors.
+        numbers_of: what a step with settings is given, by how many steps its tensors have taken before.
 
     Raises:
         ValueError: if the state is not one of such an optimizer, or damaged.
@@ -123,8 +124,9 @@ def unpack(
         weights, labels = [groups[g]["params"][i] for i in positions], [name_of(groups, g, i) for i in positions]
         first_one = packed[g, positions[0]]
         own = entries[len(entries) - first_one["steps"] :]
-        given = [numbers_of(e.settings[g], bool(first_one["fresh"]) and t == 0) for t, e in enumerate(own)]
-        part, records = unpack_part([packed[g, i] for i in positions], g, positions, weights, labels, rule, state_bits, given)
+        members = [packed[g, i] for i in positions]
+        given = [Part.numbers_at(e.settings[g], counts, numbers_of) for e, counts in zip(own, counts_of(members), strict=True)]
+        part, records = unpack_part(members, g, positions, weights, labels, rule, state_bits, given)
         for e, record in zip(own, records, strict=True):
             e.records.append(record)
         parts.append(part)

@@ -20,15 +20,17 @@ class Setting:
         allows: whether a step can be taken with this number.
         expected: what it allows, in words.
         label: how torch's errors call it.
+        place: (key, index) in the group, of a setting that is one of several in a tuple there.
     """
 
     name: str
     allows: Callable[[float], bool]
     expected: str
     label: str = ""
+    place: tuple[str, int] | None = None
 
     def read(self, group: dict[str, Any]) -> float:
-        value = group[self.name]
+        value = group[self.name] if self.place is None else group[self.place[0]][self.place[1]]
         label = self.label or f"{self.name} value"
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(f"Invalid {label}: a tensor of shape {tuple(value.shape)}. Expected one element")
@@ -47,13 +49,23 @@ def read(known: Sequence[Setting], group: dict[str, Any]) -> Settings:
     return {setting.name: setting.read(group) for setting in known}
 
 
-def write(settings: Settings, group: dict[str, Any]) -> None:
-    """Puts the group back to ``settings``; a tensor keeps being that tensor, a flag a flag."""
-    for name, number in settings.items():
-        if isinstance(group[name], Tensor):
-            group[name].fill_(number)
+def write(known: Sequence[Setting], settings: Settings, group: dict[str, Any]) -> None:
+    """Puts the group back to ``settings``; a tensor keeps being that tensor, a flag a flag, a tuple a tuple."""
+    for setting in known:
+        number = settings[setting.name]
+        if setting.place is None:
+            group[setting.name] = _written(group[setting.name], number)
         else:
-            group[name] = bool(number) if isinstance(group[name], bool) else number
+            key, index = setting.place
+            values = list(group[key])
+            values[index] = _written(values[index], number)
+            group[key] = type(group[key])(values)
+
+
+def _written(old: Any, number: float) -> Any:
+    if isinstance(old, Tensor):
+        return old.fill_(number)
+    return bool(number) if isinstance(old, bool) else number
 
 
 def refuse_options(group: dict[str, Any]) -> None:

@@ -15,19 +15,6 @@ from reversible_hypergrad.rules.sgd import SGD
 
 __all__ = ["ReversibleSGD"]
 
-SETTINGS = (
-    Setting("lr", lambda x: x >= 0 and math.isfinite(x), "a finite number >= 0", label="learning rate"),
-    Setting(
-        "momentum",
-        lambda x: LEAST_FACTOR <= x <= 1,
-        "a number in [2^-16, 1]: a step that forgets the velocity cannot be undone from a few bits; use "
-        "rh.ReversibleTracedSGD, or torch.optim.SGD, there",
-    ),
-    Setting("dampening", math.isfinite, "a finite number"),
-    Setting("weight_decay", lambda x: x >= 0 and math.isfinite(x), "a finite number >= 0"),
-    Setting("maximize", lambda x: x in (0, 1), "True or False"),
-)
-
 
 class ReversibleSGD(ReversibleOptimizer):
     """SGD with momentum in exact fixed-point arithmetic; a drop-in for :class:`torch.optim.SGD` that can rewind.
@@ -87,6 +74,18 @@ class ReversibleSGD(ReversibleOptimizer):
     """
 
     rule = SGD(lr=1.0)
+    known = (
+        Setting("lr", lambda x: x >= 0 and math.isfinite(x), "a finite number >= 0", label="learning rate"),
+        Setting(
+            "momentum",
+            lambda x: LEAST_FACTOR <= x <= 1,
+            "a number in [2^-16, 1]: a step that forgets the velocity cannot be undone from a few bits; use "
+            "rh.ReversibleTracedSGD, or torch.optim.SGD, there",
+        ),
+        Setting("dampening", math.isfinite, "a finite number"),
+        Setting("weight_decay", lambda x: x >= 0 and math.isfinite(x), "a finite number >= 0"),
+        Setting("maximize", lambda x: x in (0, 1), "True or False"),
+    )
 
     def __init__(
         self,
@@ -124,12 +123,12 @@ class ReversibleSGD(ReversibleOptimizer):
                 "at are known. Use nesterov=False, or rh.ReversibleTracedSGD"
             )
         refuse_options(group)
-        return read(SETTINGS, group)
+        return read(self.known, group)
 
-    def numbers_of(self, settings: Settings, first: bool) -> StepNumbers:
+    def numbers_of(self, settings: Settings, t: int) -> StepNumbers:
         """As torch does, the first velocity is the gradient, undampened. Maximizing turns the gradient, not the decay."""
         sign = -1.0 if settings["maximize"] else 1.0
-        share = sign * (1.0 if first else 1.0 - settings["dampening"])
+        share = sign * (1.0 if t == 0 else 1.0 - settings["dampening"])
         decay, lr = sign * settings["weight_decay"], settings["lr"]
         h = SimpleNamespace(lr=lr, momentum=settings["momentum"], dampening=1.0 - share, weight_decay=decay)
         return StepNumbers(np.array([settings["momentum"], 1.0]), np.array([share, decay, lr]), settings=(h,))

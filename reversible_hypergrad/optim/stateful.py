@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from reversible_hypergrad.optim import saved
 from reversible_hypergrad.optim.edits import refuse, replaced
 from reversible_hypergrad.optim.history import History
 from reversible_hypergrad.optim.queue import Queue
-from reversible_hypergrad.optim.settings import Settings
+from reversible_hypergrad.optim.settings import Setting, Settings
 from reversible_hypergrad.reversible.parameters import default_bits
 from reversible_hypergrad.reversible.record import StepNumbers
 from reversible_hypergrad.rules.base import Rule
@@ -25,6 +26,7 @@ class StatefulOptimizer(Optimizer):
     """The half of :class:`ReversibleOptimizer` that takes no steps."""
 
     rule: Rule  # its functions count, not its settings: these are the groups'
+    known: Sequence[Setting]  # what a step reads from a group
 
     def __init__(self, params: Any, defaults: dict[str, Any], *, state_bits: int | None, verify_every: int) -> None:
         if state_bits is not None and state_bits not in FORMATS:
@@ -53,8 +55,8 @@ class StatefulOptimizer(Optimizer):
         """
 
     @abstractmethod
-    def numbers_of(self, settings: Settings, first: bool) -> StepNumbers:
-        """What a step with ``settings`` gives to the state; ``first``: of tensors that take their first step."""
+    def numbers_of(self, settings: Settings, t: int) -> StepNumbers:
+        """What a step with ``settings`` gives to the state of tensors that have taken ``t`` steps before."""
 
     @abstractmethod
     def synchronize(self) -> None:

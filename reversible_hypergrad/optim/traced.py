@@ -15,12 +15,6 @@ from reversible_hypergrad.rules.traced import TracedSGD
 
 __all__ = ["ReversibleTracedSGD"]
 
-SETTINGS = (
-    Setting("lr", lambda x: x >= 0 and math.isfinite(x), "a finite number >= 0", label="learning rate"),
-    Setting("momentum", lambda x: x == 0 or LEAST_FACTOR <= x <= 1, "0, or a number in [2^-16, 1] with nesterov=True"),
-    Setting("weight_decay", lambda x: x >= 0 and math.isfinite(x), "a finite number >= 0"),
-)
-
 
 class ReversibleTracedSGD(ReversibleOptimizer):
     """SGD with momentum 0, or with Nesterov's, in exact fixed-point arithmetic; it can rewind.
@@ -71,6 +65,12 @@ class ReversibleTracedSGD(ReversibleOptimizer):
     Source: :class:`TracedSGD`, where the distance from the true rule is.
     """
 
+    known = (
+        Setting("lr", lambda x: x >= 0 and math.isfinite(x), "a finite number >= 0", label="learning rate"),
+        Setting("momentum", lambda x: x == 0 or LEAST_FACTOR <= x <= 1, "0, or a number in [2^-16, 1] with nesterov=True"),
+        Setting("weight_decay", lambda x: x >= 0 and math.isfinite(x), "a finite number >= 0"),
+    )
+
     def __init__(
         self,
         params: Any,
@@ -100,7 +100,7 @@ class ReversibleTracedSGD(ReversibleOptimizer):
 
     def settings_of(self, group: dict[str, Any]) -> Settings:
         refuse_options(group)
-        settings = read(SETTINGS, group)
+        settings = read(self.known, group)
         if (settings["momentum"] > 0) != self.nesterov:
             expected = "a number in [2^-16, 1] with nesterov=True" if self.nesterov else "0 without nesterov=True"
             raise ValueError(
@@ -108,7 +108,7 @@ class ReversibleTracedSGD(ReversibleOptimizer):
             )
         return settings
 
-    def numbers_of(self, settings: Settings, first: bool) -> StepNumbers:
+    def numbers_of(self, settings: Settings, t: int) -> StepNumbers:
         h = SimpleNamespace(**settings)
-        decay = self.rule.decay(h, 0)
+        decay = self.rule.decay(h, t)
         return StepNumbers(np.array([*(decay[name] for name in self.rule.states), 1.0]), np.zeros(0), settings=(h,))

@@ -44,12 +44,16 @@ def exponents_of_weights(largest: Sequence[float], layout: FixedPointFormat) -> 
     return [_clamped(_log2(max(own, least)) - room, bits) for own in largest]
 
 
-def exponent_of_increments(largest: float, factor: float, layout: FixedPointFormat) -> int:
-    """Of the quantum of a state that is zero and decays by ``factor``, from the largest magnitude that is first added to it."""
+def exponent_of_increments(largest: float, factor: float, layout: FixedPointFormat, headroom: int | None = None) -> int:
+    """Of the quantum of a state that is zero and decays by ``factor``, from the largest magnitude that is first added to it.
+
+    Args:
+        headroom: bits to leave above it; None: as many as suit the layout.
+    """
     # A state is at most 1 / (1 - factor) equal increments; more than some hundred are seldom equal.
     gain = min(9, math.floor(-math.log2(max(1.0 - factor, 2.0**-9))))
     bits = layout.state_bits
-    room = min(layout.increment_bits, layout.limit_bits - gain) - _INCREMENT_ROOM[bits]
+    room = min(layout.increment_bits, layout.limit_bits - gain) - (_INCREMENT_ROOM[bits] if headroom is None else headroom)
     return _clamped(_log2(largest) - room, bits)
 
 
@@ -83,7 +87,7 @@ def magnitudes(rule: Rule, settings: Any, step: int, gradient: Tensor, weight: T
 
 
 def growth(
-    flags: int, used: Sequence[int], seen: Sequence[float], exponent: NDArray[np.int64], layout: FixedPointFormat
+    flags: int, used: Sequence[int], seen: Sequence[float], exponent: NDArray[np.int64], layouts: Sequence[FixedPointFormat]
 ) -> NDArray[np.int64]:
     """By how many bits a refused step's slots must be shifted so that it fits.
 
@@ -92,11 +96,11 @@ def growth(
         used: bits per slot, the weight last.
         seen: the magnitudes of what the step added and subtracted, per slot.
         exponent: of the slots in that step.
-        layout: of the integers.
+        layouts: of each slot.
     """
     more = np.zeros(len(used), np.int64)
     kinds = [(_core.BAD_INCREMENT, _core.STATE_OVERFLOW)] * (len(used) - 1) + [(_core.BAD_CHANGE, _core.WEIGHT_OVERFLOW)]
-    for slot, (own, overflow) in enumerate(kinds):
+    for slot, ((own, overflow), layout) in enumerate(zip(kinds, layouts, strict=True)):
         if flags & own and math.isfinite(seen[slot]):
             more[slot] = max(0, _log2(seen[slot]) + 1 - layout.increment_bits - int(exponent[slot])) if seen[slot] else 0
         elif flags & overflow:

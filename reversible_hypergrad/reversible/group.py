@@ -57,7 +57,7 @@ class StepSettings:
             of_rule=np.array([row[1] for row in chosen]),
             elements=tuple(elements) if any(tensor.numel() for tensor in elements) else (),
             settings=tuple(row[3] for row in chosen),
-            step=step,
+            steps=(step,),
         )
         if step > 0 and self._constant:
             self._later = numbers
@@ -77,7 +77,7 @@ class StepSettings:
     def _row(self, index: int, step: int) -> tuple[list[float], list[float], list[Tensor], Any]:
         h = self.h(index, step)
         decay = self.rule.decay(h, step)
-        numbers = self.rule.numbers(h) if self.rule.program else ()
+        numbers = self.rule.numbers(h, step) if self.rule.program else ()
         per_weight = bool(self._per_weight[index])
         return (
             [float(decay.get(name, 1.0)) for name in (*self.rule.states, "weight")],

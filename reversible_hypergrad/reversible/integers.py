@@ -37,14 +37,17 @@ class Integers:
         self.weights = list(weights)
         self.names = list(names)
         self.rule = rule
-        self.format = FORMATS[state_bits]
+        self.format = FORMATS[state_bits]  # of the weights
+        # Of each slot. Squares span twice the range.
+        self.formats = [FORMATS[64 if power == 2 else state_bits] for power in rule.states.values()] + [self.format]
+        self.wide = [power == 2 for power in rule.states.values()]
         self.sizes = sizes = [w.numel() for w in self.weights]
         self.offsets = [0, *itertools.accumulate(_core.state_size(n) for n in sizes)]
         self.size = sum(sizes)
         device = self.weights[0].device
         refuse_device(self.names[0], device)
         self.x = torch.zeros(self.offsets[-1], dtype=self.format.torch_dtype, device=device)
-        self.z = [torch.zeros_like(self.x) for _ in rule.states]
+        self.z = [torch.zeros_like(self.x, dtype=own.torch_dtype) for own in self.formats[:-1]]
         self.skipped = torch.zeros(sum(_core.block_count(n) for n in sizes), dtype=torch.uint8, device=device)
         self.initial: list[InitialWeights | None] = [None] * len(sizes)
         plane_bytes = [_core.plane_bytes(n) for n in sizes]  # of one bit of each weight
@@ -87,8 +90,17 @@ class Integers:
 
     def value(self, index: int, slot: int, dtype: torch.dtype, sigma: float | None = None, part: slice = slice(None)) -> Tensor:
         """What a tensor's slot, or a part of it, stands for now, or with another sigma; flat."""
-        integers = self.x if slot in (-1, self.slots - 1) else self.z[slot]
-        return self.part(index, integers)[part].to(dtype) * (self.sigma(index, slot) if sigma is None else sigma)
+        sigma = self.sigma(index, slot) if sigma is None else sigma
+        if slot in (-1, self.slots - 1):
+            return self.part(index, self.x)[part].to(dtype) * sigma
+        return self.value_of(slot, self.part(index, self.z[slot])[part], sigma, dtype)
+
+    def value_of(self, state: int, integers: Tensor, sigma: float, dtype: torch.dtype) -> Tensor:
+        """What integers of a state stand for. Squares are at least one quantum, so that nothing is divided by their root 0, and
+        products of double, whose range they need."""
+        if self.wide[state]:
+            return (integers.clamp(min=1).double() * sigma).to(dtype)
+        return integers.to(dtype) * sigma
 
     def visible(self, index: int) -> Tensor:
         """The weights of the tensor ``index`` as the kernels write them, flat."""

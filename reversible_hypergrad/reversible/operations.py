@@ -81,7 +81,7 @@ class OperationMoves(Moves):
         words = torch.empty(1 + 3 * count, dtype=torch.int64, device=integers.device)
         none = own.skipped[:0]
         if state:
-            ops.undo_states("sgd", own.weights, [], own.x, [integers], numbers, shifts, [], none, none, True, words)
+            ops.undo_states("sgd", own.weights, [], integers, [integers], numbers, shifts, [], none, none, True, words)
         else:
             ops.move_weights("sgd", own.weights, integers, [integers], numbers, shifts, [], none, True, True, words)
         return int(words[0])
@@ -93,11 +93,11 @@ class _Tensor:
     def __init__(self, moves: OperationMoves, record: Record, i: int) -> None:
         state = self.state = moves.state
         self.rule, self.real, self.record, self.i = state.rule, moves.real, record, i
-        settings = record.given.settings
-        self.h, self.t = settings[i if len(settings) > 1 else 0], record.given.step
+        self.h, self.t = record.given.of(i)
         *sigmas, self.before, self.after = record.numbers[i, : len(state.z) + 2].tolist()
         self.sigma = dict(zip(self.rule.states, sigmas, strict=True))
         self.integers = {name: state.part(i, z) for name, z in zip(self.rule.states, state.z, strict=True)}
+        self.slots = {name: slot for slot, name in enumerate((*self.rule.states, "weight"))}
         self.x = state.part(i, state.x)
         moves_of = record.shifts[i, 1:].view(-1, 2).tolist()
         self.shifts = dict(zip((*self.rule.states, "weight"), moves_of, strict=True))
@@ -131,31 +131,39 @@ class _Tensor:
         own.as_strided(weight.shape, weight.stride()).copy_(seen)
         return own
 
-    def _value(self, integers: Tensor, sigma: float) -> Tensor:
-        return self._seen(integers.to(self.real) * sigma)
+    def _weight_value(self, sigma: float) -> Tensor:
+        return self._seen(self.x.to(self.real) * sigma)
+
+    def _value(self, name: str) -> Tensor:
+        return self._seen(self.state.value_of(self.slots[name], self.integers[name], self.sigma[name], self.real))
 
     def _values(self) -> dict[str, Tensor]:
-        return {name: self._value(z, self.sigma[name]) for name, z in self.integers.items()}
+        return {name: self._value(name) for name in self.integers}
 
     def _gradient(self, gradient: Tensor) -> Tensor:
         return self._seen(gradient.detach().as_strided((gradient.numel(),), (1,)).to(self.real))
 
-    def _rounded(self, value: Tensor, sigma: float, flag: int) -> Tensor:
-        """In quanta; what does not fit counts as 0, and raises the flag."""
-        scaled = (self._flat(value) * (1.0 / sigma)).round_()
-        fits = scaled.abs() < 2.0**self.state.format.increment_bits
+    def _rounded(self, value: Tensor, name: str, sigma: float, flag: int) -> Tensor:
+        """In quanta; what does not fit counts as 0, and raises the flag. A square that is not 0 is one quantum at least."""
+        own, slot = self._flat(value), self.slots[name]
+        is_square, layout = name != "weight" and self.state.wide[slot], self.state.formats[slot]
+        scaled = ((own.double() if is_square else own) * (1.0 / sigma)).round_()
+        fits = scaled.abs() < 2.0**layout.increment_bits
         if not bool(fits.all()):
             self.flags |= flag
             scaled = torch.where(fits, scaled, 0.0)
-        return scaled.to(self.x.dtype)
+        if is_square:
+            scaled = torch.where((own != 0) & (scaled == 0), 1.0, scaled)
+        return scaled.to(layout.torch_dtype)
 
-    def _used(self, integers: Tensor, flag: int) -> int:
+    def _used(self, name: str, flag: int) -> int:
         """A word whose bits tell how many the largest integer needs."""
+        integers = self.x if name == "weight" else self.integers[name]
         if not integers.numel():
             return 0
         low, high = (int(extreme) for extreme in torch.aminmax(integers))
         bits = max(high.bit_length(), (~low).bit_length() if low < 0 else 0)
-        if bits > self.state.format.limit_bits:
+        if bits > self.state.formats[self.slots[name]].limit_bits:
             self.flags |= flag
         word = 1 << bits if (low, high) != (0, 0) else 0
         return (word + 2**63) % 2**64 - 2**63
@@ -171,7 +179,7 @@ class _Tensor:
     # Moves
 
     def step(self, gradient: Tensor, again: bool) -> Tensor:
-        g, w = self._gradient(gradient), self._value(self.x, self.before)
+        g, w = self._gradient(gradient), self._weight_value(self.before)
         kept = {name: z.clone() for name, z in self.integers.items()} if again and bool(self.skipped.any()) else {}
         for name, z in self.integers.items():
             z.copy_(self._contracted(z, name))
@@ -180,36 +188,37 @@ class _Tensor:
             self._keep_skipped(kept)
         values = self._values()
         for name, increment in self.rule.increments(self.h, self.t, g, w, values):
-            q = self._rounded(increment, self.sigma[name], _core.BAD_INCREMENT)
+            q = self._rounded(increment, name, self.sigma[name], _core.BAD_INCREMENT)
             self.integers[name] += self._unless_skipped(q) if kept else q
-            values[name] = self._value(self.integers[name], self.sigma[name])
+            values[name] = self._value(name)
         assert self.record.logged is not None
         self.record.logged[self.i] = self.rule.logged(self.h, self.t, w, values)
-        used = [self._used(z, _core.STATE_OVERFLOW) for z in self.integers.values()]
+        used = [self._used(name, _core.STATE_OVERFLOW) for name in self.integers]
         row = self.move_weight(back=False)
         return torch.tensor([self.flags, *used, int(row[-1])])
 
     def move_weight(self, back: bool) -> Tensor:
         logged = None if self.record.logged is None else self.record.logged[self.i]
         update = self.rule.update(self.h, self.t, self._values(), logged)
-        change = self._rounded(update, self.after, 0 if back else _core.BAD_CHANGE)
+        change = self._rounded(update, "weight", self.after, 0 if back else _core.BAD_CHANGE)
         if back:
             self.x.copy_(self._expanded(self.x + change, "weight"))
         else:
             self.x.copy_(self._contracted(self.x, "weight") - change)
         self._show(self.before if back else self.after)
-        used = 0 if back else self._used(self.x, _core.WEIGHT_OVERFLOW)
+        used = 0 if back else self._used("weight", _core.WEIGHT_OVERFLOW)
         return torch.tensor([0 if back else self.flags, *[0] * len(self.integers), used])
 
     def undo_states(self, gradient: Tensor) -> Tensor:
-        g, w = self._gradient(gradient), self._value(self.x, self.before)
+        g, w = self._gradient(gradient), self._weight_value(self.before)
         after = {name: z.clone() for name, z in self.integers.items()} if self._shifts() else {}
         foreign = torch.zeros(self.x.numel(), dtype=torch.bool, device=self.x.device)
         for name in reversed(self.integers):
             increment = self._increment_of(name, g, w)
-            self.integers[name] -= self._rounded(increment, self.sigma[name], _core.BAD_INCREMENT)
-            limit = 2 ** (self.state.format.limit_bits - self.shifts[name][0])
-            foreign |= (self.integers[name] < -limit) | (self.integers[name] > limit)
+            self.integers[name] -= self._rounded(increment, name, self.sigma[name], _core.BAD_INCREMENT)
+            slot = self.slots[name]
+            limit = 2 ** (self.state.formats[slot].limit_bits - self.shifts[name][0])
+            foreign |= (self.integers[name] < (0 if self.state.wide[slot] else -limit)) | (self.integers[name] > limit)
         self.skipped.zero_()
         if bool(foreign.any()):
             self.flags |= _core.FOREIGN_GRADIENT

@@ -1,5 +1,6 @@
 """What a step is given beside its gradient, and what undoing it needs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,14 +25,29 @@ class StepNumbers:
         factors: what each slot decays by, the weight last; of shape (slots,), or (tensors, slots).
         of_rule: what the rule's program takes; of shape (numbers,), or (tensors, numbers).
         elements: empty, or for every tensor and number of the rule: one value per weight in place of it, or an empty tensor.
-        settings: of each tensor, the rule's ``h``; and ``step``, its ``t``: for rules without a program.
+        settings: the rule's ``h`` of each tensor, or one for all.
+        steps: its ``t``, of each tensor, or one for all.
     """
 
     factors: Floats
     of_rule: Floats
     elements: tuple[Tensor, ...] = ()
     settings: tuple[Any, ...] = ()
-    step: int = 0
+    steps: tuple[int, ...] = (0,)
+
+    @classmethod
+    def joined(cls, rows: Sequence["StepNumbers"]) -> "StepNumbers":
+        """Those of several tensors, one for all each, as one."""
+        return cls(
+            np.stack([row.factors for row in rows]),
+            np.stack([row.of_rule for row in rows]),
+            settings=tuple(row.settings[0] for row in rows),
+            steps=tuple(row.steps[0] for row in rows),
+        )
+
+    def of(self, i: int) -> tuple[Any, int]:
+        """``h`` and ``t`` of the ``i``-th tensor."""
+        return self.settings[i if len(self.settings) > 1 else 0], self.steps[i if len(self.steps) > 1 else 0]
 
 
 @dataclass
@@ -46,6 +62,7 @@ class Record:
         shifts: int64 table for the kernels; a row per tensor: whether it took part, then shift and centre per slot.
         planes: the bits that the step shifted out, uint8.
         hash_before: of the state before the step, or who will know it; None: not checked.
+        inactive: tensors that took no part; None: all did.
         logged: what a rule logged, per tensor; None for most rules.
         unset: which states were zero before the step, their scales still to be chosen.
         owed: bits by which the slots were to be shifted in this step, whatever it brought.
@@ -59,6 +76,7 @@ class Record:
     shifts: Tensor
     planes: Tensor
     hash_before: int | Outcome | None = None
+    inactive: NDArray[np.bool_] | None = None
     logged: Any = None
     unset: NDArray[np.bool_] | None = None
     owed: Integers | None = None

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from types import SimpleNamespace
 
+import torch
 from torch import Tensor
 
 from reversible_hypergrad.problem.problem import Cotangents, Problem
@@ -87,7 +88,7 @@ class RulePullBack(PullBack):
         for name, setting in settings.items():
             if setting.source is not None and not self.rule.settings[name].set_aside(settings, step):
                 value = getattr(h, name)
-                leaf = value.detach() if isinstance(value, Tensor) else self.aw.new_tensor(value)
+                leaf = value.detach() if isinstance(value, Tensor) else self.aw.new_tensor(value, dtype=torch.float64)
                 setattr(h, name, (self._seen(i, leaf) if setting.elementwise is not None else leaf).requires_grad_())
         return h
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reversible_hypergrad.core.fixed_point import FixedPointFormat
 from reversible_hypergrad.reversible.exponents import (
     EXPONENTS,
     exponent_of_increments,
@@ -64,6 +65,7 @@ class State(Integers):
         self._no_room = np.zeros((len(self.sizes), self.slots), np.int64)
         self.more_room = self._no_room  # bits by which the next step shifts, to make room
         self._shown_exponents: NDArray[np.int64] | None = None  # with which no weight can be too large to be shown
+        self._largest_exponents = np.array([EXPONENTS[own.state_bits][1] for own in self.formats])
         self._no_planes = torch.empty(0, dtype=torch.uint8, device=self.x.device)
         self.moves: Moves = ProgramMoves(self) if rule.program else OperationMoves(self)
 
@@ -153,7 +155,9 @@ class State(Integers):
         planes = self._no_planes
         if move.plane_bytes:
             planes = torch.empty(move.plane_bytes, dtype=torch.uint8, device=self.x.device)
-        return Record(given, scales, self.scales.state, torch.from_numpy(move.numbers), torch.from_numpy(move.shifts), planes)
+        numbers, shifts = torch.from_numpy(move.numbers), torch.from_numpy(move.shifts)
+        inactive = None if taking_part is None else ~taking_part
+        return Record(given, scales, self.scales.state, numbers, shifts, planes, inactive=inactive)
 
     def go_back(
         self, given: StepNumbers, before: ScaleState, room: NDArray[np.int64] | None, pop_planes: Callable[[], Tensor]
@@ -203,11 +207,15 @@ class State(Integers):
                 self.unset = self.unset & (np.array(outcomes[-1].used)[:, :-1] == 0)
             return
         used = np.max([outcome.used for outcome in outcomes], axis=0).reshape(-1, self.slots)
-        # What is added to a state is about as large as the state.
-        free = np.array([self.format.increment_bits] * len(self.z) + [self.format.limit_bits]) - used
+        # What is added to a state is about as large as the state, but of a mean of squares a small part of it.
+        free = np.array([own.limit_bits if wide else own.increment_bits for own, wide in self._kinds()]) - used
         self.more_room = np.where(free < _LEAST_FREE, _FREED - free, 0)
         if self.any_unset:
             self._settle_exponents(self.unset & (used[:, :-1] == 0))
+
+    def _kinds(self) -> list[tuple[FixedPointFormat, bool]]:
+        """Of each slot its format, and whether its limit is that of its value, not of what is added to it."""
+        return list(zip(self.formats, [*self.wide, True], strict=True))
 
     def _settle_exponents(self, still_zero: NDArray[np.bool_]) -> None:
         """Of states whose first gradients were zeros, where later steps are not looked at: as the largest of the others."""
@@ -215,7 +223,7 @@ class State(Integers):
         exponent = now.exponent.copy()
         for slot in range(len(self.z)):
             rows, others = still_zero[:, slot], ~still_zero[:, slot]
-            exponent[rows, slot] = exponent[others, slot].max() if others.any() else exponent_unseen(self.format)
+            exponent[rows, slot] = exponent[others, slot].max() if others.any() else exponent_unseen(self.formats[slot])
         self.scales.state = replace(now, exponent=exponent)
         self.unset = np.zeros_like(self.unset)
 
@@ -229,24 +237,29 @@ class State(Integers):
             if gradient is None or not self.unset[i].any():
                 continue
             seen = self._magnitudes(i, gradient, given)
-            for slot, factor in enumerate(np.broadcast_to(given.factors, exponent.shape)[i, :-1]):
+            factors = np.broadcast_to(given.factors, exponent.shape)[i, :-1]
+            for slot, (name, factor) in enumerate(zip(self.rule.states, factors, strict=True)):
                 if self.unset[i, slot] and 0 < seen[slot] < math.inf:
-                    exponent[i, slot] = exponent_of_increments(seen[slot], float(factor), self.format)
+                    room = self.rule.headroom.get(name)
+                    exponent[i, slot] = exponent_of_increments(seen[slot], float(factor), self.formats[slot], room)
         self.scales.state = replace(now, exponent=exponent)
 
     def _magnitudes(self, i: int, gradient: Tensor, given: StepNumbers) -> list[float]:
         """The largest magnitudes of what a step would add to the states of the tensor ``i``, and of its update."""
         factors = np.broadcast_to(given.factors, (len(self.sizes), self.slots))[i]
-        h = given.settings[i if len(given.settings) > 1 else 0]
+        h, t = given.of(i)
 
         def seen(part: slice) -> list[float]:
             g, w = flat(gradient)[part].double(), self.value(i, -1, torch.float64, part=part)
             z = {n: self.value(i, k, torch.float64, part=part).mul_(factors[k]) for k, n in enumerate(self.rule.states)}
+            for k, name in enumerate(self.rule.states):
+                if self.unset[i, k]:  # its quantum means nothing yet
+                    z[name].zero_()
             if self.rule.elementwise:
-                return magnitudes(self.rule, _part_of(h, part), given.step, g, w, z)
+                return magnitudes(self.rule, _part_of(h, part), t, g, w, z)
             form = self.weights[i].shape, self.weights[i].stride()
             z = {name: state.as_strided(*form) for name, state in z.items()}
-            return magnitudes(self.rule, h, given.step, g.as_strided(*form), w.as_strided(*form), z)
+            return magnitudes(self.rule, h, t, g.as_strided(*form), w.as_strided(*form), z)
 
         if not self.rule.elementwise:
             return seen(slice(None))
@@ -280,10 +293,8 @@ class State(Integers):
             if not flags or gradient is None:
                 continue
             seen = self._magnitudes(i, gradient, record.given)
-            more[i] = growth(flags, outcome.used[i], seen, exponent[i], self.format)
-            if beyond is None and (
-                not all(map(math.isfinite, seen)) or (exponent[i] + more[i]).max() > EXPONENTS[self.format.state_bits][1]
-            ):
+            more[i] = growth(flags, outcome.used[i], seen, exponent[i], self.formats)
+            if beyond is None and (not all(map(math.isfinite, seen)) or (exponent[i] + more[i] > self._largest_exponents).any()):
                 beyond = i
         error = refusal([self], [gradients], [outcome], beyond)
         if error is not None:

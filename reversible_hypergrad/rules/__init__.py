@@ -1,8 +1,9 @@
 """Optimizers, each a few formulas, from which training, hypergradients and reversal follow."""
 
+from reversible_hypergrad.rules.adam import Adam, AdamW
 from reversible_hypergrad.rules.base import Rule, SettingSpec
 from reversible_hypergrad.rules.functions import root
 from reversible_hypergrad.rules.sgd import SGD
 from reversible_hypergrad.rules.traced import TracedSGD
 
-__all__ = ["SGD", "Rule", "SettingSpec", "TracedSGD", "root"]
+__all__ = ["SGD", "Adam", "AdamW", "Rule", "SettingSpec", "TracedSGD", "root"]

@@ -31,7 +31,10 @@ class Rule(ABC):
     by 0; such a step can be trained and differentiated, but not undone.
 
     Attributes:
-        states: name -> power of the gradient's scale: 1 like g, 2 like g*g, 0 of order 1. All begin at 0.
+        states: name -> power of the gradient's scale: 1 like g, 2 like g*g, 0 of order 1. All begin at 0. A state of power 2 is
+            a mean of squares: never negative, and kept in 64 bits in every layout, since squares span twice the range.
+        headroom: name -> bits left above a state's first increments, for gradients that grow; the fewer, the finer its quanta,
+            and the more often it must be shifted. Left out: 4 in 32-bit integers, 10 in 64-bit ones.
         settings: name -> :class:`SettingSpec`. They become keyword arguments, each a number, a tensor or a dict of these, per
             step or per weight, learned or not: see :class:`SGD`.
         elementwise: whether every number depends on its own weight alone, so that the functions may be applied to several
@@ -80,6 +83,7 @@ class Rule(ABC):
     """
 
     states: ClassVar[Mapping[str, int]]
+    headroom: ClassVar[Mapping[str, int]] = {}
     settings: ClassVar[Mapping[str, SettingSpec]]
     elementwise: ClassVar[bool] = False
     linear: ClassVar[bool] = False
@@ -106,7 +110,7 @@ class Rule(ABC):
         none."""
         return None
 
-    def numbers(self, h: Any) -> tuple[float, ...]:
+    def numbers(self, h: Any, t: int) -> tuple[float, ...]:
         """What the compiled ``program`` takes from the settings, in its order."""
         raise NotImplementedError(f"{type(self).__name__} declares no numbers for its program {self.program!r}")
 

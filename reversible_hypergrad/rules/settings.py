@@ -26,6 +26,7 @@ class SettingSpec:
         default: if none is given; None: one must be given.
         low: the least that makes sense.
         high: the most that does.
+        below: whether ``high`` itself does not.
         per_weight: whether a tensor of the weight's own shape is allowed, one value per weight.
         first: what the setting is in the first step whatever was given, such as no dampening; None: what was given.
         needs: a setting where 0 sets this one aside in any step: then it is ``first``, too. Empty: none.
@@ -37,6 +38,7 @@ class SettingSpec:
     default: float | None = None
     low: float = 0.0
     high: float = math.inf
+    below: bool = False
     per_weight: bool = False
     first: float | None = None
     needs: str = ""
@@ -45,8 +47,12 @@ class SettingSpec:
     def domain(self) -> str:
         """The numbers that make sense, in words; empty if all do."""
         if math.isfinite(self.high):
-            return f"in [{self.low:g}, {self.high:g}]"
+            return f"in [{self.low:g}, {self.high:g}{')' if self.below else ']'}"
         return f">= {self.low:g}" if math.isfinite(self.low) else ""
+
+    def allows(self, numbers: Any) -> Any:
+        """Whether each number makes sense."""
+        return (numbers >= self.low) & ((numbers < self.high) if self.below else (numbers <= self.high))
 
     def set_aside(self, settings: Settings, step: int) -> bool:
         """Whether the setting is ``first`` in ``step``, so that it has no derivative there."""
@@ -180,7 +186,7 @@ def _read(spec: SettingSpec, label: str, value: Value, weight: Tensor | None, so
         assert isinstance(value, Tensor)
         own = torch.empty_like(weight, dtype=value.dtype, requires_grad=False)
         own.copy_(value.detach().reshape(weight.shape))
-        if not bool((torch.isfinite(own) & (own >= spec.low) & (own <= spec.high)).all()):
+        if not bool((torch.isfinite(own) & spec.allows(own)).all()):
             expected = f"finite numbers {spec.domain}".rstrip()
             raise ValueError(f"{label}: expected {expected}, got {own.min().item():g} to {own.max().item():g}")
         return Setting((), own.as_strided((weight.numel(),), (1,)), source)
@@ -201,6 +207,6 @@ def _numbers(value: Tensor) -> list[float]:
 def _check_number(spec: SettingSpec, label: str, number: float) -> None:
     if not math.isfinite(number):
         raise ValueError(f"{label}: expected finite numbers, got {number}")
-    if not spec.low <= number <= spec.high:
+    if not spec.allows(number):
         remedy = ". To learn one, pass its logarithm's exp()" if spec.low == 0 and spec.high == math.inf else ""
         raise ValueError(f"{label}: expected numbers {spec.domain}, got {number:g}{remedy}")

@@ -79,7 +79,7 @@ class SGD(Rule):
     def update(self, h: Any, t: int, z: Mapping[str, Tensor], logged: Any) -> Tensor:
         return h.lr * z["v"]  # type: ignore[no-any-return]
 
-    def numbers(self, h: Any) -> tuple[float, ...]:
+    def numbers(self, h: Any, t: int) -> tuple[float, ...]:
         return 1 - h.dampening, h.weight_decay, h.lr
 
     def direction_is_state(self, h: Any) -> bool:
