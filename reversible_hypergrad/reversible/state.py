@@ -34,6 +34,8 @@ __all__ = ["State"]
 # Bits that integers on a GPU must leave free at a look, or the next step makes room: until the next look they may grow so far.
 _LEAST_FREE = 3
 _FREED = 5
+# Bits left above the first increments of a mean of squares: gradients may double, and it keeps 49 bits of the 51.
+_SQUARES_ROOM = 2
 # Weights that are looked at in one go, on the CPU, where a piece should fit the cache, and on a GPU.
 _PIECE = {False: 1 << 14, True: 1 << 22}
 
@@ -240,7 +242,7 @@ class State(Integers):
             factors = np.broadcast_to(given.factors, exponent.shape)[i, :-1]
             for slot, (name, factor) in enumerate(zip(self.rule.states, factors, strict=True)):
                 if self.unset[i, slot] and 0 < seen[slot] < math.inf:
-                    room = self.rule.headroom.get(name)
+                    room = self.rule.headroom.get(name, _SQUARES_ROOM if self.wide[slot] else None)
                     exponent[i, slot] = exponent_of_increments(seen[slot], float(factor), self.formats[slot], room)
         self.scales.state = replace(now, exponent=exponent)
 

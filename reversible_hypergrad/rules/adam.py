@@ -52,7 +52,7 @@ class Adam(Rule):
 
     states: ClassVar[Mapping[str, int]] = {"m": 1, "s": 2}
     # A weight moves by about lr whatever the size of its gradients, so small ones count, too.
-    headroom: ClassVar[Mapping[str, int]] = {"m": 1, "s": 2}
+    headroom: ClassVar[Mapping[str, int]] = {"m": 1}
     settings: ClassVar[Mapping[str, SettingSpec]] = {
         "lr": SettingSpec(1e-3, per_weight=True),
         "beta1": SettingSpec(0.9, high=1.0, below=True),

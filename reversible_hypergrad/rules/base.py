@@ -34,7 +34,7 @@ class Rule(ABC):
         states: name -> power of the gradient's scale: 1 like g, 2 like g*g, 0 of order 1. All begin at 0. A state of power 2 is
             a mean of squares: never negative, and kept in 64 bits in every layout, since squares span twice the range.
         headroom: name -> bits left above a state's first increments, for gradients that grow; the fewer, the finer its quanta,
-            and the more often it must be shifted. Left out: 4 in 32-bit integers, 10 in 64-bit ones.
+            and the more often it must be shifted. Left out: 2 for power 2, else 4 in 32-bit integers, 10 in 64-bit ones.
         settings: name -> :class:`SettingSpec`. They become keyword arguments, each a number, a tensor or a dict of these, per
             step or per weight, learned or not: see :class:`SGD`.
         elementwise: whether every number depends on its own weight alone, so that the functions may be applied to several
