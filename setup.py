@@ -8,6 +8,7 @@ RH_CUDA=0 leaves them out (a quicker build), RH_CUDA=1 makes a missing nvcc an e
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -38,8 +39,12 @@ EXACT = [
 ]
 STRICT = [*EXACT, "-Wall", "-Wextra"]
 
-# An optimizer is a header in csrc/rules, and its struct is the name in capitals: sgd.h has SGD.
-RULES = {path.name: path.stem.upper() for path in sorted((CSRC / "rules").glob("*.h")) if path.name != "rule.h"}
+# An optimizer is a header in csrc/rules, and the struct in it.
+RULES = {
+    path.name: re.search(r"^struct (\w+) {", path.read_text(), re.MULTILINE)[1]
+    for path in sorted((CSRC / "rules").glob("*.h"))
+    if path.name != "rule.h"
+}
 
 # kernels.cpp is compiled once per rule and instruction set. -Wno-psabi: registers are only passed to functions that are inlined.
 # GCC 12 warns inside its own AVX-512 headers (bugs 105593, 106671).
