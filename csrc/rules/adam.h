@@ -84,4 +84,6 @@ struct Adam {
   }
 };
 
+using Rule = Adam;
+
 }  // namespace rh

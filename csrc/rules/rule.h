@@ -1,8 +1,8 @@
 // An optimizer is a struct in a file of this folder. The build compiles the kernels once per file (see setup.py), with
 //
-//     RH_RULE_FILE    the file, "sgd.h"       RH_RULE    the struct, SGD
+//     RH_RULE_FILE    the file, sgd.h
 //
-// and each build enters itself under kName. What a struct gives is what rules/sgd.h gives: how many states and numbers; by which
+// which names its struct Rule, and each build enters itself under kName. What a struct gives is what rules/sgd.h gives: how many states and numbers; by which
 // power of the gradient each state scales, and whether the weights may decay; what a gradient adds to each state, from states
 // before it that are new and states behind it that are decayed only; what is subtracted from the weight, from new states alone;
 // and the two halves of the step's adjoint. All else (scales, planes, undoing, flags, hashes, dtypes, threads) follows.
@@ -14,7 +14,6 @@
 #include RH_TEXT(RH_RULE_FILE)
 
 namespace rh {
-using Rule = RH_RULE;
 // Of a state: squares span twice the range, so they have 64 bits in every layout.
 template <int k>
 constexpr bool kIsSquare = Rule::kPower[k] == 2;

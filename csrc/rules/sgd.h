@@ -70,4 +70,6 @@ struct SGD {
   }
 };
 
+using Rule = SGD;
+
 }  // namespace rh
