@@ -91,7 +91,7 @@ __device__ __forceinline__ void report(const Thread& thread, const Found& found)
       if (thread.first == 0) add_bits(words + 1 + slot, used);
     };
     for_states([&](auto k) { note(k, kStateOverflow); });
-    note(std::integral_constant<int, K>{}, kWeightOverflow);
+    note(Constant<K>{}, kWeightOverflow);
   }
   flags = any_of_group(flags);
   if (flags == 0 || thread.first != 0) return;

@@ -40,11 +40,16 @@ RH_INLINE const T<k>& get(const PerState<T, last>& all) {
   return static_cast<const PerState<T, k>&>(all).own;
 }
 
+// A number as a type; std::integral_constant's conversion is the host's alone.
+template <int number>
+struct Constant {
+  RH_INLINE constexpr operator int() const { return number; }
+};
 // Calls f with each state as a constant.
 template <int k = 0, class F>
 RH_INLINE void for_states(const F& f) {
   if constexpr (k < K) {
-    f(std::integral_constant<int, k>{});
+    f(Constant<k>{});
     for_states<k + 1>(f);
   }
 }
