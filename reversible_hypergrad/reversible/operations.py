@@ -18,6 +18,7 @@ from reversible_hypergrad.reversible.lateness import Ticket
 from reversible_hypergrad.reversible.moves import Gradients, Moves
 from reversible_hypergrad.reversible.outcome import Outcome
 from reversible_hypergrad.reversible.record import Record
+from reversible_hypergrad.rules.functions import correctly_rounded
 
 if TYPE_CHECKING:
     from reversible_hypergrad.reversible.state import State
@@ -135,7 +136,11 @@ class _Tensor:
         return self._seen(self.x.to(self.real) * sigma)
 
     def _value(self, name: str) -> Tensor:
-        return self._seen(self.state.value_of(self.slots[name], self.integers[name], self.sigma[name], self.real))
+        """Squares are at least one quantum, so that nothing is divided by their root 0, and products of double, whose range they
+        need."""
+        if self.state.wide[self.slots[name]]:
+            return self._seen((self.integers[name].clamp(min=1).double() * self.sigma[name]).to(self.real))
+        return self._seen(self.integers[name].to(self.real) * self.sigma[name])
 
     def _values(self) -> dict[str, Tensor]:
         return {name: self._value(name) for name in self.integers}
@@ -178,6 +183,7 @@ class _Tensor:
 
     # Moves
 
+    @correctly_rounded()
     def step(self, gradient: Tensor, again: bool) -> Tensor:
         g, w = self._gradient(gradient), self._weight_value(self.before)
         kept = {name: z.clone() for name, z in self.integers.items()} if again and bool(self.skipped.any()) else {}
@@ -197,6 +203,7 @@ class _Tensor:
         row = self.move_weight(back=False)
         return torch.tensor([self.flags, *used, int(row[-1])])
 
+    @correctly_rounded()
     def move_weight(self, back: bool) -> Tensor:
         logged = None if self.record.logged is None else self.record.logged[self.i]
         update = self.rule.update(self.h, self.t, self._values(), logged)
@@ -209,6 +216,7 @@ class _Tensor:
         used = 0 if back else self._used("weight", _core.WEIGHT_OVERFLOW)
         return torch.tensor([0 if back else self.flags, *[0] * len(self.integers), used])
 
+    @correctly_rounded()
     def undo_states(self, gradient: Tensor) -> Tensor:
         g, w = self._gradient(gradient), self._weight_value(self.before)
         after = {name: z.clone() for name, z in self.integers.items()} if self._shifts() else {}
