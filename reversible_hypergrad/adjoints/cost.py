@@ -42,6 +42,7 @@ class RunSize:
         weight_bytes: bytes of one weight.
         adjoint_bytes: bytes of an element of the adjoint's vectors.
         states: of the rule, per weight.
+        squares: how many of them are means of squares, which have 64 bits in every layout.
         with_states: whether the adjoint looks at states: with SGD, where learning rates or momenta get gradients.
         irreversible: why the steps cannot be undone; empty if they can.
         hyperparameters: how many elements get a gradient, initial weights not counted; None: not known.
@@ -53,6 +54,7 @@ class RunSize:
     weight_bytes: int = 4
     adjoint_bytes: int = 4
     states: int = 1
+    squares: int = 0
     with_states: bool = False
     irreversible: str = ""
     hyperparameters: int | None = None
@@ -74,6 +76,7 @@ class RunSize:
             weight_bytes=weight_bytes,
             adjoint_bytes=max(4, weight_bytes),
             states=len(problem.rule.states),
+            squares=sum(power == 2 for power in problem.rule.states.values()),
             with_states=needs_states(problem),
             irreversible=problem.rule.irreversible(problem.settings) or "",
             hyperparameters=problem.report.hyperparameters,
