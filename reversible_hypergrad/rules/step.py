@@ -1,6 +1,6 @@
 """One step of a rule, and its two transposed halves, from the rule's own functions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -10,7 +10,16 @@ from torch import Tensor
 from reversible_hypergrad.problem.setting import Settings
 from reversible_hypergrad.rules.base import Rule
 
-__all__ = ["Halfway", "PulledStates", "PulledUpdate", "looks_at_states", "pull_update", "step", "step_in_place"]
+__all__ = [
+    "Halfway",
+    "PulledStates",
+    "PulledUpdate",
+    "count_below_eps",
+    "looks_at_states",
+    "pull_update",
+    "step",
+    "step_in_place",
+]
 
 States = Mapping[str, Tensor]
 
@@ -37,6 +46,17 @@ def step_in_place(rule: Rule, h: Any, t: int, g: Tensor, w: Tensor, z: dict[str,
     if "weight" in decay:
         w.mul_(decay["weight"])
     w.sub_(update)
+
+
+def count_below_eps(rule: Rule, settings: Sequence[Settings], t: int, states: Callable[[int], States]) -> int:
+    """Of all tensors, with these settings, after step ``t``; ``states`` gives those of a tensor."""
+    found = 0
+    if type(rule).below_eps is Rule.below_eps or t < 0:
+        return found
+    for i, own in enumerate(settings):
+        below = rule.below_eps(rule.at(own, t), t, states(i))
+        found += 0 if below is None else int(below.sum())
+    return found
 
 
 class PulledUpdate(NamedTuple):
