@@ -2,10 +2,10 @@
 
     python -m bench.transformer --text FILE [--steps 1000] [--strategies reversible snapshots checkpoint]
 
-The model has about a million weights (6 layers of width 128, 4 heads, context 64); a step takes 4 sequences, in float32. Each strategy
-runs in a process of its own on one thread. Printed: CPU seconds of training and of forward and backward together, in units of plain
-training by torch.optim.AdamW in a process of its own; peak resident memory beyond that of three such steps; bits kept per weight and
-step; and how far apart the strategies' hypergradients are.
+The model has about a million weights (6 layers of width 128, 4 heads, context 64); a step takes 4 sequences, in float32. Each
+strategy runs in a process of its own on one thread. Printed: CPU seconds of training and of forward and backward together, in
+units of plain training by torch.optim.AdamW in a process of its own; peak resident memory beyond that of three such steps; bits
+kept per weight and step; and how far apart the strategies' hypergradients are.
 """
 
 import argparse
@@ -40,7 +40,8 @@ class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(2))
-        self.attention, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        # No bias: that of keys has gradient 0, and Adam would follow its rounding.
+        self.attention, self.out = nn.Linear(WIDTH, 3 * WIDTH, bias=False), nn.Linear(WIDTH, WIDTH)
         self.wide, self.narrow = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
