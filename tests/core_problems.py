@@ -20,10 +20,12 @@ BITS_OF = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 WIDTHS = pytest.mark.parametrize("state_bits", [64, 32], ids=lambda bits: f"state{bits}")
 EACH_INSTRUCTION_SET = pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 
-# 1 is 2 to these in quanta of the velocity and of the weight, where a test says nothing else.
+# 1 is 2 to these in quanta of a state that scales like the gradient and of the weight, where a test says nothing else; and in
+# those of a wide state.
 FRACTION_BITS = {64: (40, 47), 32: (23, 26)}
+WIDE_FRACTION_BITS = 42
 RULE = "sgd"
-SLOTS = oracle.SGD.states + 1
+SLOTS = len(oracle.SGD.powers) + 1
 
 GUARD = 64  # elements around every tensor that no op may write
 
@@ -50,6 +52,14 @@ class Step:
         ]
         elements = self.elements and [[None if e is None else e.double().tolist() for e in own] for own in self.elements]
         return oracle.plan(oracle.SGD, scales, factors, self.numbers, elements, self.rescale)
+
+
+def decays_of(rule, momentum: float | tuple[float, ...]) -> tuple[float, ...]:
+    """Of the states: a tuple's own; or `momentum`, and of a state like a square so much that its root keeps no less than the
+    others do: what is divided by that stays small."""
+    if isinstance(momentum, tuple):
+        return momentum
+    return tuple(momentum if power == 1 else 1.0 - (1.0 - momentum) ** 2 for power in rule.powers)
 
 
 @dataclass
@@ -210,6 +220,12 @@ class Bucket:
 
 
 # Problems ------------------------------------------------------------------------------------------------------------
+
+
+def fraction_bits(rule, state_bits: int) -> list[int]:
+    """Of all slots."""
+    velocity, weight = FRACTION_BITS[state_bits]
+    return [*(velocity if power == 1 else WIDE_FRACTION_BITS for power in rule.powers), weight]
 
 
 def units(state_bits: int) -> tuple[int, int]:
