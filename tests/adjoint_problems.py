@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import oracle
 import torch
-from core_problems import ASKEW, DTYPES, RULE, Bucket, Record, Step, same_bits
+from core_problems import ASKEW, DTYPES, Bucket, Record, Step, same_bits
 from device_matrix import CASES, FAST, SLOW, Case, state_of, steps_of
 
 REALS = {"float32": torch.float32, "float64": torch.float64}
@@ -33,8 +33,8 @@ class AdjointStep:
 class AdjointBucket(Bucket):
     """A bucket with aw and av, guarded like the rest; between the tensors they hold zeros."""
 
-    def __init__(self, x, v, dtypes, state_bits, real: str, vectors: list[tuple[np.ndarray, np.ndarray]], *rest, **options):
-        super().__init__(x, v, dtypes, state_bits, *rest, **options)
+    def __init__(self, x, states, dtypes, state_bits, real: str, vectors: list[tuple[np.ndarray, np.ndarray]], *rest, **options):
+        super().__init__(x, states, dtypes, state_bits, *rest, **options)
         self.aw, self.av = (self._guarded("vectors", len(self.x), REALS[real]) for _ in range(2))
         for which, vector in enumerate((self.aw, self.av)):
             vector.zero_()
@@ -51,9 +51,9 @@ class AdjointBucket(Bucket):
         none = torch.empty(0)
         products = [none if p is None else p.to(self.device) for p in adjoint.products]
         carries = torch.tensor(adjoint.carries, dtype=torch.float64).view(-1, 1)
-        state = self.x, [self.v], record.numbers, record.shifts, self.elements(step), record.planes, True, self.outcome
+        state = self.x, self.states, record.numbers, record.shifts, self.elements(step), record.planes, True, self.outcome
         vectors = self.aw, [self.av], products, carries, [adjoint.by_lr], self.partials, self.by_lr
-        return RULE, self.weights, *state, *vectors
+        return self.rule.name, self.weights, *state, *vectors
 
     def states_adjoint_arguments(self, step: Step, record: Record, adjoint: AdjointStep) -> tuple:
         """Of undo_states_adjoint, in order."""
@@ -62,10 +62,10 @@ class AdjointBucket(Bucket):
         self.directions = [
             self._guarded("vectors", size if on else 0, self.aw.dtype) for size, on in zip(self.sizes, directed, strict=True)
         ]
-        state = self.x, [self.v], record.numbers, record.shifts, self.elements(step), record.planes, self.skipped, True
+        state = self.x, self.states, record.numbers, record.shifts, self.elements(step), record.planes, self.skipped, True
         sigma_before = torch.tensor([[own[0].sigma] for own in record.before], dtype=torch.float64)
         vectors = self.aw, [self.av], self.directions, sigma_before, list(adjoint.wanted), self.partials, self.sums
-        return RULE, self.weights, self.gradients(step), *state, self.outcome, *vectors
+        return self.rule.name, self.weights, self.gradients(step), *state, self.outcome, *vectors
 
     def undo_weights_adjoint(self, step: Step, record: Record, adjoint: AdjointStep) -> None:
         self.ops.undo_weights_adjoint(*self.weights_adjoint_arguments(step, record, adjoint))
@@ -212,12 +212,12 @@ def journey(case: Case, state_bits: int, make, count: int = 6, seed: int = 3) ->
     """Some steps there with the plain ops, and back with the adjoint; everything after every phase. `make` gives the bucket
     from what AdjointBucket takes."""
     rng = np.random.default_rng(seed)
-    x, v = state_of(case, state_bits, rng)
+    x, states = state_of(case, state_bits, rng)
     steps = steps_of(case, state_bits, count, rng)
     real = real_of(case)
     vectors = vectors_of(case, real, rng)
     adjoints = adjoints_of(case, steps, rng)
-    bucket = make(x, v, list(case.dtypes), state_bits, real, vectors)
+    bucket = make(x, states, list(case.dtypes), state_bits, real, vectors)
     records = [bucket.step(step) for step in steps]
     trace = []
 
@@ -247,9 +247,9 @@ def adjoint_sample(state_bits: int) -> dict[str, tuple]:
     """Arguments of the two ops, as core_problems.sample."""
     rng = np.random.default_rng(3)
     case = Case((40, 700, 1030), ("float32", "float16", "bfloat16"), momentum=FAST)
-    x, v = state_of(case, state_bits, rng)
+    x, states = state_of(case, state_bits, rng)
     (step,) = steps_of(case, state_bits, 1, rng)
-    bucket = AdjointBucket(x, v, list(case.dtypes), state_bits, "float32", vectors_of(case, "float32", rng))
+    bucket = AdjointBucket(x, states, list(case.dtypes), state_bits, "float32", vectors_of(case, "float32", rng))
     step.gradients[1] = None
     record = bucket.step(step)
     record.numbers.nan_to_num_()

@@ -6,14 +6,15 @@ import copy
 import math
 
 import numpy as np
+import oracle
 import torch
 from core_problems import CHANGING, DTYPES, Bucket, Step, integers, normal_gradients, random_elements, units
 
 GARBAGE = [math.nan, math.inf, -math.inf, 1e30, -1e30, 1e5, -1e4, 3.0, 65504]
 
 
-def random_state(rng: np.random.Generator):
-    """X and V of one to three tensors of awkward sizes, their dtypes and the width of state."""
+def random_state(rng: np.random.Generator, rule=oracle.SGD):
+    """X and the states of one to three tensors of awkward sizes, their dtypes and the width of state."""
     state_bits = int(rng.choice([32, 64]))
     velocity, weight = units(state_bits)
     count = int(rng.integers(1, 4))
@@ -21,10 +22,14 @@ def random_state(rng: np.random.Generator):
     dtypes = [str(dtype) for dtype in rng.choice(list(DTYPES), count)]
     x = [integers(rng, int(rng.choice([2 ** (state_bits - 2), weight])), size, state_bits) for size in sizes]
     v = [integers(rng, int(rng.choice([2 ** (state_bits - 2), velocity], p=[0.1, 0.9])), size, state_bits) for size in sizes]
-    return x, v, dtypes, state_bits
+    return x, [v, *(wide_integers(rng, sizes) for _ in rule.powers[1:])], dtypes, state_bits
 
 
-def random_right_and_wrong(rng, sizes, dtypes, state_bits) -> tuple[Step, Step]:
+def wide_integers(rng: np.random.Generator, sizes: list[int]) -> list[torch.Tensor]:
+    return [integers(rng, 2 ** int(rng.choice([42, 62])), size, 64).abs() for size in sizes]
+
+
+def random_right_and_wrong(rng, sizes, dtypes, state_bits, rule=oracle.SGD) -> tuple[Step, Step]:
     """A step with some garbage among its gradients; the same step with a few, or all, of its gradients changed."""
     count = len(sizes)
     momentum = [float(rng.choice([*CHANGING, rng.uniform(0.01, 1)])) for _ in sizes]
@@ -32,9 +37,16 @@ def random_right_and_wrong(rng, sizes, dtypes, state_bits) -> tuple[Step, Step]:
     share, decay, lr = signs * 10.0**exponents
     decay *= rng.random(count) < 0.5
     numbers = list(zip(share.tolist(), decay.tolist(), lr.tolist(), strict=True))
+    if rule is oracle.Adam:
+        ends = rng.choice([[1.0, 1e-8, 0.0], [3.0, 0.0, 1e-9], [0.5, 1.0, 0.1]], count).tolist()
+        numbers = [(own[0], 10.0 ** float(rng.uniform(-4, 0)), *own[1:], *end) for own, end in zip(numbers, ends, strict=True)]
     rescale = [(int(a), int(b)) for a, b in rng.choice([0, 1, 5], (count, 2), p=[0.8, 0.1, 0.1])]
+    per_weight = rule.decay, rule.decay + 1
     elements = [
-        [None, *(random_elements(rng, size, -0.1, 0.1, state_bits) if rng.random() < 0.2 else None for _ in range(2))]
+        [
+            random_elements(rng, size, -0.1, 0.1, state_bits) if k in per_weight and rng.random() < 0.2 else None
+            for k in range(rule.numbers)
+        ]
         for size in sizes
     ]
     takes_part = rng.random(count) < 0.85
@@ -62,12 +74,12 @@ def there_and_back(bucket: Bucket, right: Step, wrong: Step) -> tuple[list[torch
     Returns what it saw on the way, on the CPU, and how many blocks were skipped. Of a phase after a gradient of NaN, of whose
     bits an integer of 64 bits is made, it saw nothing, as other devices have other NaNs.
     """
-    trace = []
+    trace, any_of_64 = [], any(layout.bits == 64 for layout in oracle.layouts_of(bucket.rule, bucket.state_bits))
     has_nan = {id(step): any(g is not None and bool(g.isnan().any()) for g in step.gradients) for step in (right, wrong)}
 
     def record(step: Step, *more: torch.Tensor) -> list[torch.Tensor]:
-        if bucket.state_bits == 32 or not has_nan[id(step)]:
-            trace.extend(t.cpu().clone() for t in (bucket.x, bucket.v, bucket.outcome, bucket.skipped, *more))
+        if not (any_of_64 and has_nan[id(step)]):
+            trace.extend(t.cpu().clone() for t in (bucket.x, *bucket.states, bucket.outcome, bucket.skipped, *more))
         return bucket.snapshot()
 
     bucket.skipped.zero_()

@@ -20,10 +20,31 @@ BITS_OF = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 WIDTHS = pytest.mark.parametrize("state_bits", [64, 32], ids=lambda bits: f"state{bits}")
 EACH_INSTRUCTION_SET = pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 
-# 1 is 2 to these in quanta of the velocity and of the weight, where a test says nothing else.
+# 1 is 2 to these in quanta of a state that scales like the gradient and of the weight, where a test says nothing else; and in
+# those of a wide state.
 FRACTION_BITS = {64: (40, 47), 32: (23, 26)}
-RULE = "sgd"
-SLOTS = oracle.SGD.states + 1
+WIDE_FRACTION_BITS = 42
+
+
+def is_compiled(rule) -> bool:
+    try:
+        OPS.program_numbers(rule.name)
+    except RuntimeError:
+        return False
+    return True
+
+
+NEEDS_ADAM = pytest.mark.skipif(not is_compiled(oracle.Adam), reason="the program adam is not in this build")
+
+
+def each_rule(*names: str, sgd=((),), adam=((),)):
+    """Parametrizes a test by the rule, and by further arguments of these names: a row each."""
+    rows = [pytest.param(oracle.SGD, *row) for row in sgd]
+    rows += [pytest.param(oracle.Adam, *row, marks=NEEDS_ADAM) for row in adam]
+    return pytest.mark.parametrize(("rule", *names), rows)
+
+
+EACH_RULE = each_rule()
 
 GUARD = 64  # elements around every tensor that no op may write
 
@@ -37,19 +58,29 @@ class Step:
     """What one step is given; a tensor whose gradient is None takes no part."""
 
     gradients: list[torch.Tensor | None]
-    numbers: list[tuple[float, float, float]]  # share, decay and lr of each tensor
-    momentum: float | list[float]  # of all tensors, or of each
+    numbers: list[tuple[float, ...]]  # the rule's, of each tensor
+    momentum: float | tuple[float, ...] | list[float | tuple[float, ...]]  # of all tensors, or of each; see decays_of
     elements: list[list[torch.Tensor | None]] | None = None  # per tensor and number: one per weight in place of the number
-    weight_factor: float = 1.0  # decays the scale of all weights, which SGD itself never does
-    rescale: list[tuple[int, int]] | None = None  # further bits by which velocities and weights are shifted, of each tensor
+    weight_factor: float = 1.0  # decays the scale of all weights, which no rule here ever does
+    rescale: list[tuple[int, ...]] | None = None  # further bits by which all states, or each, and weights are shifted, per tensor
 
-    def plan(self, scales: list[list[oracle.Scale]]) -> list[oracle.TensorStep | None]:
+    def plan(self, scales: list[list[oracle.Scale]], rule) -> list[oracle.TensorStep | None]:
         momenta = self.momentum if isinstance(self.momentum, list) else [self.momentum] * len(self.gradients)
         factors = [
-            None if g is None else (momentum, self.weight_factor) for g, momentum in zip(self.gradients, momenta, strict=True)
+            None if g is None else (*decays_of(rule, momentum), self.weight_factor)
+            for g, momentum in zip(self.gradients, momenta, strict=True)
         ]
         elements = self.elements and [[None if e is None else e.double().tolist() for e in own] for own in self.elements]
-        return oracle.plan(oracle.SGD, scales, factors, self.numbers, elements, self.rescale)
+        rescale = self.rescale and [(*by[:-1] * (len(rule.powers) // len(by[:-1])), by[-1]) for by in self.rescale]
+        return oracle.plan(rule, scales, factors, self.numbers, elements, rescale)
+
+
+def decays_of(rule, momentum: float | tuple[float, ...]) -> tuple[float, ...]:
+    """Of the states: a tuple's own; or `momentum`, and of a state like a square so much that its root keeps no less than the
+    others do: what is divided by that stays small."""
+    if isinstance(momentum, tuple):
+        return momentum
+    return tuple(momentum if power == 1 else 1.0 - (1.0 - momentum) ** 2 for power in rule.powers)
 
 
 @dataclass
@@ -63,39 +94,57 @@ class Record:
     after: list[list[oracle.Scale]]
 
 
-ASKEW = frozenset({"x", "v", "weights", "planes"})
+ASKEW = frozenset({"x", "states", "weights", "planes"})
 
 
 class Bucket:
-    """The integer state of a bucket, each tensor inside a guarded and, as far as named in `askew`, misaligned allocation."""
+    """The integer state of a bucket, each tensor inside a guarded and, as far as named in `askew`, misaligned allocation.
+
+    Args:
+        x: of each tensor.
+        states: of each state of the rule, of each tensor.
+    """
 
     def __init__(
         self,
         x: list[torch.Tensor],
-        v: list[torch.Tensor],
+        states: list[list[torch.Tensor]],
         dtypes: list[str],
         state_bits: int,
         ops=OPS,
         device: str = "cpu",
         askew: frozenset[str] = ASKEW,
         scales: list[list[oracle.Scale]] | None = None,
+        rule=oracle.SGD,
     ):
-        self.state_bits, self.dtypes = state_bits, dtypes
+        self.rule, self.state_bits, self.dtypes = rule, state_bits, dtypes
         self.ops, self.device, self.askew = ops, device, askew
         self._guards: list[tuple[torch.Tensor, int, int]] = []
         self.sizes = [len(part) for part in x]
-        self.scales = scales or [[oracle.Scale(-bits) for bits in FRACTION_BITS[state_bits]] for _ in x]
+        self.scales = scales or [[oracle.Scale(-bits) for bits in fraction_bits(rule, state_bits)] for _ in x]
         spaces = [oracle.state_size(size) for size in self.sizes]
         self.offsets = [sum(spaces[:i]) for i in range(len(spaces))]
-        self.x, self.v = (self._guarded(name, sum(spaces), STATE_DTYPES[state_bits]) for name in ("x", "v"))
+        *of_states, of_x = slot_dtypes(rule, state_bits)
+        self.x = self._guarded("x", sum(spaces), of_x)
+        self.states = [self._guarded("states", sum(spaces), dtype) for dtype in of_states]
         self.weights = [self._guarded("weights", size, DTYPES[d]) for size, d in zip(self.sizes, dtypes, strict=True)]
-        self.outcome = torch.full([1 + len(x) * (1 + SLOTS)], -1, dtype=torch.int64, device=device)
+        self.outcome = torch.full([1 + len(x) * self.words], -1, dtype=torch.int64, device=device)
         self.skipped = torch.full([sum(map(oracle.block_count, self.sizes))], 77, dtype=torch.uint8, device=device)
-        for parts, target in ((x, self.x), (v, self.v)):
+        for parts, target in zip((x, *states), (self.x, *self.states), strict=True):
             target.zero_()
             for part, mine in zip(parts, self.split(target), strict=True):
                 mine.copy_(part)
         self.show()
+
+    @property
+    def v(self) -> torch.Tensor:
+        """The first state."""
+        return self.states[0]
+
+    @property
+    def words(self) -> int:
+        """Of the outcome, per tensor."""
+        return 1 + len(self.rule.powers) + 1
 
     def show(self) -> None:
         """Writes the visible weights, as a step leaves them."""
@@ -126,17 +175,17 @@ class Bucket:
         for whole, start, size in self._guards:
             assert bool((whole[:start] == 77).all())
             assert bool((whole[start + size :] == 77).all())
-        for state in (self.x, self.v):
+        for state in (self.x, *self.states):
             assert not self.padding(state).any()
 
     def tensors(self) -> list[torch.Tensor]:
-        return [self.x, self.v, *self.weights]
+        return [self.x, *self.states, *self.weights]
 
     def snapshot(self) -> list[torch.Tensor]:
         return [t.clone() for t in self.tensors()]
 
     def assert_equals(self, snapshot: list[torch.Tensor]) -> None:
-        names = ["X", "V", *(f"weights[{i}]" for i in range(len(self.weights)))]
+        names = ["X", *(f"states[{s}]" for s in range(len(self.states))), *(f"weights[{i}]" for i in range(len(self.weights)))]
         for name, mine, expected in zip(names, self.tensors(), snapshot, strict=True):
             assert same_bits(mine, expected), f"{name} differs"
 
@@ -153,18 +202,18 @@ class Bucket:
         return [row[1:] for row in self._words()]
 
     def _words(self) -> list[list[int]]:
-        return self.outcome[1:].view(len(self.sizes), 1 + SLOTS).tolist()
+        return self.outcome[1:].view(len(self.sizes), self.words).tolist()
 
     # Steps ---------------------------------------------------------------------------------------------------------------
 
     def record(self, step: Step) -> Record:
         """The host's part of a step, and room for its planes."""
-        plan = step.plan(self.scales)
+        plan, slots = step.plan(self.scales, self.rule), len(self.rule.powers) + 1
         numbers, shifts, room = [], [], 0
         for one, own, size in zip(plan, step.numbers, self.sizes, strict=True):
             if one is None:  # nothing here is looked at
-                numbers.append([float("nan")] * (SLOTS + 1 + len(own)))
-                shifts.append([0] * (1 + 2 * SLOTS))
+                numbers.append([float("nan")] * (slots + 1 + len(own)))
+                shifts.append([0] * (1 + 2 * slots))
                 continue
             sigmas = [scale.sigma for scale in one.after]
             numbers.append([*sigmas[:-1], one.before[-1].sigma, sigmas[-1], *own])
@@ -191,17 +240,17 @@ class Bucket:
         """One step, planned here unless `record` says how it went before."""
         record = record or self.record(step)
         given = record.numbers, record.shifts, self.elements(step), record.planes, skipped.to(self.device), True, self.outcome
-        self.ops.step(RULE, self.weights, self.gradients(step), self.x, [self.v], *given, **ticket)
+        self.ops.step(self.rule.name, self.weights, self.gradients(step), self.x, self.states, *given, **ticket)
         self.scales = [list(own) for own in record.after]
         return record
 
     def move(self, step: Step, record: Record, back: bool, **ticket) -> None:
         given = record.numbers, record.shifts, self.elements(step), record.planes, back, True, self.outcome
-        self.ops.move_weights(RULE, self.weights, self.x, [self.v], *given, **ticket)
+        self.ops.move_weights(self.rule.name, self.weights, self.x, self.states, *given, **ticket)
 
     def undo_states(self, step: Step, record: Record, **ticket) -> None:
         given = record.numbers, record.shifts, self.elements(step), record.planes, self.skipped, True, self.outcome
-        self.ops.undo_states(RULE, self.weights, self.gradients(step), self.x, [self.v], *given, **ticket)
+        self.ops.undo_states(self.rule.name, self.weights, self.gradients(step), self.x, self.states, *given, **ticket)
         self.scales = [list(own) for own in record.before]
 
     def undo(self, step: Step, record: Record, **ticket) -> None:
@@ -210,6 +259,37 @@ class Bucket:
 
 
 # Problems ------------------------------------------------------------------------------------------------------------
+
+
+def fraction_bits(rule, state_bits: int) -> list[int]:
+    """Of all slots."""
+    velocity, weight = FRACTION_BITS[state_bits]
+    return [*(velocity if power == 1 else WIDE_FRACTION_BITS for power in rule.powers), weight]
+
+
+def slot_dtypes(rule, state_bits: int) -> list[torch.dtype]:
+    return [STATE_DTYPES[layout.bits] for layout in oracle.layouts_of(rule, state_bits)]
+
+
+def zeros(rule, state_bits: int, size: int) -> list[torch.Tensor]:
+    """Integers of all slots of a tensor."""
+    return [torch.zeros(size, dtype=dtype) for dtype in slot_dtypes(rule, state_bits)]
+
+
+# Adam's scale (1/sqrt(1 - 0.999^3), the third step's, among them), eps and root_eps.
+DENOMINATORS = [(1.0, 1e-8, 0.0), (18.27, 0.0, 0.0), (1.05, 0.5, 0.0), (0.8, 1e-8, 1e-7), (1.0, 30.0, 2.0)]
+
+
+def numbers_of(rule, share: float, decay: float, lr: float, denominator: int = 0) -> tuple[float, ...]:
+    """A rule's numbers for one tensor. Adam's share of squares fits the decays that `decays_of` gives it."""
+    if rule is oracle.SGD:
+        return share, decay, lr
+    return share, share * share, decay, lr, *DENOMINATORS[denominator % len(DENOMINATORS)]
+
+
+def undivided(rule, share: float, decay: float, lr: float, share_of_squares: float = 0.0) -> tuple[float, ...]:
+    """The rule's numbers with which X and its first state move as in SGD: Adam divides by 1."""
+    return (share, decay, lr) if rule is oracle.SGD else (share, share_of_squares, decay, lr, 0.0, 1.0, 0.0)
 
 
 def units(state_bits: int) -> tuple[int, int]:
@@ -224,11 +304,19 @@ def integers(rng: np.random.Generator, limit: int, size: int, state_bits: int) -
     return values
 
 
-def random_integers(rng: np.random.Generator, sizes, state_bits: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """X and V between -1 and 1."""
+def random_integers(rng: np.random.Generator, sizes, state_bits: int, rule=oracle.SGD):
+    """X and the states between -1 and 1. A state like a square is somewhat more than the first state's."""
     velocity, weight = units(state_bits)
     x = [integers(rng, weight, size, state_bits) for size in sizes]
-    return x, [integers(rng, velocity, size, state_bits) for size in sizes]
+    first = [integers(rng, velocity, size, state_bits) for size in sizes]
+    return x, [first if power == 1 else [squares(rng, part, velocity) for part in first] for power in rule.powers]
+
+
+def squares(rng: np.random.Generator, state: torch.Tensor, unit: int) -> torch.Tensor:
+    """Of the integers of a state, in wide quanta, and a little more where it is more than a quantum."""
+    values = 2.0**WIDE_FRACTION_BITS * (state.double() / unit) ** 2
+    more = torch.from_numpy(rng.integers(0, 2 ** (WIDE_FRACTION_BITS - 12), len(state)))
+    return values.to(torch.int64) + more * (state.abs() > 1)
 
 
 def normal_gradients(rng, sizes, dtypes, takes_part, scale=1.0) -> list[torch.Tensor | None]:
@@ -262,28 +350,30 @@ FLAG_SIZES = [40, 700, 1030]
 FLAG_DTYPES = ["float64", "float32", "bfloat16"]
 
 
-def flagged_problem(state_bits: int, momentum: float, steps: int = 6):
+def flagged_problem(state_bits: int, momentum: float, steps: int = 6, rule=oracle.SGD):
     """A bucket under way, and one more ordinary step to be spoilt by the test."""
     rng = np.random.default_rng(5)
-    bucket = Bucket(*random_integers(rng, FLAG_SIZES, state_bits), FLAG_DTYPES, state_bits)
-    numbers = [(0.5, 0.02, 0.01 * (i + 1)) for i in range(3)]
+    bucket = Bucket(*random_integers(rng, FLAG_SIZES, state_bits, rule), FLAG_DTYPES, state_bits, rule=rule)
+    numbers = [numbers_of(rule, 0.5, 0.02, 0.01 * (i + 1), i) for i in range(3)]
     for _ in range(steps):
         bucket.step(Step(normal_gradients(rng, FLAG_SIZES, FLAG_DTYPES, [True] * 3), numbers, 0.1))
         assert bucket.flags == [0, 0, 0]
     return bucket, Step(normal_gradients(rng, FLAG_SIZES, FLAG_DTYPES, [True] * 3), numbers, momentum), rng
 
 
-def one_weight_of_20(state_bits: int, x: int, v: int) -> Bucket:
+def one_weight_of_20(state_bits: int, x: int, *states: int, rule=oracle.SGD) -> Bucket:
     """Weight 11 has these integers, all others 0; the scales are 1."""
-    states = [torch.zeros(20, dtype=STATE_DTYPES[state_bits]) for _ in range(2)]
-    states[0][11], states[1][11] = x, v
-    return Bucket(*([s] for s in states), ["float64"], state_bits, scales=[[oracle.Scale(), oracle.Scale()]])
+    slots = zeros(rule, state_bits, 20)
+    for slot, z in zip(slots, (*states, x), strict=True):
+        slot[11] = z
+    scales = [[oracle.Scale() for _ in slots]]
+    return Bucket([slots[-1]], [[slot] for slot in slots[:-1]], ["float64"], state_bits, scales=scales, rule=rule)
 
 
-def one_gradient_of_20(gradient: float, share: float = 1.0, lr: float = 0.0, momentum: float = 1.0) -> Step:
+def one_gradient_of_20(gradient: float, numbers: tuple[float, ...], momentum=1.0) -> Step:
     gradients = torch.zeros(20, dtype=torch.float64)
     gradients[11] = gradient
-    return Step([gradients], [(share, 0.0, lr)], momentum)
+    return Step([gradients], [numbers], momentum)
 
 
 def assert_flags(bucket: Bucket, expected: list[int]) -> None:
@@ -306,9 +396,9 @@ def assert_flagged_step_is_undone(bucket: Bucket, step: Step, expected: list[int
 # Dispatcher -----------------------------------------------------------------------------------------------------------
 
 
-def sample(state_bits: int) -> dict[str, tuple]:
+def sample(state_bits: int, rule=oracle.SGD) -> dict[str, tuple]:
     """Arguments of the ops, in order and without the optional ones. The middle tensor takes no part."""
-    bucket, step, _ = flagged_problem(state_bits, 0.1)
+    bucket, step, _ = flagged_problem(state_bits, 0.1, rule=rule)
     gradients = list(step.gradients)
     step.gradients[1] = None
     step.rescale = [(0, 1)] * 3
@@ -316,10 +406,10 @@ def sample(state_bits: int) -> dict[str, tuple]:
     assert len(record.planes)
     record.numbers.nan_to_num_()
     given = record.numbers, record.shifts, [], record.planes
-    state = bucket.x, [bucket.v]
+    state = bucket.x, bucket.states
     bucket.skipped.zero_()
     return {
-        "step": (RULE, bucket.weights, gradients, *state, *given, NONE_SKIPPED, True, bucket.outcome),
-        "move_weights": (RULE, bucket.weights, *state, *given, True, True, bucket.outcome),
-        "undo_states": (RULE, bucket.weights, gradients, *state, *given, bucket.skipped, True, bucket.outcome),
+        "step": (rule.name, bucket.weights, gradients, *state, *given, NONE_SKIPPED, True, bucket.outcome),
+        "move_weights": (rule.name, bucket.weights, *state, *given, True, True, bucket.outcome),
+        "undo_states": (rule.name, bucket.weights, gradients, *state, *given, bucket.skipped, True, bucket.outcome),
     }

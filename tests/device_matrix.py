@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import oracle
 import torch
 from core_problems import (
     DTYPES,
@@ -13,6 +14,7 @@ from core_problems import (
     Step,
     momentum_schedule,
     normal_gradients,
+    numbers_of,
     random_elements,
     random_integers,
 )
@@ -44,27 +46,29 @@ CASES = {
 }
 
 
-def state_of(case: Case, state_bits: int, rng: np.random.Generator):
-    """X and V."""
-    return random_integers(rng, case.sizes, state_bits)
+def state_of(case: Case, state_bits: int, rng: np.random.Generator, rule=oracle.SGD):
+    """X and the states."""
+    return random_integers(rng, case.sizes, state_bits, rule)
 
 
-def steps_of(case: Case, state_bits: int, count: int, rng: np.random.Generator) -> list[Step]:
-    """Every tensor has its own momentum; now and then velocities or weights are rescaled, or the weights' scale decays."""
+def steps_of(case: Case, state_bits: int, count: int, rng: np.random.Generator, rule=oracle.SGD) -> list[Step]:
+    """Every tensor has its own momentum; now and then states or weights are rescaled, or the weights' scale decays."""
     steps, tensors = [], range(len(case.sizes))
+    tops = {rule.decay: 2 * case.decay, rule.decay + 1: 0.02}
     for t, momentum in enumerate(momentum_schedule(case.momentum, count)):
         elements = None
         if case.elements:
             elements = [
-                [None, *(random_elements(rng, size, 0, top, state_bits) for top in (2 * case.decay, 0.02))]
-                if i in case.elements
-                else [None] * 3
+                [
+                    random_elements(rng, size, 0, tops[k], state_bits) if i in case.elements and k in tops else None
+                    for k in range(rule.numbers)
+                ]
                 for i, size in enumerate(case.sizes)
             ]
         steps.append(
             Step(
                 normal_gradients(rng, case.sizes, case.dtypes, [not (case.inactive and t % 3 == i % 3) for i in tensors]),
-                [(0.1 + 0.4 * (t % 2), case.decay, 0.01 * (1 + i % 3)) for i in tensors],
+                [numbers_of(rule, 0.1 + 0.4 * (t % 2), case.decay, 0.01 * (1 + i % 3), i) for i in tensors],
                 [momentum if i % 2 == 0 else (1 + momentum) / 2 for i in tensors],
                 elements,
                 weight_factor=0.6 if t % 4 == 2 else 1.0,

@@ -5,7 +5,9 @@ either right or wrong twice in the same way. Integers are Python's, wrapped wher
 numbers are Python's doubles or NumPy's float32 scalars, one operation after the other.
 
 Symbols: Z the integer of a slot (a state of the rule, or, last, the weight X), sigma its scale: value = Z * sigma. k, c: by how
-many bits Z is shifted in a step, and the centre that is added before, so that neither half is rounded to more often.
+many bits Z is shifted in a step, and the centre that is added before, so that neither half is rounded to more often. Real: the
+floating-point numbers of the rule's arithmetic, as wide as the weights' integers. Power of a state: 1 if it scales like the
+gradient, 2 if like its square; one of power 2 is wide, in integers of 64 bits whatever the others have, and never below 0.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ class Layout:
     def rint(self, x) -> int:
         """The integer nearest to x, ties to even; outside the limits for changes wherever x is, or x is NaN."""
         if self.bits == 64:
-            return self.wrap(_bits_of_double(x + _MAGIC) - _bits_of_double(_MAGIC))
+            return self.wrap(_bits_of_double(float(x) + _MAGIC) - _bits_of_double(_MAGIC))
         nearest = None if np.isnan(x) or np.isinf(x) else round(float(x))
         return -(2**31) if nearest is None or not -(2**31) <= nearest < 2**31 else nearest
 
@@ -57,6 +59,11 @@ LAYOUTS = {64: Layout(64, 62, 51, float), 32: Layout(32, 30, 30, np.float32)}
 
 _MAGIC = 1.5 * 2.0**52
 QUIET = np.errstate(all="ignore")  # values that leave their range are what some tests are about
+
+
+def layouts_of(rule, state_bits: int) -> list[Layout]:
+    """Of each slot."""
+    return [LAYOUTS[64 if power == 2 else state_bits] for power in (*rule.powers, 1)]
 
 
 def _bits_of_double(x: float) -> int:
@@ -92,20 +99,49 @@ class Scale:
 # Rules ----------------------------------------------------------------------------------------------------------------
 
 
+# A rule has a name, the powers of its states, how many numbers it takes, and which of them multiplies the weight: where that is
+# 0 in a whole tensor, its increments do not look at the weights, w is None.
+
+
 class SGD:
     """v = mu*v + share*(g + decay*w), w = w - lr*v. Numbers: share, decay, lr; mu is v's decay."""
 
-    states = 1
+    name = "sgd"
+    powers = (1,)
     numbers = 3
+    decay = 1
 
     @staticmethod
     def increment(state: int, g, w, z, numbers):
         share, decay, _ = numbers
-        return share * (g + decay * w)
+        return share * (g if w is None else g + decay * w)
 
     @staticmethod
     def update(z, numbers):
         return numbers[2] * z[0]
+
+
+class Adam:
+    """m = b1*m + share_m*d, s = b2*s + share_s*d^2, d = g + decay*w; w = w - step*m / (sqrt(s + root_eps)*scale + eps).
+
+    Numbers: share_m, share_s, decay, step, scale, eps, root_eps; b1 and b2 are the states' decays.
+    """
+
+    name = "adam"
+    powers = (1, 2)
+    numbers = 7
+    decay = 2
+
+    @staticmethod
+    def increment(state: int, g, w, z, numbers):
+        d = g if w is None else g + numbers[2] * w
+        return numbers[0] * d if state == 0 else numbers[1] * (d * d)
+
+    @staticmethod
+    def update(z, numbers):
+        _, _, _, step, scale, eps, root_eps = numbers
+        m, s = z
+        return np.divide(step * m, np.sqrt(s + root_eps) * scale + eps)  # NumPy's, as Python raises where IEEE has inf or NaN
 
 
 # One weight -----------------------------------------------------------------------------------------------------------
@@ -161,39 +197,66 @@ def plan(rule, scales: list[list[Scale]], factors, numbers, elements=None, resca
 
 
 class Kernel:
-    """A tensor's step with its numbers rounded to the layout's real type, for one weight at a time."""
+    """A tensor's step with its numbers rounded to the real type, for one weight at a time."""
 
-    def __init__(self, rule, layout: Layout, step: TensorStep):
-        real = layout.real
-        self.rule, self.layout, self.step = rule, layout, step
-        self.sigma = [real(scale.sigma) for scale in step.after]
-        self.inverse = [real(1.0 / scale.sigma) for scale in step.after]
-        self.sigma_before = real(step.before[-1].sigma)
-        self.numbers = tuple(map(real, step.numbers))
+    def __init__(self, rule, state_bits: int, step: TensorStep):
+        self.rule, self.step = rule, step
+        self.layouts, self.real = layouts_of(rule, state_bits), LAYOUTS[state_bits].real
+        # A wide state is scaled in double.
+        self.wide = [power == 2 for power in (*rule.powers, 1)]
+        of_slot = [float if wide else self.real for wide in self.wide]
+        self.sigma = [real(scale.sigma) for real, scale in zip(of_slot, step.after, strict=True)]
+        self.inverse = [real(1.0 / scale.sigma) for real, scale in zip(of_slot, step.after, strict=True)]
+        self.sigma_before = self.real(step.before[-1].sigma)
+        self.numbers = tuple(map(self.real, step.numbers))
+        self.sees_weight = step.numbers[rule.decay] != 0 or step.elements[rule.decay] is not None
 
     def numbers_of(self, i: int):
         """The rule's numbers of weight i."""
-        given = [None if own is None else self.layout.real(own[i]) for own in self.step.elements]
+        given = [None if own is None else self.real(own[i]) for own in self.step.elements]
         return tuple(number if own is None else own for number, own in zip(self.numbers, given, strict=True))
 
     def value(self, slot: int, z: int):
-        return self.layout.real(z) * self.sigma[slot]
+        if self.wide[slot]:
+            return self.real(float(max(z, 1)) * self.sigma[slot])
+        return self.real(z) * self.sigma[slot]
+
+    def quanta(self, slot: int, increment) -> int:
+        """What is added to a state; to a wide one never nothing, unless the increment is 0."""
+        if not self.wide[slot]:
+            return self.layouts[slot].rint(increment * self.inverse[slot])
+        nearest = self.layouts[slot].rint(float(increment) * self.inverse[slot])
+        return 1 if nearest == 0 and increment != 0 else nearest
+
+    def increment_of(self, state: int, gradient, x: int, values, numbers) -> int:
+        w = self.real(x) * self.sigma_before if self.sees_weight else None
+        return self.quanta(state, self.rule.increment(state, self.real(gradient), w, values, numbers))
+
+    def bad_increment(self, slot: int, quanta: int) -> int:
+        return BAD_INCREMENT * outside(quanta, self.layouts[slot].change_limit)
+
+    def foreign(self, slot: int, z: int) -> bool:
+        """Whether no contraction can have led to this z."""
+        k, limit = self.step.shifts[slot][0], self.layouts[slot].limit
+        if self.wide[slot] and z < 0:
+            return True
+        return abs(z) > limit >> k if k else outside(z, limit)
 
     def forth(self, z: list[int], gradient, numbers, keep_states: bool) -> tuple[list[int], list[int], int]:
         """Integers, bits and flags of one weight after the step. `keep_states`: the weight alone moves."""
-        layout, (*states, x) = self.layout, z
-        w = layout.real(x) * self.sigma_before
+        *states, before = z
         low, flags = [0] * len(z), 0
         if not keep_states:
             for s, (k, centre) in enumerate(self.step.shifts[:-1]):
-                states[s], low[s] = contract(states[s], k, centre, layout)
+                states[s], low[s] = contract(states[s], k, centre, self.layouts[s])
         values = [self.value(s, one) for s, one in enumerate(states)]
         for s in range(0 if keep_states else len(states)):
-            quanta = layout.rint(self.rule.increment(s, layout.real(gradient), w, values, numbers) * self.inverse[s])
-            states[s] = layout.wrap(states[s] + quanta)
+            quanta = self.increment_of(s, gradient, before, values, numbers)
+            states[s] = self.layouts[s].wrap(states[s] + quanta)
             values[s] = self.value(s, states[s])
-            flags |= BAD_INCREMENT * outside(quanta, layout.change_limit) | STATE_OVERFLOW * outside(states[s], layout.limit)
-        x, low[-1] = contract(x, *self.step.shifts[-1], layout)
+            flags |= self.bad_increment(s, quanta) | STATE_OVERFLOW * outside(states[s], self.layouts[s].limit)
+        layout = self.layouts[-1]
+        x, low[-1] = contract(before, *self.step.shifts[-1], layout)
         change = self.change(states, numbers)
         x = layout.wrap(x - change)
         flags |= BAD_CHANGE * outside(change, layout.change_limit) | WEIGHT_OVERFLOW * outside(x, layout.limit)
@@ -201,30 +264,26 @@ class Kernel:
 
     def change(self, states: list[int], numbers) -> int:
         values = [self.value(s, one) for s, one in enumerate(states)]
-        return self.layout.rint(self.rule.update(values, numbers) * self.inverse[-1])
+        return self.layouts[-1].rint(self.rule.update(values, numbers) * self.inverse[-1])
 
     def weight_back(self, z: list[int], low: int, numbers) -> int:
-        *states, x = z
-        return expand(self.layout.wrap(x + self.change(states, numbers)), *self.step.shifts[-1], low, self.layout)
+        (*states, x), layout = z, self.layouts[-1]
+        return expand(layout.wrap(x + self.change(states, numbers)), *self.step.shifts[-1], low, layout)
 
     def weight_forth(self, z: list[int], numbers) -> tuple[int, int]:
-        *states, x = z
-        x, low = contract(x, *self.step.shifts[-1], self.layout)
-        return self.layout.wrap(x - self.change(states, numbers)), low
+        (*states, x), layout = z, self.layouts[-1]
+        x, low = contract(x, *self.step.shifts[-1], layout)
+        return layout.wrap(x - self.change(states, numbers)), low
 
     def without_increments(self, z: list[int], gradient, numbers) -> tuple[list[int], int]:
         """The states as they were contracted, and flags, among them whether they can have come from there; X is the old one."""
-        layout, (*states, x) = self.layout, z
-        w, flags = layout.real(x) * self.sigma_before, 0
+        (*states, x), flags = z, 0
         values = [self.value(s, one) for s, one in enumerate(states)]
         for s in reversed(range(len(states))):
-            increment = self.rule.increment(s, layout.real(gradient), w, values, numbers)
-            quanta = layout.rint(increment * self.inverse[s])
-            states[s] = layout.wrap(states[s] - quanta)
+            quanta = self.increment_of(s, gradient, x, values, numbers)
+            states[s] = self.layouts[s].wrap(states[s] - quanta)
             values[s] = self.value(s, states[s])
-            k = self.step.shifts[s][0]
-            foreign = abs(states[s]) > 2 ** (layout.limit_bits - k) if k else outside(states[s], layout.limit)
-            flags |= BAD_INCREMENT * outside(quanta, layout.change_limit) | FOREIGN_GRADIENT * foreign
+            flags |= self.bad_increment(s, quanta) | FOREIGN_GRADIENT * self.foreign(s, states[s])
         return states, flags
 
 
@@ -233,11 +292,11 @@ def outside(z: int, limit: int) -> bool:
 
 
 @QUIET
-def visible_bits(x: int, sigma: float, dtype: str, layout: Layout) -> int:
+def visible_bits(x: int, sigma: float, dtype: str, real: type) -> int:
     """The bit pattern of the weight that the model sees for the integer x."""
     if dtype == "float64":
         return int.from_bytes(struct.pack("<d", float(x) * sigma), "little")
-    single = np.float32(layout.real(x) * layout.real(sigma))
+    single = np.float32(real(x) * real(sigma))
     pattern = int.from_bytes(single.tobytes(), "little")
     if dtype == "float32":
         return pattern
@@ -294,7 +353,7 @@ class Bucket:
     """Several tensors under one rule: slots[tensor][slot], a list of integers without padding, and scales[tensor][slot]."""
 
     def __init__(self, rule, state_bits: int, slots: list[list[list[int]]], scales: list[list[Scale]]):
-        self.rule, self.layout = rule, LAYOUTS[state_bits]
+        self.rule, self.state_bits, self.layouts = rule, state_bits, layouts_of(rule, state_bits)
         self.slots = [[list(slot) for slot in tensor] for tensor in slots]
         self.scales = [list(own) for own in scales]
         self.flags = [0] * len(slots)
@@ -309,7 +368,7 @@ class Bucket:
             self.flags[i] = 0
             if step is None:
                 continue
-            kernel, size = Kernel(self.rule, self.layout, step), len(self.slots[i][-1])
+            kernel, size = Kernel(self.rule, self.state_bits, step), len(self.slots[i][-1])
             self.scales[i] = list(step.after)
             if not redo:
                 step.low = [[0] * size for _ in step.shifts]
@@ -328,7 +387,7 @@ class Bucket:
             self.flags[i] = 0
             if step is None:
                 continue
-            kernel, weights = Kernel(self.rule, self.layout, step), self.slots[i][-1]
+            kernel, weights = Kernel(self.rule, self.state_bits, step), self.slots[i][-1]
             self.scales[i][-1] = (step.before if back else step.after)[-1]
             for n in range(len(weights)):
                 if back:
@@ -344,7 +403,7 @@ class Bucket:
             self.skipped[i] = [False] * len(self.skipped[i])
             if step is None:
                 continue
-            kernel, size = Kernel(self.rule, self.layout, step), len(self.slots[i][-1])
+            kernel, size = Kernel(self.rule, self.state_bits, step), len(self.slots[i][-1])
             self.scales[i][:-1] = step.before[:-1]
             loses = any(k for k, _ in step.shifts[:-1])
             for block, first in enumerate(range(0, size, BLOCK)):
@@ -355,7 +414,7 @@ class Bucket:
                 self.skipped[i][block] = loses and any(flags & FOREIGN_GRADIENT for _, flags in undone)
                 for n, (states, _) in zip(here, undone, strict=True):
                     for s, z in enumerate([] if self.skipped[i][block] else states):
-                        self.slots[i][s][n] = expand(z, *step.shifts[s], step.low[s][n], self.layout)
+                        self.slots[i][s][n] = expand(z, *step.shifts[s], step.low[s][n], self.layouts[s])
 
     def undo(self, steps: list[TensorStep | None], gradients) -> None:
         self.move_weights(steps, back=True)
@@ -363,8 +422,8 @@ class Bucket:
 
     def visible(self, i: int, dtype: str) -> list[int]:
         """Bit patterns of tensor i's weights."""
-        sigma = self.scales[i][-1].sigma
-        return [visible_bits(x, sigma, dtype, self.layout) for x in self.slots[i][-1]]
+        sigma, real = self.scales[i][-1].sigma, LAYOUTS[self.state_bits].real
+        return [visible_bits(x, sigma, dtype, real) for x in self.slots[i][-1]]
 
     def hash(self, weights: bool, states: bool) -> int:
         """Of the slots that a phase moves, all tensors', as a signed number of 64 bits."""
@@ -373,13 +432,13 @@ class Bucket:
             for slot, z in enumerate(slots):
                 is_weight = slot == len(slots) - 1
                 if weights if is_weight else states:
-                    total += hash_of_slot(z, position, 0 if is_weight else slot + 1, self.layout)
+                    total += hash_of_slot(z, position, 0 if is_weight else slot + 1, self.layouts[slot])
         return LAYOUTS[64].wrap(total)
 
     def used(self, steps: list[TensorStep | None]) -> list[list[int]]:
         """Per tensor and slot, as signed numbers of 64 bits; 0 of tensors that take no part."""
         return [
-            [0 if step is None else LAYOUTS[64].wrap(used_bits(z, self.layout)) for z in slots]
+            [0 if step is None else LAYOUTS[64].wrap(used_bits(z, own)) for z, own in zip(slots, self.layouts, strict=True)]
             for slots, step in zip(self.slots, steps, strict=True)
         ]
 

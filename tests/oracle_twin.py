@@ -8,8 +8,9 @@ from core_problems import BITS_OF, INSTRUCTION_SETS, Bucket, Record, Step, same_
 
 
 def oracle_twin(bucket: Bucket) -> oracle.Bucket:
-    slots = [[v.tolist(), x.tolist()] for x, v in zip(bucket.split(bucket.x), bucket.split(bucket.v), strict=True)]
-    return oracle.Bucket(oracle.SGD, bucket.state_bits, slots, bucket.scales)
+    tensors = zip(*(bucket.split(slot) for slot in (*bucket.states, bucket.x)), strict=True)
+    slots = [[part.tolist() for part in tensor] for tensor in tensors]
+    return oracle.Bucket(bucket.rule, bucket.state_bits, slots, bucket.scales)
 
 
 def gradient_lists(step: Step) -> list[list[float] | None]:
@@ -17,7 +18,7 @@ def gradient_lists(step: Step) -> list[list[float] | None]:
 
 
 def oracle_step(twin: oracle.Bucket, step: Step) -> list[oracle.TensorStep | None]:
-    steps = step.plan(twin.scales)
+    steps = step.plan(twin.scales, twin.rule)
     twin.step(steps, gradient_lists(step))
     return steps
 
@@ -27,18 +28,19 @@ def planes_of(steps: list[oracle.TensorStep | None]) -> bytes:
 
 
 def assert_is_oracle(bucket: Bucket, twin: oracle.Bucket) -> None:
-    for i, (x, v) in enumerate(zip(bucket.split(bucket.x), bucket.split(bucket.v), strict=True)):
-        assert v.tolist() == twin.slots[i][0], f"V[{i}] differs"
-        assert x.tolist() == twin.slots[i][1], f"X[{i}] differs"
+    for s, slot in enumerate((*bucket.states, bucket.x)):
+        name = f"states[{s}]" if s < len(bucket.states) else "X"
+        for i, part in enumerate(bucket.split(slot)):
+            assert part.tolist() == twin.slots[i][s], f"{name}[{i}] differs"
     for i, (visible, dtype) in enumerate(zip(bucket.weights, bucket.dtypes, strict=True)):
         size = visible.element_size()
         patterns = [p % 2 ** (8 * size) for p in visible.view(BITS_OF[size]).tolist()]
         assert patterns == twin.visible(i, dtype), f"weights[{i}] ({dtype}) differ"
 
 
-def check_against_oracle(x, v, dtypes, state_bits, steps: list[Step], use_instruction_set, scales=None) -> list[int]:
+def check_against_oracle(rule, x, states, dtypes, state_bits, steps: list[Step], use_instruction_set, scales=None) -> list[int]:
     """Every instruction set follows the oracle step by step, then goes back to the start. Returns all shifts."""
-    buckets = {name: Bucket(x, v, dtypes, state_bits, scales=scales) for name in INSTRUCTION_SETS}
+    buckets = {name: Bucket(x, states, dtypes, state_bits, scales=scales, rule=rule) for name in INSTRUCTION_SETS}
     first = buckets[INSTRUCTION_SETS[0]]
     twin = oracle_twin(first)
     assert_is_oracle(first, twin)
@@ -74,7 +76,7 @@ def _check_way_back(buckets, steps, records, history, hashes, use_instruction_se
             assert bucket.flags == none
             moved = bucket.hash
             assert torch.equal(bucket.x, history[t][0])
-            for mine, expected in zip(bucket.weights, history[t][2:], strict=True):
+            for mine, expected in zip(bucket.weights, history[t][1 + len(bucket.states) :], strict=True):
                 assert same_bits(mine, expected)
             bucket.undo_states(step, record)
             assert bucket.flags == none

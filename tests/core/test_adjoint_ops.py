@@ -36,11 +36,11 @@ def parts(bucket, vector):
 def test_against_numpy_to_the_last_bit(state_bits, case):
     problem = {**ADJOINT_CASES, **LARGE}[case]
     rng = np.random.default_rng(3)
-    x, v = state_of(problem, state_bits, rng)
+    x, states = state_of(problem, state_bits, rng)
     steps = steps_of(problem, state_bits, 2 if case in LARGE else 5, rng)
     real = real_of(problem)
-    bucket = AdjointBucket(x, v, list(problem.dtypes), state_bits, real, vectors_of(problem, real, rng))
-    plain = Bucket(x, v, list(problem.dtypes), state_bits)
+    bucket = AdjointBucket(x, states, list(problem.dtypes), state_bits, real, vectors_of(problem, real, rng))
+    plain = Bucket(x, states, list(problem.dtypes), state_bits)
     records, plain_records = [bucket.step(step) for step in steps], [plain.step(step) for step in steps]
     for step, record, plain_record, adjoint in zip(
         reversed(steps), reversed(records), reversed(plain_records), reversed(adjoints_of(problem, steps, rng)), strict=True
@@ -106,9 +106,9 @@ def test_instruction_sets_and_threads_agree(state_bits, real, use_instruction_se
 def test_a_skipped_block_is_left_out(state_bits):
     rng = np.random.default_rng(8)
     case = Case((1100, 70), ("float32", "float32"))
-    x, v = random_integers(rng, case.sizes, state_bits)
+    x, states = random_integers(rng, case.sizes, state_bits)
     step = Step(normal_gradients(rng, case.sizes, case.dtypes, [True] * 2), [(0.5, 0.25, 0.01)] * 2, 2.0**-16)
-    bucket = AdjointBucket(x, v, list(case.dtypes), state_bits, "float32", vectors_of(case, "float32", rng))
+    bucket = AdjointBucket(x, states, list(case.dtypes), state_bits, "float32", vectors_of(case, "float32", rng))
     record = bucket.step(step)
     # Inside the limits of increments, but 2^16 times as large as V.
     step.gradients[0][600] = 2.0 ** (oracle.LAYOUTS[state_bits].change_bits - 1 - FRACTION_BITS[state_bits][0])
@@ -134,9 +134,9 @@ def test_a_direction_of_one_share_is_the_state_s_adjoint(state_bits):
     traces = []
     for directed in (True, False):
         rng = np.random.default_rng(5)
-        x, v = state_of(case, state_bits, rng)
+        x, states = state_of(case, state_bits, rng)
         step = Step(normal_gradients(rng, case.sizes, case.dtypes, [True] * 2), [(1.0, 0.1, 0.01)] * 2, 0.9)
-        bucket = AdjointBucket(x, v, list(case.dtypes), state_bits, "float32", vectors_of(case, "float32", rng))
+        bucket = AdjointBucket(x, states, list(case.dtypes), state_bits, "float32", vectors_of(case, "float32", rng))
         record = bucket.step(step)
         adjoint = AdjointStep([None] * 2, [1.0] * 2, directed=(directed,) * 2)
         bucket.undo_weights_adjoint(step, record, adjoint)

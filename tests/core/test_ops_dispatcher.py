@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import oracle
 import pytest
 import torch
-from core_problems import OPS, WIDTHS, sample
+from core_problems import EACH_RULE, NEEDS_ADAM, OPS, WIDTHS, sample
 
 
 @WIDTHS
+@EACH_RULE
 @pytest.mark.parametrize("op", ["step", "move_weights", "undo_states"])
-def test_opcheck(state_bits, op):
-    torch.library.opcheck(getattr(OPS, op).default, sample(state_bits)[op])
+def test_opcheck(state_bits, rule, op):
+    torch.library.opcheck(getattr(OPS, op).default, sample(state_bits, rule)[op])
 
 
 @WIDTHS
@@ -37,9 +39,10 @@ WRONG_ARGUMENTS = {
     "gradient of other strides": ("gradients", lambda g: [g[0].repeat(2)[::2], *g[1:]], r"gradients\[0\]: expected"),
     "x too short": ("x", lambda x: x[1:], "x: expected"),
     "x of floats": ("x", lambda x: x.double(), "x: expected"),
-    "two states": ("states", lambda s: [*s, s[0].clone()], "states: expected"),
-    "state too short": ("states", lambda s: [s[0][1:]], "states: expected"),
-    "state of another dtype": ("states", lambda s: [s[0].double()], "states: expected"),
+    "a state too many": ("states", lambda s: [*s, s[0].clone()], "states: expected"),
+    "a state too few": ("states", lambda s: s[1:], "states: expected"),
+    "state too short": ("states", lambda s: [*s[:-1], s[-1][1:]], "states: expected"),
+    "state of another dtype": ("states", lambda s: [*s[:-1], s[-1].double()], "states: expected"),
     "numbers of another count": ("numbers", lambda n: n[:, 1:], "numbers: expected"),
     "numbers of another dtype": ("numbers", lambda n: n.float(), "numbers: expected"),
     "shifts of too few tensors": ("shifts", lambda s: s[1:], "shifts: expected"),
@@ -57,11 +60,21 @@ WRONG_ARGUMENTS = {
 
 
 @WIDTHS
+@EACH_RULE
 @pytest.mark.parametrize("case", WRONG_ARGUMENTS)
-def test_wrong_argument_is_named_and_nothing_moves(state_bits, case):
-    arguments = sample(state_bits)["step"]
+def test_wrong_argument_is_named_and_nothing_moves(state_bits, rule, case):
+    assert_refused(sample(state_bits, rule)["step"], *WRONG_ARGUMENTS[case])
+
+
+@NEEDS_ADAM
+def test_a_wide_state_of_32_bits_is_refused():
+    """All other integers of this bucket have 32."""
+    assert_refused(sample(32, oracle.Adam)["step"], "states", lambda s: [s[0], s[1].int()], "states: expected")
+
+
+def assert_refused(arguments: tuple, name: str, spoil, message: str) -> None:
+    """And nothing moves."""
     names = [argument.name for argument in OPS.step.default._schema.arguments]
-    name, spoil, message = WRONG_ARGUMENTS[case]
     values = dict(zip(names, arguments, strict=False))  # without the optional ones
     state = values["x"], *values["states"], *values["weights"], values["planes"]
     before = [t.clone() for t in state]
@@ -72,9 +85,10 @@ def test_wrong_argument_is_named_and_nothing_moves(state_bits, case):
 
 
 @WIDTHS
-def test_gradients_of_tensors_that_take_no_part_are_not_looked_at(state_bits):
-    values = list(sample(state_bits)["step"])
+@EACH_RULE
+def test_gradients_of_tensors_that_take_no_part_are_not_looked_at(state_bits, rule):
+    values = list(sample(state_bits, rule)["step"])
     assert values[6][1, 0] == 0
     values[2] = [values[2][0], torch.empty(3, dtype=torch.int8), values[2][2]]
     OPS.step(*values)
-    assert values[-1][1::3].tolist() == [0, 0, 0]
+    assert values[-1][1 :: 2 + len(rule.powers)].tolist() == [0, 0, 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import product
 
 import numpy as np
 import oracle
@@ -19,24 +20,28 @@ from core_problems import (
     WIDTHS,
     Bucket,
     Step,
+    each_rule,
     flagged_problem,
     normal_gradients,
+    numbers_of,
     one_gradient_of_20,
     one_weight_of_20,
+    undivided,
 )
 from oracle_twin import assert_is_oracle, gradient_lists, oracle_step, oracle_twin, planes_of
+
+MOMENTA = [0.1, 0.9, 0.5, 1.0, 2.0**-16]
 
 
 @WIDTHS
 @EACH_INSTRUCTION_SET
-@pytest.mark.parametrize("decay", [0.0, 0.02], ids=["plain", "weight decay"])
+@each_rule("momentum", "decay", sgd=product(MOMENTA, [0.0, 0.02]), adam=[(0.1, 0.02), (1.0, 0.0), (2.0**-16, 0.02)])
 @pytest.mark.parametrize("scale", ["same", "x30", "large", "zero", "nan", "mixed"])
-@pytest.mark.parametrize("momentum", [0.1, 0.9, 0.5, 1.0, 2.0**-16])
-def test_undo_with_a_wrong_gradient_is_redone(state_bits, instruction_set, decay, scale, momentum, use_instruction_set):
+def test_undo_with_a_wrong_gradient_is_redone(state_bits, instruction_set, rule, decay, scale, momentum, use_instruction_set):
     """move back, undo_states with a wrong gradient, step with the same one: where we were, with every plane."""
     use_instruction_set(instruction_set)
-    bucket, step, rng = flagged_problem(state_bits, momentum)
-    step.numbers = [(share, decay, lr) for share, _, lr in step.numbers]
+    bucket, step, rng = flagged_problem(state_bits, momentum, rule=rule)
+    step.numbers = [numbers_of(rule, 0.5, decay, 0.01 * (i + 1), i) for i in range(3)]
     step.rescale = [(0, 2)] * 3
     before = bucket.snapshot()
     record = bucket.step(step)
@@ -61,7 +66,8 @@ def test_undo_with_a_wrong_gradient_is_redone(state_bits, instruction_set, decay
     bucket.move(wrong, record, back=True)
     moved = bucket.snapshot()
     bucket.undo_states(wrong, record)
-    assert any(not torch.equal(a, b) for a, b in zip(bucket.snapshot()[:2], before[:2], strict=True))
+    integers = slice(1 + len(bucket.states))
+    assert any(not torch.equal(a, b) for a, b in zip(bucket.snapshot()[integers], before[integers], strict=True))
     assert torch.equal(bucket.x, moved[0])  # an undone velocity moves no weight
     bucket.step(wrong, bucket.skipped, record)
     bucket.assert_equals(done)
@@ -75,15 +81,18 @@ def test_undo_with_a_wrong_gradient_is_redone(state_bits, instruction_set, decay
     bucket.assert_guards()
 
 
+PLACES = [(0, 39), (1, 0), (1, 512), (1, 699), (2, 600), (2, 1029)]
+
+
 @WIDTHS
 @EACH_INSTRUCTION_SET
-@pytest.mark.parametrize("place", [(0, 39), (1, 0), (1, 512), (1, 699), (2, 600), (2, 1029)], ids=str)
+@each_rule("place", sgd=zip(PLACES, strict=True), adam=zip(PLACES[3:5], strict=True))
 @pytest.mark.parametrize("loses", [True, False], ids=["shifted", "unshifted"])
 def test_foreign_gradient_marks_its_block_and_is_undone_where_nothing_is_lost(
-    state_bits, instruction_set, place, loses, use_instruction_set
+    state_bits, instruction_set, rule, place, loses, use_instruction_set
 ):
     use_instruction_set(instruction_set)
-    bucket, step, _ = flagged_problem(state_bits, 2.0**-16 if loses else 1.0)
+    bucket, step, _ = flagged_problem(state_bits, 2.0**-16 if loses else 1.0, rule=rule)
     twin = oracle_twin(bucket)
     plan = oracle_step(twin, step)
     record = bucket.step(step)
@@ -106,7 +115,8 @@ def test_foreign_gradient_marks_its_block_and_is_undone_where_nothing_is_lost(
     assert_is_oracle(bucket, twin)
     if loses:  # inside the block all as it was
         here = slice(i // oracle.BLOCK * oracle.BLOCK, (i // oracle.BLOCK + 1) * oracle.BLOCK)
-        assert torch.equal(bucket.split(bucket.v)[tensor][here], bucket.split(before[1])[tensor][here])
+        for state, expected in zip(bucket.states, before[1:], strict=False):
+            assert torch.equal(bucket.split(state)[tensor][here], bucket.split(expected)[tensor][here])
     bucket.step(wrong, bucket.skipped, record)
     twin.step(plan, gradient_lists(wrong), redo=True)
     assert_is_oracle(bucket, twin)
@@ -115,22 +125,25 @@ def test_foreign_gradient_marks_its_block_and_is_undone_where_nothing_is_lost(
 
 @WIDTHS
 @EACH_INSTRUCTION_SET
+@each_rule("state", "shift", sgd=product([0], [0, 1, 2, 7, 16]), adam=[(0, 0), (0, 7), (1, 0), (1, 1), (1, 7), (1, 16)])
 @pytest.mark.parametrize("sign", [1, -1], ids=["positive", "negative"])
-@pytest.mark.parametrize("shift", [0, 1, 2, 7, 16])
-def test_wrong_gradient_at_the_end_of_the_range(state_bits, instruction_set, sign, shift, use_instruction_set):
-    """Foreign is what leaves [-2^(L - k), 2^(L - k)] (k = 0: what no state is, 2^L, too), by one quantum; what is inside is
-    undone to where the redo begins."""
+def test_wrong_gradient_at_the_end_of_the_range(state_bits, instruction_set, rule, state, sign, shift, use_instruction_set):
+    """Foreign is what leaves [-2^(L - k), 2^(L - k)] (k = 0: what no state is, 2^L, too), by one quantum, and whatever is below 0
+    in a wide state; what is inside is undone to where the redo begins."""
     use_instruction_set(instruction_set)
-    end = sign * 2 ** (oracle.LAYOUTS[state_bits].limit_bits - shift)
-    right = one_gradient_of_20(0.0, momentum=2.0**-shift)
+    wide = rule.powers[state] == 2
+    end = 0 if wide and sign < 0 else sign * 2 ** (oracle.layouts_of(rule, state_bits)[state].limit_bits - shift)
+    momentum = tuple(2.0**-shift if s == state else 1.0 for s in range(len(rule.powers)))
     for beyond in (-2, -1, 0, 1, 2, 100):
         foreign = beyond > 0 or (beyond == 0 and shift == 0 and sign > 0)
-        bucket = one_weight_of_20(state_bits, 0, 0)
-        record = bucket.step(right)
-        bucket.split(bucket.v)[0][11] = end - sign * 3
+        bucket = one_weight_of_20(state_bits, 0, *(0 for _ in rule.powers), rule=rule)
+        # The wrong gradient of 1 would take the state from 3 quanta inside to `beyond`.
+        away, scale = -sign * (3.0 + beyond), bucket.scales[0][state].after(momentum[state])[0].sigma
+        numbers = undivided(rule, 0.0, 0.0, 0.0, away * scale) if wide else undivided(rule, away * scale, 0.0, 0.0)
+        record = bucket.step(one_gradient_of_20(0.0, numbers, momentum))
+        bucket.split(bucket.states[state])[0][11] = end - sign * 3
         done = bucket.snapshot()
-        sigma = record.after[0][0].sigma
-        wrong = one_gradient_of_20(-sign * (3 + beyond) * sigma)
+        wrong = one_gradient_of_20(1.0, numbers, momentum)
         bucket.undo(wrong, record)
         assert bucket.flags == [oracle.FOREIGN_GRADIENT * foreign], beyond
         assert bucket.skipped.tolist() == [int(foreign and shift > 0)], beyond
@@ -138,18 +151,18 @@ def test_wrong_gradient_at_the_end_of_the_range(state_bits, instruction_set, sig
         bucket.assert_equals(done)
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_whatever_the_gradients_a_step_is_undone_and_redone(seed, use_instruction_set):
+@each_rule("seed", sgd=zip(range(12), strict=True), adam=zip(range(4), strict=True))
+def test_whatever_the_gradients_a_step_is_undone_and_redone(seed, rule, use_instruction_set):
     """Random formats, sizes, momenta, magnitudes and garbage: all instruction sets agree, right gradients lead back,
     wrong ones lead back and forth.
     """
     for problem in range(8):
         rng = np.random.default_rng([seed, problem])
-        x, v, dtypes, state_bits = random_state(rng)
+        x, states, dtypes, state_bits = random_state(rng, rule)
         sizes = [len(part) for part in x]
-        buckets = {name: Bucket(x, v, dtypes, state_bits) for name in INSTRUCTION_SETS}
+        buckets = {name: Bucket(x, states, dtypes, state_bits, rule=rule) for name in INSTRUCTION_SETS}
         for _ in range(4):
-            right, wrong = random_right_and_wrong(rng, sizes, dtypes, state_bits)
+            right, wrong = random_right_and_wrong(rng, sizes, dtypes, state_bits, rule)
             traces = []
             for name, bucket in buckets.items():
                 use_instruction_set(name)
@@ -159,15 +172,15 @@ def test_whatever_the_gradients_a_step_is_undone_and_redone(seed, use_instructio
                     assert torch.equal(mine, first), name
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_whatever_the_gradients_the_oracle_says_so_too(seed):
+@each_rule("seed", sgd=zip(range(3), strict=True), adam=zip(range(3), strict=True))
+def test_whatever_the_gradients_the_oracle_says_so_too(seed, rule):
     """Random steps, refused ones among them, undone with wrong gradients and redone."""
     skips = 0
     for problem in range(12):
         rng = np.random.default_rng([seed, problem, 1])
-        x, v, dtypes, state_bits = random_state(rng)
-        bucket = Bucket(x, v, dtypes, state_bits)
-        right, wrong = random_right_and_wrong(rng, bucket.sizes, dtypes, state_bits)
+        x, states, dtypes, state_bits = random_state(rng, rule)
+        bucket = Bucket(x, states, dtypes, state_bits, rule=rule)
+        right, wrong = random_right_and_wrong(rng, bucket.sizes, dtypes, state_bits, rule)
         for step in (right, wrong):  # the bits of a NaN are no matter of the specification
             for gradient in step.gradients:
                 if gradient is not None:
@@ -180,7 +193,7 @@ def follow_the_oracle(bucket: Bucket, right: Step, wrong: Step) -> int:
     """Flags, used words, hashes, skipped blocks and planes of every phase. Returns how many blocks were skipped."""
     twin = oracle_twin(bucket)
     plan, record = oracle_step(twin, right), bucket.step(right)
-    none_used = [[0, 0]] * len(bucket.sizes)
+    none_used = [[0] * (1 + len(bucket.states))] * len(bucket.sizes)
 
     def check(weights: bool, states: bool) -> None:
         assert_is_oracle(bucket, twin)

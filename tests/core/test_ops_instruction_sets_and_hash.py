@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations, product
+
 import numpy as np
 import oracle
 import pytest
@@ -9,32 +11,37 @@ import torch
 from core_problems import (
     DTYPES,
     EACH_INSTRUCTION_SET,
+    EACH_RULE,
     INSTRUCTION_SETS,
     OPS,
     STATE_DTYPES,
     WIDTHS,
     Bucket,
     Step,
+    each_rule,
     flagged_problem,
     integers,
     momentum_schedule,
     normal_gradients,
+    numbers_of,
     random_integers,
     same_bits,
+    slot_dtypes,
+    undivided,
     units,
 )
 
 # Instruction sets and threads ----------------------------------------------------------------------------------------
 
 
-def random_run(state_bits, use_instruction_set, name, steps=100):
+def random_run(rule, state_bits, use_instruction_set, name, steps):
     """Random steps on 100 k weights and back. Returns all hashes and outcomes, the final state and the last planes."""
     rng = np.random.default_rng(7)
     sizes, dtypes = [40_000, 30_000, 20_011, 10_000], list(DTYPES)
-    x, v = random_integers(rng, sizes, state_bits)
+    x, states = random_integers(rng, sizes, state_bits, rule)
     pool = [normal_gradients(rng, sizes, dtypes, [True] * 4) for _ in range(4)]
-    numbers = [(0.5, 0.02, 0.002 * (i + 1)) for i in range(4)]
-    bucket = Bucket(x, v, dtypes, state_bits)
+    numbers = [numbers_of(rule, 0.5, 0.02, 0.002 * (i + 1), i) for i in range(4)]
+    bucket = Bucket(x, states, dtypes, state_bits, rule=rule)
     start = bucket.snapshot()
     use_instruction_set(name)
     hashes, tape = [], []
@@ -42,7 +49,7 @@ def random_run(state_bits, use_instruction_set, name, steps=100):
         gradients = list(pool[t % 4])
         if t % 3 == 0:
             gradients[t % 4] = None
-        step = Step(gradients, numbers, [momentum, 0.95, momentum, 0.9], rescale=[(0, int(t == 50))] * 4)
+        step = Step(gradients, numbers, [momentum, 0.95, momentum, 0.9], rescale=[(0, int(t == steps // 2))] * 4)
         tape.append((step, bucket.step(step)))
         assert bucket.flags == [0] * 4
         hashes.append(bucket.hash)
@@ -57,12 +64,13 @@ def random_run(state_bits, use_instruction_set, name, steps=100):
 
 
 @WIDTHS
-def test_instruction_sets_and_threads_agree_on_a_long_run(state_bits, use_instruction_set, set_num_threads):
+@each_rule("steps", sgd=[(100,)], adam=[(10,)])
+def test_instruction_sets_and_threads_agree_on_a_long_run(state_bits, rule, steps, use_instruction_set, set_num_threads):
     results = {}
     for threads in (1, 2):
         set_num_threads(threads)
         for name in INSTRUCTION_SETS if threads == 1 else INSTRUCTION_SETS[:1]:
-            results[name, threads] = random_run(state_bits, use_instruction_set, name)
+            results[name, threads] = random_run(rule, state_bits, use_instruction_set, name, steps)
     hashes, end = results.pop((INSTRUCTION_SETS[0], 1))
     assert len(set(hashes)) == len(hashes)
     for which, (other_hashes, other_end) in results.items():
@@ -71,20 +79,25 @@ def test_instruction_sets_and_threads_agree_on_a_long_run(state_bits, use_instru
             assert same_bits(mine, other), which
 
 
-@WIDTHS
-@EACH_INSTRUCTION_SET
-def test_weights_streamed_past_the_cache_are_the_same(state_bits, instruction_set, use_instruction_set):
+@each_rule(
+    "state_bits",
+    "instruction_set",
+    sgd=product(STATE_DTYPES, INSTRUCTION_SETS),
+    adam=product([32], INSTRUCTION_SETS),
+)
+def test_weights_streamed_past_the_cache_are_the_same(state_bits, instruction_set, rule, use_instruction_set):
     """From 32 MiB of visible weights on, they are written differently; the values and the neighbours stay the same."""
     use_instruction_set(instruction_set)
     rng = np.random.default_rng(11)
     sizes, dtypes = [2**22 + 37, 999, 1003, 70_001], ["float64", "bfloat16", "float16", "float32"]
     one = units(state_bits)[1]
-    x = [torch.from_numpy(rng.integers(-one, one, size)).to(STATE_DTYPES[state_bits]) for size in sizes]
-    v = [part.flip(0) % 2**20 for part in x]
+    *of_states, of_x = slot_dtypes(rule, state_bits)
+    x = [torch.from_numpy(rng.integers(-one, one, size)).to(of_x) for size in sizes]
+    states = [[(part.flip(0) % 2**20).to(dtype) for part in x] for dtype in of_states]
     gradients = [torch.from_numpy(rng.standard_normal(size)).to(DTYPES[d]) for size, d in zip(sizes, dtypes, strict=True)]
-    numbers = [(0.5, 0.02, 0.01)] * 4
-    bucket = Bucket(x, v, dtypes, state_bits)
-    small = Bucket(x[1:], v[1:], dtypes[1:], state_bits)
+    numbers = [numbers_of(rule, 0.5, 0.02, 0.01)] * 4
+    bucket = Bucket(x, states, dtypes, state_bits, rule=rule)
+    small = Bucket(x[1:], [state[1:] for state in states], dtypes[1:], state_bits, rule=rule)
     start = bucket.snapshot()
     step = Step(gradients, numbers, 0.3)
     record = bucket.step(step)
@@ -113,31 +126,32 @@ def test_unknown_instruction_set_is_refused_and_changes_nothing(use_instruction_
 def still(bucket: Bucket) -> Step:
     """A step that changes nothing."""
     gradients = [torch.zeros(size, dtype=w.dtype) for size, w in zip(bucket.sizes, bucket.weights, strict=True)]
-    return Step(gradients, [(1.0, 0.0, 0.0)] * len(gradients), 1.0)
+    return Step(gradients, [undivided(bucket.rule, 1.0, 0.0, 0.0)] * len(gradients), 1.0)
 
 
 def hash_of(bucket: Bucket) -> int:
-    """The hash of X and V as they stand."""
+    """The hash of X and the states as they stand."""
     snapshot = bucket.snapshot()
     bucket.step(still(bucket))
-    for mine, expected in zip(bucket.tensors()[:2], snapshot, strict=False):
+    for mine, expected in zip((bucket.x, *bucket.states), snapshot, strict=False):
         assert torch.equal(mine, expected)
     return bucket.hash
 
 
 @WIDTHS
 @EACH_INSTRUCTION_SET
-def test_hash_changes_with_every_bit_of_the_state(state_bits, instruction_set, use_instruction_set):
+@EACH_RULE
+def test_hash_changes_with_every_bit_of_the_state(state_bits, instruction_set, rule, use_instruction_set):
     use_instruction_set(instruction_set)
     rng = np.random.default_rng(13)
-    bucket = Bucket(*random_integers(rng, [21, 520], state_bits), ["float32", "float64"], state_bits)
+    bucket = Bucket(*random_integers(rng, [21, 520], state_bits, rule), ["float32", "float64"], state_bits, rule=rule)
     seen = {hash_of(bucket)}
     count = 1
-    for state in (bucket.x, bucket.v):
+    for state, layout in zip((*bucket.states, bucket.x), oracle.layouts_of(rule, state_bits), strict=True):
         for part, i in ((0, 0), (0, 20), (1, 3), (1, 511), (1, 512), (1, 519)):
             values = bucket.split(state)[part]
             before = int(values[i])
-            for bit in range(oracle.LAYOUTS[state_bits].limit_bits):
+            for bit in range(layout.limit_bits):
                 values[i] = before ^ (1 << bit)
                 seen.add(hash_of(bucket))
                 count += 1
@@ -147,16 +161,17 @@ def test_hash_changes_with_every_bit_of_the_state(state_bits, instruction_set, u
 
 @WIDTHS
 @EACH_INSTRUCTION_SET
-def test_hash_changes_when_values_trade_places(state_bits, instruction_set, use_instruction_set):
+@EACH_RULE
+def test_hash_changes_when_values_trade_places(state_bits, instruction_set, rule, use_instruction_set):
     use_instruction_set(instruction_set)
     rng = np.random.default_rng(17)
     sizes, dtypes = [21, 1100], ["float32", "float64"]
-    x = [integers(rng, 2**20, size, state_bits) for size in sizes]
-    v = [integers(rng, 2**20, size, state_bits) for size in sizes]
-    bucket = Bucket(x, v, dtypes, state_bits)
+    widths = [layout.bits for layout in oracle.layouts_of(rule, state_bits)]
+    x, *states = ([integers(rng, 2**20, size, bits) for size in sizes] for bits in reversed(widths))
+    bucket = Bucket(x, states[::-1], dtypes, state_bits, rule=rule)
     start = hash_of(bucket)
     places = [(0, 4), (0, 5), (0, 12), (0, 20), (1, 5), (1, 6), (1, 69), (1, 5 + 512), (1, 1030), (1, 1099)]
-    for state in (bucket.x, bucket.v):
+    for state in (bucket.x, *bucket.states):
         parts = bucket.split(state)
         for a, i in places:
             for b, j in places:
@@ -169,18 +184,19 @@ def test_hash_changes_when_values_trade_places(state_bits, instruction_set, use_
                 parts[a][i], parts[b][j] = one + 1, other - 1
                 assert hash_of(bucket) != start, ((a, i), (b, j))
                 parts[a][i], parts[b][j] = one, other
-    for part, i in places:  # X and V of a weight
-        one, other = int(bucket.split(bucket.x)[part][i]), int(bucket.split(bucket.v)[part][i])
-        bucket.split(bucket.x)[part][i], bucket.split(bucket.v)[part][i] = other, one
+    for (part, i), (a, b) in product(places, combinations((bucket.x, *bucket.states), 2)):  # X and V of a weight
+        one, other = int(bucket.split(a)[part][i]), int(bucket.split(b)[part][i])
+        bucket.split(a)[part][i], bucket.split(b)[part][i] = other, one
         assert hash_of(bucket) != start
-        bucket.split(bucket.x)[part][i], bucket.split(bucket.v)[part][i] = one, other
+        bucket.split(a)[part][i], bucket.split(b)[part][i] = one, other
     assert hash_of(bucket) == start
 
 
 @WIDTHS
-def test_hash_is_of_what_the_phase_moved(state_bits):
-    """Moving the weights hashes X, undoing the states V, a step both; what lies between the tensors is in none."""
-    bucket, _, _ = flagged_problem(state_bits, 0.9)
+@EACH_RULE
+def test_hash_is_of_what_the_phase_moved(state_bits, rule):
+    """Moving the weights hashes X, undoing the states these, a step both; what lies between the tensors is in none."""
+    bucket, _, _ = flagged_problem(state_bits, 0.9, rule=rule)
     both, step = hash_of(bucket), still(bucket)
     record = bucket.record(step)
     bucket.move(step, record, back=False)
@@ -195,9 +211,10 @@ def test_hash_is_of_what_the_phase_moved(state_bits):
 
 @WIDTHS
 @EACH_INSTRUCTION_SET
-def test_hash_of_tensors_that_take_no_part(state_bits, instruction_set, use_instruction_set):
+@EACH_RULE
+def test_hash_of_tensors_that_take_no_part(state_bits, instruction_set, rule, use_instruction_set):
     use_instruction_set(instruction_set)
-    bucket, _, _ = flagged_problem(state_bits, 0.9)
+    bucket, _, _ = flagged_problem(state_bits, 0.9, rule=rule)
     both, step = hash_of(bucket), still(bucket)
     for i in (0, 2):
         step.gradients[i] = None
@@ -207,11 +224,12 @@ def test_hash_of_tensors_that_take_no_part(state_bits, instruction_set, use_inst
 
 
 @WIDTHS
-def test_without_hash_the_outcome_holds_the_flags_and_used_words_only(state_bits):
-    bucket, _, _ = flagged_problem(state_bits, 0.9)
+@EACH_RULE
+def test_without_hash_the_outcome_holds_the_flags_and_used_words_only(state_bits, rule):
+    bucket, _, _ = flagged_problem(state_bits, 0.9, rule=rule)
     step = still(bucket)
     bucket.step(step)
     outcome, record = bucket.outcome.clone(), bucket.record(step)
     given = record.numbers, record.shifts, [], record.planes, torch.empty(0, dtype=torch.uint8)
-    bucket.ops.step("sgd", bucket.weights, step.gradients, bucket.x, [bucket.v], *given, False, bucket.outcome)
+    bucket.ops.step(rule.name, bucket.weights, step.gradients, bucket.x, bucket.states, *given, False, bucket.outcome)
     assert bucket.outcome.tolist() == [0, *outcome[1:].tolist()]

@@ -66,7 +66,7 @@ def test_a_refused_block_is_left_out(state_bits, place, emulated):
     velocity, weight = units(state_bits)
     case = Case((1100, 70), ("float32", "float32"))
     x = [integers(rng, weight, size, state_bits) for size in case.sizes]
-    v = [integers(rng, velocity, size, state_bits) for size in case.sizes]
+    states = [[integers(rng, velocity, size, state_bits) for size in case.sizes]]
     vectors = vectors_of(case, "float32", rng)
     shared = [(1.0, 0.01, 0.01)] * 2, 2.0**-10
     right = Step(normal_gradients(rng, case.sizes, case.dtypes, [True] * 2), *shared)
@@ -75,7 +75,7 @@ def test_a_refused_block_is_left_out(state_bits, place, emulated):
     adjoint = AdjointStep([torch.from_numpy(rng.standard_normal(size)).float() for size in case.sizes], [0.5, 0.25])
     traces = []
     for make in (on(), on(emulated)):
-        bucket = make(x, v, list(case.dtypes), state_bits, "float32", vectors)
+        bucket = make(x, states, list(case.dtypes), state_bits, "float32", vectors)
         record = bucket.step(right)
         bucket.undo_weights_adjoint(right, record, adjoint)
         bucket.undo_states_adjoint(wrong, record, adjoint)
@@ -90,9 +90,9 @@ def test_two_launches_or_one(emulated):
 
     def launched(case: Case, by_lr: bool, wanted) -> list[int]:
         rng = np.random.default_rng(0)
-        x, v = state_of(case, 32, rng)
+        x, states = state_of(case, 32, rng)
         (step,) = steps_of(case, 32, 1, rng)
-        bucket = on(emulated)(x, v, list(case.dtypes), 32, "float32", vectors_of(case, "float32", rng))
+        bucket = on(emulated)(x, states, list(case.dtypes), 32, "float32", vectors_of(case, "float32", rng))
         record = bucket.step(step)
         adjoint = AdjointStep([None] * len(case.sizes), [1.0] * len(case.sizes), by_lr, wanted)
         counts = [emulated.launches()]

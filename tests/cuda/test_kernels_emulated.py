@@ -7,7 +7,20 @@ import oracle
 import pytest
 import torch
 from core_journeys import random_right_and_wrong, random_state, there_and_back
-from core_problems import ASKEW, WIDTHS, Bucket, Step, integers, normal_gradients, same_bits, sample, units
+from core_problems import (
+    ASKEW,
+    EACH_RULE,
+    WIDTHS,
+    Bucket,
+    Step,
+    each_rule,
+    normal_gradients,
+    numbers_of,
+    random_integers,
+    same_bits,
+    sample,
+    zeros,
+)
 from device_matrix import CASES, Case, assert_same, state_of, steps_of, walk
 from ticket_journey import assert_stands_still, journey
 
@@ -15,27 +28,29 @@ STRAIGHT = frozenset()
 
 
 @WIDTHS
+@EACH_RULE
 @pytest.mark.parametrize("askew", [STRAIGHT, ASKEW], ids=["aligned", "askew"])
 @pytest.mark.parametrize("case", CASES)
-def test_steps_there_and_back_have_the_same_bits(state_bits, askew, case, emulated):
+def test_steps_there_and_back_have_the_same_bits(state_bits, rule, askew, case, emulated):
     rng = np.random.default_rng(3)
-    x, v = state_of(CASES[case], state_bits, rng)
+    x, states = state_of(CASES[case], state_bits, rng, rule)
     count = 1 if case == "many tensors" else 6
-    steps = steps_of(CASES[case], state_bits, count, rng)
-    dtypes = list(CASES[case].dtypes)
-    walk(Bucket(x, v, dtypes, state_bits), [Bucket(x, v, dtypes, state_bits, emulated, askew=askew)], steps)
+    steps = steps_of(CASES[case], state_bits, count, rng, rule)
+    given = x, states, list(CASES[case].dtypes), state_bits
+    walk(Bucket(*given, rule=rule), [Bucket(*given, emulated, askew=askew, rule=rule)], steps)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_whatever_the_gradients(seed, emulated):
+@each_rule("seed", sgd=zip(range(6), strict=True), adam=zip(range(3), strict=True))
+def test_whatever_the_gradients(seed, rule, emulated):
     """Garbage, overflows, foreign gradients, refused blocks and their redo."""
     refused = 0
     for problem in range(6):
         rng = np.random.default_rng([seed, problem])
-        x, v, dtypes, state_bits = random_state(rng)
-        buckets = [Bucket(x, v, dtypes, state_bits), Bucket(x, v, dtypes, state_bits, emulated, askew=STRAIGHT)]
+        x, states, dtypes, state_bits = random_state(rng, rule)
+        given = x, states, dtypes, state_bits
+        buckets = [Bucket(*given, rule=rule), Bucket(*given, emulated, askew=STRAIGHT, rule=rule)]
         for _ in range(3):
-            steps = random_right_and_wrong(rng, [len(part) for part in x], dtypes, state_bits)
+            steps = random_right_and_wrong(rng, [len(part) for part in x], dtypes, state_bits, rule)
             (expected, skips), (mine, others) = [there_and_back(bucket, *steps) for bucket in buckets]
             assert len(mine) == len(expected)
             for i, (one, other) in enumerate(zip(mine, expected, strict=True)):
@@ -46,13 +61,14 @@ def test_whatever_the_gradients(seed, emulated):
 
 
 @WIDTHS
+@EACH_RULE
 @pytest.mark.parametrize("what", [*sorted(ASKEW), "gradients", "elements"])
-def test_one_array_askew(state_bits, what, emulated):
+def test_one_array_askew(state_bits, rule, what, emulated):
     """Vectors are used only where every array stands on them; emulation stops at a misaligned one."""
     rng = np.random.default_rng(6)
     case = Case((1024, 512), ("float32", "bfloat16"), elements=(0, 1))
-    x, v = state_of(case, state_bits, rng)
-    steps = steps_of(case, state_bits, 4, rng)
+    x, states = state_of(case, state_bits, rng, rule)
+    steps = steps_of(case, state_bits, 4, rng, rule)
 
     def moved(t):
         return None if t is None else torch.cat([t[:1], t])[1:]
@@ -62,22 +78,21 @@ def test_one_array_askew(state_bits, what, emulated):
             step.gradients = [moved(g) for g in step.gradients]
         if what == "elements":
             step.elements = [[moved(e) for e in own] for own in step.elements]
-            assert step.elements[0][2].data_ptr() % 16
-    bucket = Bucket(x, v, list(case.dtypes), state_bits, emulated, askew=frozenset({what}) & ASKEW)
-    walk(Bucket(x, v, list(case.dtypes), state_bits), [bucket], steps)
+            assert step.elements[0][rule.decay].data_ptr() % 16
+    given = x, states, list(case.dtypes), state_bits
+    walk(Bucket(*given, rule=rule), [Bucket(*given, emulated, askew=frozenset({what}) & ASKEW, rule=rule)], steps)
 
 
 @WIDTHS
-@pytest.mark.parametrize("place", [0, 3, 511, 512, 700])
-def test_one_bad_gradient_refuses_its_block_alone(state_bits, place, emulated):
+@each_rule("place", sgd=zip([0, 3, 511, 512, 700], strict=True), adam=[(511,), (700,)])
+def test_one_bad_gradient_refuses_its_block_alone(state_bits, rule, place, emulated):
     rng = np.random.default_rng(8)
-    velocity, weight = units(state_bits)
-    x, v = [integers(rng, weight, 1100, state_bits)], [integers(rng, velocity, 1100, state_bits)]
-    shared = [(1.0, 0.0, 0.01)], 2.0**-10
+    x, states = random_integers(rng, [1100], state_bits, rule)
+    shared = [numbers_of(rule, 1.0, 0.0, 0.01)], 2.0**-10
     right = Step(normal_gradients(rng, [1100], ["float32"], [True]), *shared)
     wrong = Step([right.gradients[0].clone()], *shared)
     wrong.gradients[0][place] = 1e30
-    buckets = [Bucket(x, v, ["float32"], state_bits, *ops, askew=STRAIGHT) for ops in ((), (emulated,))]
+    buckets = [Bucket(x, states, ["float32"], state_bits, *ops, askew=STRAIGHT, rule=rule) for ops in ((), (emulated,))]
     records = [bucket.step(right) for bucket in buckets]
     for bucket, record in zip(buckets, records, strict=True):
         bucket.undo(wrong, record)
@@ -90,18 +105,19 @@ def test_one_bad_gradient_refuses_its_block_alone(state_bits, place, emulated):
 
 
 @WIDTHS
-@pytest.mark.parametrize("bad", [float("nan"), 1e30])
-def test_steps_that_nobody_waits_for(state_bits, bad, emulated):
-    trace = journey("cpu", state_bits, bad, emulated)
+@each_rule("bad", sgd=[(float("nan"),), (1e30,)], adam=[(1e30,)])
+def test_steps_that_nobody_waits_for(state_bits, rule, bad, emulated):
+    trace = journey("cpu", state_bits, bad, emulated, rule)
     assert_stands_still(trace)
     if bad == 1e30:  # what integers become of NaN is each device's own
-        for mine, expected in zip(trace, journey("cpu", state_bits, bad), strict=True):
+        for mine, expected in zip(trace, journey("cpu", state_bits, bad, rule=rule), strict=True):
             assert same_bits(mine, expected)
 
 
 @WIDTHS
-def test_without_hash_the_outcome_has_none(state_bits, emulated):
-    for name, (*arguments, outcome) in sample(state_bits).items():
+@EACH_RULE
+def test_without_hash_the_outcome_has_none(state_bits, rule, emulated):
+    for name, (*arguments, outcome) in sample(state_bits, rule).items():
         for hashes in (True, False):
             getattr(emulated, name)(*arguments[:-1], hashes, outcome)
             assert (outcome[0] != 0) == hashes
@@ -116,8 +132,8 @@ def test_one_launch_moves_a_bucket(emulated):
     """Whatever its dtypes; one more per 200 tensors or so; none for tensors without elements."""
 
     def launched(sizes, dtypes) -> int:
-        state = [[torch.zeros(n, dtype=torch.int32) for n in sizes] for _ in range(2)]
-        bucket = Bucket(*state, dtypes, 32, emulated)
+        v, x = zip(*(zeros(oracle.SGD, 32, size) for size in sizes), strict=True)
+        bucket = Bucket(x, [v], dtypes, 32, emulated)
         step = Step([torch.zeros_like(w) for w in bucket.weights], [(1.0, 0.0, 0.0)] * len(sizes), 0.5)
         before = emulated.launches()
         bucket.step(step)

@@ -39,10 +39,10 @@ def test_every_run_gives_the_same_bits(state_bits):
 
 def one_step(case: Case, state_bits: int, device: str):
     rng = np.random.default_rng(4)
-    x, v = state_of(case, state_bits, rng)
+    x, states = state_of(case, state_bits, rng)
     (step,) = steps_of(case, state_bits, 1, rng)
     (adjoint,) = adjoints_of(case, [step], rng)
-    bucket = AdjointBucket(x, v, list(case.dtypes), state_bits, "float32", vectors_of(case, "float32", rng), device=device)
+    bucket = AdjointBucket(x, states, list(case.dtypes), state_bits, "float32", vectors_of(case, "float32", rng), device=device)
     step.gradients = [g.to(device) for g in step.gradients]
     step.elements = [[None if e is None else e.to(device) for e in own] for own in step.elements]
     adjoint.products = [None if p is None else p.to(device) for p in adjoint.products]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from adjoint_problems import ADJOINT_CASES, AdjointBucket, assert_same_trace, journey
-from core_problems import WIDTHS, Bucket
+from core_problems import EACH_RULE, WIDTHS, Bucket
 from device_matrix import CASES, state_of, steps_of, walk
 from gpu_machine import DEVICE, GPU
 
@@ -29,12 +29,13 @@ class JustSizedAdjointBucket(JustSized, AdjointBucket):
 
 
 @WIDTHS
+@EACH_RULE
 @pytest.mark.parametrize("case", CASES)
-def test_steps_there_and_back(case, state_bits):
+def test_steps_there_and_back(case, state_bits, rule):
     problem, rng = CASES[case], np.random.default_rng(3)
-    given = *state_of(problem, state_bits, rng), list(problem.dtypes), state_bits
-    steps = steps_of(problem, state_bits, 4, rng)
-    walk(Bucket(*given), [JustSizedBucket(*given, device=DEVICE)], steps)
+    given = *state_of(problem, state_bits, rng, rule), list(problem.dtypes), state_bits
+    steps = steps_of(problem, state_bits, 4, rng, rule)
+    walk(Bucket(*given, rule=rule), [JustSizedBucket(*given, device=DEVICE, rule=rule)], steps)
 
 
 @WIDTHS

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from core_problems import EACH_RULE
 from gpu_machine import DEVICE, GPU, Captured, no_synchronisation  # noqa: F401
 from queued_steps import (
     BAD,
@@ -166,9 +167,10 @@ def test_what_grows_from_look_to_look_gets_room(state_bits):
 
 
 @WIDTHS
+@EACH_RULE
 @pytest.mark.parametrize("bad", [math.nan, 60000.0])
-def test_a_refused_step_stops_the_later_ones_on_the_device(state_bits, bad):
-    mine, expected = (journey(device, state_bits, bad) for device in (DEVICE, "cpu"))
+def test_a_refused_step_stops_the_later_ones_on_the_device(state_bits, rule, bad):
+    mine, expected = (journey(device, state_bits, bad, rule=rule) for device in (DEVICE, "cpu"))
     assert_stands_still(mine)
     for a, b in zip(mine, expected, strict=True):
         assert torch.equal(a, b)
