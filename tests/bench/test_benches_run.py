@@ -6,7 +6,7 @@ import re
 import pytest
 
 import reversible_hypergrad as rh
-from bench import chaos, hyperparameters, long_run, optimizer_step, race
+from bench import chaos, hyperparameters, long_run, optimizer_step, race, rollback, transformer
 from bench.timing import ratio
 
 
@@ -68,3 +68,21 @@ def test_a_long_run_says_what_it_kept(capsys):
     long_run.main(["--steps", "40", "--segments", "4"])
     out = capsys.readouterr().out
     assert "30 steps trained again; initial weights restored: True" in out
+
+
+def test_rollback_is_exact_in_integers_only(capsys):
+    rollback.main(["--steps", "1", "100", "--weights", "500"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "True" in line]
+    assert [row[0] for row in rows] == ["1", "100"]
+    assert float(rows[1][1]) > 1e-3, "floats came back"
+    assert float(rows[1][5]) == pytest.approx(0.15, abs=0.01)
+
+
+def test_transformer_prints_a_row_per_strategy(capsys, tmp_path):
+    text = tmp_path / "text"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 450)
+    transformer.main(["--text", str(text), "--steps", "3", "--strategies", "reversible", "checkpoint"])
+    out = capsys.readouterr().out
+    assert re.search(r"\nreversible .*True", out)
+    assert re.search(r"\ncheckpoint ", out)
+    assert "reversible from checkpoint: learning rates" in out
