@@ -17,10 +17,12 @@ from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.optim import ReversibleAdam, ReversibleAdamW, ReversibleSGD, ReversibleTracedSGD
 from reversible_hypergrad.planning import Plan, plan
 from reversible_hypergrad.replay import ReplayableLoader
-from reversible_hypergrad.rules import SGD, Adam, AdamW, Rule, TracedSGD
+from reversible_hypergrad.rules import LAMB, LARS, SGD, Adam, AdamW, RAdam, RMSprop, Rule, TracedSGD
 from reversible_hypergrad.training import TrainedWeights, check_replayable, train
 
 __all__ = [
+    "LAMB",
+    "LARS",
     "SGD",
     "Adam",
     "AdamW",
@@ -30,6 +32,8 @@ __all__ = [
     "ForwardMode",
     "Neumann",
     "Plan",
+    "RAdam",
+    "RMSprop",
     "RecursiveCheckpoint",
     "ReplayableLoader",
     "ReversalError",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reversible_hypergrad.problem.setting import Setting, Settings
 
-__all__ = ["Given", "Resolved", "SettingSpec", "check_given", "shown", "spread"]
+__all__ = ["Given", "Resolved", "SettingSpec", "check_given", "pair", "shown", "spread"]
 
 Value = float | Tensor
 Given = Value | Mapping[str, Value]
@@ -99,6 +99,13 @@ def check_given(setting: str, given: Given) -> None:
                 raise TypeError(f"{setting}: expected a floating-point tensor, got {value.dtype}")
         elif isinstance(value, bool) or not isinstance(value, int | float | np.floating):
             raise TypeError(f"{setting}: expected a number, a tensor or a dict of these, got {type(value).__name__}")
+
+
+def pair(name: str, given: Sequence[Given]) -> tuple[Given, Given]:
+    """Raises TypeError for what is not two settings, such as betas."""
+    if isinstance(given, str | Mapping) or not isinstance(given, Sequence) or len(given) != 2:
+        raise TypeError(f"{name}: expected two numbers or tensors, such as (0.9, 0.99), got {given!r}")
+    return given[0], given[1]
 
 
 def shown(given: Given) -> str:

@@ -1,0 +1,87 @@
+"""RMSprop with momentum, as torch writes it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from reversible_hypergrad.problem.setting import Settings
+from reversible_hypergrad.rules.base import Rule, SettingSpec
+from reversible_hypergrad.rules.functions import root
+from reversible_hypergrad.rules.settings import Given
+
+__all__ = ["RMSprop"]
+
+
+class RMSprop(Rule):
+    """RMSprop with momentum as :class:`torch.optim.RMSprop` (not centered), in training and in hypergradients::
+
+        g = grad + weight_decay * w
+        s = alpha * s + (1 - alpha) * g * g
+        b = momentum * b + g / (sqrt(s) + eps)
+        w = w - lr * b
+
+    Args:
+        lr: learning rate, >= 0: a number, or a tensor of shape (), (steps,) or of the weight's own shape, or a dict of these by
+            parameter name or pattern.
+        alpha: decay of the mean of squares, in [0, 1): a number, or a tensor of shape () or (steps,), or a dict of these. To undo
+            steps, at least 2^-16.
+        eps: >= 0, as ``alpha``. Where weights never get a gradient it must not be 0.
+        weight_decay: a penalty, >= 0, as ``lr``.
+        momentum: in [0, 1], as ``alpha``; torch's default is 0. To undo steps, at least 2^-16: without momentum the update
+            contains the gradient itself, which is known only where the weights are.
+
+    Each may require grad: then ``backward`` gives its exact derivative. Where s = 0 the root's share in it is 0, see
+    :class:`Adam`.
+
+    There is no ``centered``: s minus the square of a mean of g is a difference of nearly equal numbers where gradients hardly
+    vary, so that rounding decides about its root, and about the step.
+
+    Cost: two states; with :class:`Reversible` log2(1/alpha) + log2(1/momentum) bits per weight and step, 0.167 at the defaults,
+    and 12 bytes per weight beside the weights' own integers of 4 (24 in all with ``state_bits=64``). A step is made of torch's
+    operations, some dozens of passes over memory.
+
+    Raises:
+        TypeError: for settings that are no numbers or tensors.
+        ValueError: from :func:`train`, for numbers that make no sense. It names the setting.
+
+    >>> import reversible_hypergrad as rh
+    >>> rh.RMSprop(lr=1e-3, momentum=0.8)
+    RMSprop(lr=0.001, alpha=0.99, eps=1e-08, weight_decay=0.0, momentum=0.8)
+
+    Source: Hinton, *Neural Networks for Machine Learning*, lecture 6e, 2012; with momentum in torch's form.
+    """
+
+    states: ClassVar[Mapping[str, int]] = {"s": 2, "b": 0}
+    settings: ClassVar[Mapping[str, SettingSpec]] = {
+        "lr": SettingSpec(1e-2, per_weight=True),
+        "alpha": SettingSpec(0.99, high=1.0, below=True),
+        "eps": SettingSpec(1e-8),
+        "weight_decay": SettingSpec(0.0, per_weight=True),
+        "momentum": SettingSpec(0.9, high=1.0),
+    }
+    elementwise = True
+
+    def __init__(
+        self, lr: Given = 1e-2, alpha: Given = 0.99, eps: Given = 1e-8, weight_decay: Given = 0.0, momentum: Given = 0.9
+    ) -> None:
+        super().__init__(lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum)
+
+    def decay(self, h: Any, t: int) -> Mapping[str, Any]:
+        return {"s": h.alpha, "b": h.momentum}
+
+    def increments(self, h: Any, t: int, g: Tensor, w: Tensor, z: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        total = g + h.weight_decay * w
+        yield "s", (1 - h.alpha) * (total * total)
+        yield "b", total / (root(z["s"]) + h.eps)
+
+    def update(self, h: Any, t: int, z: Mapping[str, Tensor], logged: Any) -> Tensor:
+        return h.lr * z["b"]  # type: ignore[no-any-return]
+
+    def irreversible(self, settings: Sequence[Settings]) -> str | None:
+        if any(number == 0 for of_one in settings for number in of_one["momentum"].numbers):
+            return (
+                "momentum: rh.Reversible() expected numbers in (0, 1], got 0: without momentum the update of RMSprop contains the "
+                "gradient, which is known only where the weights are. Use a small momentum, or adjoint=rh.Checkpoint()"
+            )
+        return super().irreversible(settings)
