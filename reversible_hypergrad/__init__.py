@@ -17,7 +17,7 @@ from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.optim import ReversibleAdam, ReversibleAdamW, ReversibleSGD, ReversibleTracedSGD
 from reversible_hypergrad.planning import Plan, plan
 from reversible_hypergrad.replay import ReplayableLoader
-from reversible_hypergrad.rules import LAMB, LARS, SGD, Adam, AdamW, RAdam, RMSprop, Rule, TracedSGD
+from reversible_hypergrad.rules import LAMB, LARS, SGD, Adam, AdamW, Lion, Muon, RAdam, RMSprop, Rule, TracedSGD
 from reversible_hypergrad.training import TrainedWeights, check_replayable, train
 
 __all__ = [
@@ -30,6 +30,8 @@ __all__ = [
     "ConjugateGradient",
     "DrMAD",
     "ForwardMode",
+    "Lion",
+    "Muon",
     "Neumann",
     "Plan",
     "RAdam",

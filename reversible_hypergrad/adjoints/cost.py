@@ -66,6 +66,8 @@ class RunSize:
         for key, count in shared.items():
             settings = dict(zip(problem.rule.settings, key, strict=True))
             factors += [(count, numbers) for numbers in problem.rule.factors(settings, problem.steps).values()]
+            if problem.rule.keeps_signs:
+                factors.append((count, [0.5]))  # a bit of each weight, as much as halving loses
         weight_bytes = max(weight.element_size() for weight in problem.weights)
         return RunSize(
             weights=sum(weight.numel() for weight in problem.weights),

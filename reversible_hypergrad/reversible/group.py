@@ -18,6 +18,7 @@ from reversible_hypergrad.reversible.parameters import default_bits
 from reversible_hypergrad.reversible.record import Record, StepNumbers, combine
 from reversible_hypergrad.reversible.run_log import RunLog, kinds_of
 from reversible_hypergrad.reversible.scales import ScaleState
+from reversible_hypergrad.reversible.signs import joined, split
 from reversible_hypergrad.reversible.state import State
 from reversible_hypergrad.storage.places import open_store
 
@@ -138,6 +139,8 @@ class ReversibleGroup(FlatGroup):
                 self._logged.append(entry.logged)
             if entry.planes.numel():
                 self.store.push(entry.planes)
+            if entry.signs is not None:
+                self.store.push(joined(entry.signs, self.state.plane_bytes.tolist()))
             self._hash = outcome if with_hash else None
         return outcome
 
@@ -174,9 +177,11 @@ class ReversibleGroup(FlatGroup):
         afterwards."""
         given = self.step_settings.at(step)
         before, room = self.log.pop(step, self.state.scales.state)
+        signs = split(self.store.pop(), self.state.plane_bytes.tolist()) if self.rule.keeps_signs else None
         record = self.state.go_back(given, before, room, self.store.pop)
         record.hash_before = self.log.hashes.pop() if self._is_checked(step) else None
         record.logged = self._logged.pop() if self._logged else None
+        record.signs = signs
         return record
 
     def suspects(self, step: int, weights: Outcome, states: Outcome, hash_before: int | None) -> list[str]:

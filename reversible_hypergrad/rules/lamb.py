@@ -103,7 +103,7 @@ class LAMB(Rule):
     @staticmethod
     def _direction(h: Any, t: int, z: Mapping[str, Tensor]) -> Tensor:
         m, s = z["m"] / (1 - h.beta1 ** (t + 1)), z["s"] / (1 - h.beta2 ** (t + 1))
-        return m / (root(s) + h.eps)
+        return m / (root(s) + h.eps)  # type: ignore[no-any-return]
 
     @staticmethod
     def _ratio(w: Tensor, direction: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ class LARS(Rule):
         trust: >= 0, as ``momentum``: the paper's eta.
         eps: > 0 where gradients may be 0 without weight decay, as ``momentum``.
 
-    Each may require grad: then ``backward`` gives its exact derivative, that of the norms included. A tensor that begins as zeros,
-    such as a bias, would never move by the paper's formula; its ratio is 1, as in implementations.
+    Each may require grad: then ``backward`` gives its exact derivative, that of the norms included. A tensor that begins as
+    zeros, such as a bias, would never move by the paper's formula; its ratio is 1, as in implementations.
 
     Cost: one state; with :class:`Reversible` log2(1/momentum) bits per weight and step, 0.152 at the default, and 4 bytes per
     weight beside the weights' own integers of 4 (16 in all with ``state_bits=64``). A step is made of torch's operations, one

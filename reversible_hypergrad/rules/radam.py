@@ -24,16 +24,16 @@ class RAdam(Rule):
         w = w - lr / (1 - beta1^t) * m * sqrt((rho - 4)(rho - 2) r / ((r - 4)(r - 2) rho)) * sqrt(1 - beta2^t) / (sqrt(s) + eps)
 
     Args:
-        lr: learning rate, >= 0: a number, or a tensor of shape (), (steps,) or, unless the decay is decoupled, of the weight's own
-            shape, or a dict of these by parameter name or pattern.
+        lr: learning rate, >= 0: a number, or a tensor of shape (), (steps,) or, unless the decay is decoupled, of the weight's
+            own shape, or a dict of these by parameter name or pattern.
         betas: the two decays, each in [0, 1): a number, or a tensor of shape () or (steps,), or a dict of these. To undo steps,
             each must be at least 2^-16.
         eps: >= 0, as ``betas``. Where weights never get a gradient it must not be 0.
         weight_decay: >= 0, as ``lr``.
         decoupled_weight_decay: whether the weights decay by themselves. To undo steps, lr * weight_decay must stay below 1 then.
 
-    Each but the last may require grad: then ``backward`` gives its exact derivative; rho > 5 is taken as it is, not differentiated.
-    Where s = 0 the root's share in it is 0, see :class:`Adam`.
+    Each but the last may require grad: then ``backward`` gives its exact derivative; the step from which on rho > 5 counts as
+    given. Where s = 0 the root's share in it is 0, see :class:`Adam`.
 
     Cost: as :class:`Adam`: two states, and 0.153 bits per weight and step at the defaults. A step is made of torch's operations,
     some dozens of passes over memory.

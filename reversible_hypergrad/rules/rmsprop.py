@@ -81,7 +81,7 @@ class RMSprop(Rule):
     def irreversible(self, settings: Sequence[Settings]) -> str | None:
         if any(number == 0 for of_one in settings for number in of_one["momentum"].numbers):
             return (
-                "momentum: rh.Reversible() expected numbers in (0, 1], got 0: without momentum the update of RMSprop contains the "
-                "gradient, which is known only where the weights are. Use a small momentum, or adjoint=rh.Checkpoint()"
+                "momentum: rh.Reversible() expected numbers in (0, 1], got 0: without momentum the update of RMSprop contains "
+                "the gradient, which is known only where the weights are. Use a small momentum, or adjoint=rh.Checkpoint()"
             )
         return super().irreversible(settings)
