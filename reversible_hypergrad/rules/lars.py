@@ -25,7 +25,7 @@ class LARS(Rule):
         momentum: in [0, 1]: a number, or a tensor of shape () or (steps,), or a dict of these. To undo steps, at least 2^-16.
         weight_decay: a penalty, >= 0, as ``momentum``.
         trust: >= 0, as ``momentum``: the paper's eta.
-        eps: > 0 where gradients may be 0 without weight decay, as ``momentum``.
+        eps: >= 0, as ``momentum``.
 
     Each may require grad: then ``backward`` gives its exact derivative, that of the norms included. A tensor that begins as
     zeros, such as a bias, would never move by the paper's formula; its ratio is 1, as in implementations.
@@ -65,7 +65,8 @@ class LARS(Rule):
 
     def increments(self, h: Any, t: int, g: Tensor, w: Tensor, z: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         size = torch.linalg.vector_norm(w)
-        ratio = h.trust * size / (torch.linalg.vector_norm(g) + h.weight_decay * size + h.eps)
+        below = torch.linalg.vector_norm(g) + h.weight_decay * size + h.eps
+        ratio = h.trust * size / torch.where(below > 0, below, 1.0)
         yield "v", h.lr * torch.where(size > 0, ratio, 1.0) * (g + h.weight_decay * w)
 
     def update(self, h: Any, t: int, z: Mapping[str, Tensor], logged: Any) -> Tensor:
