@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from rules.test_rules import KINDS, STEPS, by_reference, by_train, downstream, error, flat, loss_of, per_run, task
 from rules.shipped_rules import CASES
+from rules.test_rules import KINDS, STEPS, by_reference, by_train, downstream, error, flat, loss_of, per_run, task
 from rules.user_rules import RMSprop
 
 import reversible_hypergrad as rh
