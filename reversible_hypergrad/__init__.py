@@ -14,7 +14,16 @@ from reversible_hypergrad.adjoints import (
     Unroll,
 )
 from reversible_hypergrad.errors import ReversalError
-from reversible_hypergrad.optim import ReversibleAdam, ReversibleAdamW, ReversibleSGD, ReversibleTracedSGD
+from reversible_hypergrad.optim import (
+    ReversibleAdam,
+    ReversibleAdamW,
+    ReversibleLion,
+    ReversibleMuon,
+    ReversibleRAdam,
+    ReversibleRMSprop,
+    ReversibleSGD,
+    ReversibleTracedSGD,
+)
 from reversible_hypergrad.planning import Plan, plan
 from reversible_hypergrad.replay import ReplayableLoader
 from reversible_hypergrad.rules import LAMB, LARS, SGD, Adam, AdamW, Lion, Muon, RAdam, RMSprop, Rule, TracedSGD
@@ -42,6 +51,10 @@ __all__ = [
     "Reversible",
     "ReversibleAdam",
     "ReversibleAdamW",
+    "ReversibleLion",
+    "ReversibleMuon",
+    "ReversibleRAdam",
+    "ReversibleRMSprop",
     "ReversibleSGD",
     "ReversibleTracedSGD",
     "Rule",
