@@ -26,7 +26,7 @@ from reversible_hypergrad.optim import (
 )
 from reversible_hypergrad.planning import Plan, plan
 from reversible_hypergrad.replay import ReplayableLoader
-from reversible_hypergrad.rules import LAMB, LARS, SGD, Adam, AdamW, Lion, Muon, RAdam, RMSprop, Rule, TracedSGD
+from reversible_hypergrad.rules import LAMB, LARS, SGD, Adam, AdamW, Lion, Muon, PerParameter, RAdam, RMSprop, Rule, TracedSGD
 from reversible_hypergrad.training import TrainedWeights, check_replayable, train
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "Lion",
     "Muon",
     "Neumann",
+    "PerParameter",
     "Plan",
     "RAdam",
     "RMSprop",

@@ -41,7 +41,7 @@ class RunSize:
             all steps or one per step.
         weight_bytes: bytes of one weight.
         adjoint_bytes: bytes of an element of the adjoint's vectors.
-        states: of the rule, per weight.
+        states: of the rule, per weight; a mean, where there are several rules.
         with_states: whether the adjoint looks at states: with SGD, where learning rates or momenta get gradients.
         irreversible: why the steps cannot be undone; empty if they can.
         hyperparameters: how many elements get a gradient, initial weights not counted; None: not known.
@@ -52,7 +52,7 @@ class RunSize:
     factors: Sequence[tuple[int, Sequence[float]]]
     weight_bytes: int = 4
     adjoint_bytes: int = 4
-    states: int = 1
+    states: float = 1
     with_states: bool = False
     irreversible: str = ""
     hyperparameters: int | None = None
@@ -60,13 +60,16 @@ class RunSize:
     @staticmethod
     def of(problem: Problem) -> "RunSize":
         shared: dict[tuple[Setting, ...], int] = {}
-        for weight, settings in zip(problem.weights, problem.settings, strict=True):
-            shared[tuple(settings.values())] = shared.get(tuple(settings.values()), 0) + weight.numel()
+        firsts: dict[tuple[Setting, ...], int] = {}
+        for i, (weight, settings) in enumerate(zip(problem.weights, problem.settings, strict=True)):
+            key = tuple(settings.values())
+            shared[key] = shared.get(key, 0) + weight.numel()
+            firsts.setdefault(key, i)
         factors: list[tuple[int, Sequence[float]]] = []
         for key, count in shared.items():
-            settings = dict(zip(problem.rule.settings, key, strict=True))
-            factors += [(count, numbers) for numbers in problem.rule.factors(settings, problem.steps).values()]
-            if problem.rule.keeps_signs:
+            rule = problem.rule_of(firsts[key])
+            factors += [(count, own) for own in rule.factors(problem.settings[firsts[key]], problem.steps).values()]
+            if rule.keeps_signs:
                 factors.append((count, [0.5]))  # a bit of each weight, as much as halving loses
         weight_bytes = max(weight.element_size() for weight in problem.weights)
         return RunSize(
@@ -75,9 +78,9 @@ class RunSize:
             factors=factors,
             weight_bytes=weight_bytes,
             adjoint_bytes=max(4, weight_bytes),
-            states=len(problem.rule.states),
+            states=problem.states,
             with_states=needs_states(problem),
-            irreversible=problem.rule.irreversible(problem.settings) or "",
+            irreversible=problem.irreversible() or "",
             hyperparameters=problem.report.hyperparameters,
         )
 

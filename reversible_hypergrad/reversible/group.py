@@ -89,7 +89,7 @@ class StepSettings:
 
 
 class ReversibleGroup(FlatGroup):
-    """Parameters of one device, and weights of double or none. Vectors have the layout of the integer state.
+    """Parameters of one device and rule, and weights of double or none. Vectors have the layout of the integer state.
 
     A run is one segment or several; planes and log are those of the recorded one.
     """
@@ -205,13 +205,17 @@ class ReversibleGroup(FlatGroup):
 
 
 def reversible_groups(problem: Problem, state_bits: int | None, verify_every: int, place: str | Path) -> list[ReversibleGroup]:
-    """One per device, and float64 weights apart, whose adjoint is float64, too."""
-    members: dict[tuple[torch.device, bool], list[int]] = {}
+    """One per device and rule, and float64 weights apart, whose adjoint is float64, too."""
+    members: dict[tuple[torch.device, bool, int], list[int]] = {}
     for i, weight in enumerate(problem.weights):
-        members.setdefault((weight.device, weight.dtype == torch.float64), []).append(i)
+        members.setdefault((weight.device, weight.dtype == torch.float64, id(problem.rule_of(i))), []).append(i)
     return [
         ReversibleGroup(
-            problem, m, state_bits or default_bits(torch.float64 if is_double else torch.float32), verify_every, place
+            problem.under(problem.rule_of(m[0])),
+            m,
+            state_bits or default_bits(torch.float64 if is_double else torch.float32),
+            verify_every,
+            place,
         )
-        for (_, is_double), m in members.items()
+        for (_, is_double, _), m in members.items()
     ]

@@ -7,9 +7,25 @@ from reversible_hypergrad.rules.lamb import LAMB
 from reversible_hypergrad.rules.lars import LARS
 from reversible_hypergrad.rules.lion import Lion
 from reversible_hypergrad.rules.muon import Muon
+from reversible_hypergrad.rules.per_parameter import PerParameter
 from reversible_hypergrad.rules.radam import RAdam
 from reversible_hypergrad.rules.rmsprop import RMSprop
 from reversible_hypergrad.rules.sgd import SGD
 from reversible_hypergrad.rules.traced import TracedSGD
 
-__all__ = ["LAMB", "LARS", "SGD", "Adam", "AdamW", "Lion", "Muon", "RAdam", "RMSprop", "Rule", "SettingSpec", "TracedSGD", "root"]
+__all__ = [
+    "LAMB",
+    "LARS",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Lion",
+    "Muon",
+    "PerParameter",
+    "RAdam",
+    "RMSprop",
+    "Rule",
+    "SettingSpec",
+    "TracedSGD",
+    "root",
+]

@@ -144,6 +144,10 @@ class Rule(ABC):
 
     # What follows from it
 
+    def by_name(self, names: Sequence[str]) -> "list[Rule]":
+        """The rule of each parameter: this one, unless it is made of several."""
+        return [self] * len(names)
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if cls.signs is not Rule.signs and cls.logged is not Rule.logged:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reversible_hypergrad.problem.setting import Setting, Settings
 
-__all__ = ["Given", "Resolved", "SettingSpec", "check_given", "pair", "shown", "spread"]
+__all__ = ["Given", "Resolved", "SettingSpec", "check_given", "keys_of", "pair", "shown", "spread"]
 
 Value = float | Tensor
 Given = Value | Mapping[str, Value]
@@ -126,7 +126,7 @@ def _spread(
 ) -> list[Setting]:
     made: dict[tuple[Any, ...], Setting] = {}
     column = []
-    keys = _keys(setting, given, names) if isinstance(given, Mapping) else [None] * len(names)
+    keys = keys_of(setting, given, names) if isinstance(given, Mapping) else [None] * len(names)
     for name, key, weight in zip(names, keys, weights, strict=True):
         label = setting if key is None else f"{setting}[{key!r}]"
         value = given[key] if isinstance(given, Mapping) else given  # type: ignore[index]
@@ -141,8 +141,12 @@ def _spread(
     return column
 
 
-def _keys(setting: str, given: Mapping[str, Value], names: Sequence[str]) -> list[str]:
-    """The key of ``given`` that is for each name."""
+def keys_of(setting: str, given: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The key of ``given`` that is for each name.
+
+    Raises:
+        ValueError: for a name that is matched by no key or by two globs, and a key that matches none. It names ``setting``.
+    """
     keys = []
     for name in names:
         if name in given:
