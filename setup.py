@@ -38,8 +38,8 @@ EXACT = [
 ]
 STRICT = [*EXACT, "-Wall", "-Wextra"]
 
-# An optimizer is a header in csrc/rules, and its struct is the name in capitals: sgd.h has SGD.
-RULES = {path.name: path.stem.upper() for path in sorted((CSRC / "rules").glob("*.h")) if path.name != "rule.h"}
+# An optimizer is a header in csrc/rules.
+RULES = [path.name for path in sorted((CSRC / "rules").glob("*.h")) if path.name != "rule.h"]
 
 # kernels.cpp is compiled once per rule and instruction set. -Wno-psabi: registers are only passed to functions that are inlined.
 # GCC 12 warns inside its own AVX-512 headers (bugs 105593, 106671).
@@ -103,10 +103,6 @@ STATE_BITS = (64, 32)
 NVCC = find_nvcc()
 
 
-def rule_flags(file):
-    return [f"-DRH_RULE_FILE={file}", f"-DRH_RULE={RULES[file]}"]
-
-
 class BuildWithKernels(BuildExtension):
     """Compiles the kernels with flags of their own, then lets torch build the extensions and links them in."""
 
@@ -130,13 +126,19 @@ class BuildWithKernels(BuildExtension):
 
     def compile_kernels(self, part):
         rule, instruction_set = part
-        flags = [*STRICT, "-Wno-psabi", *INSTRUCTION_SETS[instruction_set], f"-DRH_KERNELS={instruction_set}", *rule_flags(rule)]
+        flags = [
+            *STRICT,
+            "-Wno-psabi",
+            *INSTRUCTION_SETS[instruction_set],
+            f"-DRH_KERNELS={instruction_set}",
+            f"-DRH_RULE_FILE={rule}",
+        ]
         name = f"kernels_{Path(rule).stem}_{instruction_set}"
         return self.compile_if_new(CSRC / "cpu" / "kernels.cpp", name, [self.compiler.compiler_cxx[0], *flags])
 
     def compile_cuda(self, part):
         rule, name, bits = part
-        flags = [*EXACT_CUDA, *architectures(NVCC), f"-DRH_STATE_BITS={bits}", *rule_flags(rule)]
+        flags = [*EXACT_CUDA, *architectures(NVCC), f"-DRH_STATE_BITS={bits}", f"-DRH_RULE_FILE={rule}"]
         source = CSRC / "cuda" / f"{name}.cu"
         return self.compile_if_new(source, f"cuda_{name}_{Path(rule).stem}_{bits}", [str(NVCC), *flags])
 

@@ -41,7 +41,7 @@ ACCESS = re.compile(r"\b(ld|st)\.global(?:\.wb)?(\.v\d)?\.[a-z](\d+)")
 
 def nvcc(rule: str, source: str, bits: int, options: list[str], target: Path) -> str:
     path = ROOT / "csrc" / "cuda" / f"{source}.cu"
-    defines = [f"-DRH_STATE_BITS={bits}", f"-DRH_RULE_FILE={rule}", f"-DRH_RULE={RULES[rule].upper()}"]
+    defines = [f"-DRH_STATE_BITS={bits}", f"-DRH_RULE_FILE={rule}"]
     done = subprocess.run(["nvcc", *FLAGS, *options, *defines, str(path), "-o", str(target)], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr)

@@ -63,6 +63,19 @@ RH_INLINE bool bad_increment(typename Layout::Integer word) {
   return as_unsigned(word) >> (Layout::increment_bits + 1) != 0;
 }
 
+// A mean of squares, in 64 bits whatever Real is. Its products are of doubles, whose range squares need. It counts as one quantum
+// at least, and a square that is not 0 adds one at least: nothing is divided by its root 0, and a weight whose squares are all
+// below a quantum moves by no more than others do.
+template <class Real>
+RH_INLINE Real square_value(int64_t z, double sigma) {
+  return static_cast<Real>(static_cast<double>(z > 1 ? z : 1) * sigma);
+}
+template <class Real>
+RH_INLINE int64_t square_quanta(Real square, double inverse) {
+  const int64_t q = round_to_integer(static_cast<double>(square) * inverse);
+  return q == 0 && square != 0 ? 1 : q;
+}
+
 // The value that the model sees. Weights of double keep all digits; a double goes through float on its way to 16 bits.
 template <class T, class Layout>
 RH_INLINE T visible(typename Layout::Integer x, double sigma) {

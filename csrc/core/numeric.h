@@ -67,6 +67,21 @@ RH_INLINE Integer shift_left(Integer x, int bits) {
   return as_signed(as_unsigned(x) << bits);
 }
 
+RH_INLINE float square_root(float x) {
+#if defined(__CUDA_ARCH__)
+  return __fsqrt_rn(x);
+#else
+  return __builtin_sqrtf(x);
+#endif
+}
+RH_INLINE double square_root(double x) {
+#if defined(__CUDA_ARCH__)
+  return __dsqrt_rn(x);
+#else
+  return __builtin_sqrt(x);
+#endif
+}
+
 // a * b + c, rounded once: a fused multiply-add that is written as one on every path. Without the instruction it is slow.
 RH_INLINE float multiply_add(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)

@@ -8,7 +8,7 @@ namespace rh {
 
 constexpr int kMaxStates = 3;
 constexpr int kMaxNumbers = 8;  // of a rule
-constexpr int kMaxSums = 4;     // inner products of one half of an adjoint
+constexpr int kMaxSums = 5;     // inner products of one half of an adjoint
 
 // One integer per weight: a state, or the weight itself.
 struct Slot {
@@ -61,6 +61,7 @@ struct AdjointSlice {
   void* weight;                     // from the tensor's first element on
   void* states[kMaxStates];         // each from the tensor's first element on
   double carries[kMaxStates];       // decay of the states in the step that was undone before
+  double weight_decay;              // of the weights in this step
   double sigma_before[kMaxStates];  // of the states before the step; in the second half
   const void* product;              // as the gradient; null: zero
   void* direction;                  // as `weight`; null: the rule's direction is the first state's vector as it is

@@ -3,8 +3,8 @@
 #pragma once
 
 #include "../core/sums.h"
-#include "../rules/rule.h"
 #include "kernels.h"
+#include "state_lanes.h"
 
 namespace rh {
 namespace {
@@ -14,8 +14,6 @@ struct AdjointWorker {
   using R = AdjointReal<T>;
   using Integer = typename Layout::Integer;
   using Real = typename Layout::Real;
-  static constexpr int K = Rule::kStates, N = Rule::kNumbers;
-
   const Slice& slice;
   const AdjointSlice& adjoint;
   R carries[K], constants[N];
@@ -29,10 +27,16 @@ struct AdjointWorker {
     }
   }
 
-  // A row of a slot as doubles.
-  RH_INLINE static void read(const void* integers, int64_t at, int count, double sigma, double* to) {
-    const Integer* from = static_cast<const Integer*>(integers) + at;
-    for (int j = 0; j < count; ++j) to[j] = static_cast<double>(from[j]) * sigma;
+  // A row of a state, or of the weights, as doubles.
+  template <int k>
+  RH_INLINE static void read_state(const void* integers, int64_t at, int count, double sigma, double* to) {
+    const auto* from = static_cast<const typename StateLayout<Layout, k>::Integer*>(integers) + at;
+    for (int j = 0; j < count; ++j)
+      to[j] = kIsSquare<k> ? square_value<double>(from[j], sigma) : static_cast<double>(from[j]) * sigma;
+  }
+  RH_INLINE void read_weight(int64_t at, int count, double* to) const {
+    const Integer* from = static_cast<const Integer*>(slice.own.integers) + at;
+    for (int j = 0; j < count; ++j) to[j] = static_cast<double>(from[j]) * slice.sigma_before;
   }
 
   struct Row {
@@ -55,6 +59,7 @@ struct AdjointWorker {
   template <bool kElements, bool kSums>
   RH_INLINE void before_row(int64_t at, int count, const Row& row, double (&sums)[kMaxSums][kRow]) const {
     R* by_weight = aw(at);
+    const R kept = static_cast<R>(adjoint.weight_decay);
     if (adjoint.product) {
       const T* product = static_cast<const T*>(adjoint.product) + at;
 #pragma GCC ivdep
@@ -63,16 +68,23 @@ struct AdjointWorker {
 #pragma GCC ivdep
     for (int j = 0; j < count; ++j) {
       R z[K], n[N];
-      double values[K], unused[N], terms[kMaxSums] = {};
-      for (int i = 0; i < N; ++i) n[i] = constants[i];
-      if (kElements) numbers_at(at + j, n, unused);
+      double values[K], numbers[N], terms[kMaxSums] = {};
+      for (int i = 0; i < N; ++i) {
+        n[i] = constants[i];
+        numbers[i] = wide[i];
+      }
+      if (kElements) numbers_at(at + j, n, numbers);
       for (int k = 0; k < K; ++k) {
         z[k] = carries[k] * az(k, at)[j];
         values[k] = row.states[k][j];
       }
-      Rule::before(by_weight[j], z, values, n, terms);
+      Rule::before(by_weight[j], z, values, n, numbers, terms);
+      if (Rule::kDecaysWeight) {
+        terms[kSumsBefore - 1] = static_cast<double>(by_weight[j]) * row.weight[j];
+        by_weight[j] = kept * by_weight[j];
+      }
       for (int k = 0; k < K; ++k) az(k, at)[j] = z[k];
-      for (int s = 0; kSums && s < Rule::kSumsBefore; ++s) sums[s][j] += terms[s];
+      for (int s = 0; kSums && s < kSumsBefore; ++s) sums[s][j] += terms[s];
     }
   }
 
@@ -97,12 +109,13 @@ struct AdjointWorker {
       R by_own = by_weight[j];
       directions[j] = Rule::after(by_own, z, row.gradient[j], row.weight[j], values, n, numbers, terms);
       by_weight[j] = by_own;
-      for (int s = 0; kSums && s < Rule::kSumsAfter; ++s) sums[s][j] += terms[s];
+      for (int s = 0; kSums && s < kSumsAfter; ++s) sums[s][j] += terms[s];
     }
     if (direction) memcpy(direction, directions, sizeof(R) * static_cast<size_t>(count));
   }
 
   bool reads(bool before, int k) const {
+    if (before && Rule::kBeforeReadsStates) return true;
     const int sums = before ? int{Rule::kSumsBefore} : int{Rule::kSumsAfter};
     for (int s = 0; s < sums; ++s)
       if (wanted(s) && (before ? Rule::sum_before_reads_state(s, k) : Rule::sum_after_reads_state(s, k))) return true;
@@ -110,15 +123,19 @@ struct AdjointWorker {
   }
 
   void fill(bool before, int64_t at, int count, Row& row) const {
-    for (int k = 0; k < K; ++k)
+    for_states([&](auto k) {
       if (reads(before, k))
-        read(slice.states[k].integers, at, count, before ? slice.states[k].sigma : adjoint.sigma_before[k], row.states[k]);
-    bool weight = false, gradient = false;
+        read_state<k>(slice.states[k].integers, at, count, before ? slice.states[k].sigma : adjoint.sigma_before[k],
+                      row.states[k]);
+    });
+    bool weight = before && Rule::kDecaysWeight && wanted(kSumsBefore - 1);
+    bool gradient = !before && Rule::kAfterReadsGradient;
+    weight |= gradient && Rule::looks_at_weight(slice);
     for (int s = 0; !before && s < Rule::kSumsAfter; ++s) {
       weight |= wanted(s) && Rule::sum_after_reads_weight(s);
       gradient |= wanted(s) && Rule::sum_after_reads_gradient(s);
     }
-    if (weight) read(slice.own.integers, at, count, slice.sigma_before, row.weight);
+    if (weight) read_weight(at, count, row.weight);
     if (!gradient) return;
     const T* g = static_cast<const T*>(slice.gradient) + at;
     for (int j = 0; j < count; ++j) row.gradient[j] = static_cast<double>(widen(g[j]));

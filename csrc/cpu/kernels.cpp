@@ -21,8 +21,9 @@ void move_adjoint(Phase phase, const Slice& slice, const AdjointSlice& adjoint, 
   with_type(slice.type, [&](auto example) { AdjointWorker<Layout, decltype(example)>(slice, adjoint).run(phase, first, last); });
 }
 
-const Kernels kernels = {Rule::kName,      RH_TEXT(RH_KERNELS), Rule::kStates,  Rule::kNumbers,         Rule::kSumsBefore,
-                         Rule::kSumsAfter, move<Layout64>,      move<Layout32>, move_adjoint<Layout64>, move_adjoint<Layout32>};
+const Kernels kernels = {Rule::kName,    RH_TEXT(RH_KERNELS), Rule::kStates,          Rule::kNumbers,
+                         kSumsBefore,    kSumsAfter,          Rule::kPower,           Rule::kDecaysWeight,
+                         move<Layout64>, move<Layout32>,      move_adjoint<Layout64>, move_adjoint<Layout32>};
 const Registration registration(&kernels);
 
 }  // namespace

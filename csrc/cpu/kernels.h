@@ -27,6 +27,8 @@ struct Kernels {
   const char* rule;
   const char* instruction_set;
   int states, numbers, sums_before, sums_after;
+  const int* powers;  // of each state
+  bool decays_weight;
   Move move64, move32;
   MoveAdjoint adjoint64, adjoint32;
 };

@@ -273,6 +273,53 @@ RH_INLINE Words multiply_halves(Words keyed) {
 #endif
 }
 
+template <class V>
+RH_INLINE V square_root(V v) {
+  using Element = std::remove_cv_t<std::remove_reference_t<decltype(v[0])>>;
+  constexpr bool is_double = sizeof(Element) == 8;
+#if defined(__AVX512F__)
+  if constexpr (sizeof v == 64)
+    return is_double ? as_bits<V>(_mm512_sqrt_pd(as_bits<__m512d>(v))) : as_bits<V>(_mm512_sqrt_ps(as_bits<__m512>(v)));
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof v == 32)
+    return is_double ? as_bits<V>(_mm256_sqrt_pd(as_bits<__m256d>(v))) : as_bits<V>(_mm256_sqrt_ps(as_bits<__m256>(v)));
+#endif
+#if defined(__x86_64__)
+  if constexpr (sizeof v == 16)
+    return is_double ? as_bits<V>(_mm_sqrt_pd(as_bits<__m128d>(v))) : as_bits<V>(_mm_sqrt_ps(as_bits<__m128>(v)));
+#endif
+  V root;
+  for (unsigned j = 0; j < sizeof v / sizeof(Element); ++j) root[j] = rh::square_root(static_cast<Element>(v[j]));
+  return root;
+}
+
+// A register of floats as two halves, and back.
+template <class Half, class V>
+RH_INLINE void split(V v, Half (&halves)[2]) {
+#if defined(__AVX512DQ__)
+  halves[0] = as_bits<Half>(_mm512_castps512_ps256(as_bits<__m512>(v)));
+  halves[1] = as_bits<Half>(_mm512_extractf32x8_ps(as_bits<__m512>(v), 1));
+#elif defined(__AVX2__)
+  halves[0] = as_bits<Half>(_mm256_castps256_ps128(as_bits<__m256>(v)));
+  halves[1] = as_bits<Half>(_mm256_extractf128_ps(as_bits<__m256>(v), 1));
+#else
+  memcpy(halves, &v, sizeof v);
+#endif
+}
+template <class V, class Half>
+RH_INLINE V join(const Half (&halves)[2]) {
+#if defined(__AVX512DQ__)
+  return as_bits<V>(_mm512_insertf32x8(_mm512_castps256_ps512(as_bits<__m256>(halves[0])), as_bits<__m256>(halves[1]), 1));
+#elif defined(__AVX2__)
+  return as_bits<V>(_mm256_insertf128_ps(_mm256_castps128_ps256(as_bits<__m128>(halves[0])), as_bits<__m128>(halves[1]), 1));
+#else
+  V v;
+  memcpy(&v, halves, sizeof v);
+  return v;
+#endif
+}
+
 // The OR of all lanes.
 template <class V>
 RH_INLINE auto any_bit(V v) {

@@ -12,11 +12,9 @@ namespace {
 constexpr int kChunk = kStateAlignment;  // 16 weights: two bytes of a plane, a cache line of float weights
 
 // The hash's sum over one slot of a block, in registers.
-template <class Layout>
 struct HashSum {
-  using P = Pack<Layout>;
-  using Words = typename P::Words;
-  static constexpr int kPerRegister = sizeof(Words) / 8;
+  static constexpr int kPerRegister = kRegisterBytes / 8;
+  using Words = Lanes<uint64_t, kPerRegister>;
   Words total{};
 
   // The keys of the first register's words, and from one register to the next.
@@ -26,7 +24,10 @@ struct HashSum {
     return keys;
   }
   static RH_INLINE Words next_keys(Words keys) { return keys + kKeyStride * kPerRegister; }
-  RH_INLINE void add(typename P::Integer z, Words keys) { total += multiply_halves(as_bits<Words>(z) + keys); }
+  template <class Integers>
+  RH_INLINE void add(Integers z, Words keys) {
+    total += multiply_halves(as_bits<Words>(z) + keys);
+  }
   RH_INLINE uint64_t sum() const {
     uint64_t all = 0;
     for (int j = 0; j < kPerRegister; ++j) all += total[j];

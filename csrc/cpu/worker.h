@@ -3,16 +3,11 @@
 #pragma once
 
 #include "../core/slices.h"
-#include "../rules/rule.h"
 #include "kernels.h"
-#include "lanes.h"
-#include "slot_block.h"
+#include "state_lanes.h"
 
 namespace rh {
 namespace {
-
-constexpr int K = Rule::kStates;
-constexpr int N = Rule::kNumbers;
 
 template <class Layout, class T>
 struct Worker {
@@ -28,25 +23,34 @@ struct Worker {
   // What loops read. They take a copy of it: what stands in memory could change with every store, as far as a compiler knows.
   struct Constants {
     Integer* own;
-    Integer* states[K];
+    void* states[K];
     const void* elements[N];
-    Real sigma[K], inverse[K], sigma_before, sigma_after, inverse_after, numbers[N];
-    Integer largest[K], lowest[K];  // that a contraction can give
-    double seen;                    // scale of the weights that show, for those of double
+    Scale<Real> scales[K];
+    Real sigma_before, sigma_after, inverse_after, numbers[N];
+    int shifts[K];
+    double seen;  // scale of the weights that show, for those of double
     bool stream;
   } constants;
   bool elementwise = false;
   Outcome outcome;
 
+  template <int k>
+  using State = StateLanes<Layout, k>;
+  using States = PerState<Layout, StateLanes>;
+
   // What the chunks of a block have in common.
+  template <class, int k>
+  struct StateChecks {
+    typename State<k>::Register increment{}, used{}, foreign{};
+  };
   struct Checks {
-    Integers increment{}, change{}, weight{}, states[K]{};
-    Integers foreign{};
+    Integers change{}, weight{};
+    PerState<Layout, StateChecks> states;
   };
   struct Sums {
-    HashSum<Layout> own, states[K];
-    typename P::Words keys = HashSum<Layout>::first_keys();
-    uint64_t rest[K + 1] = {};  // of the ragged end, by slot, the weight last
+    HashSum own, states[K];
+    HashSum::Words keys = HashSum::first_keys(), wide_keys = keys;  // of the present register's words
+    uint64_t rest[K + 1] = {};                                      // of the ragged end, by slot, the weight last
   };
 
   Worker(const Slice& of, bool with_hash, bool with_stream)
@@ -54,11 +58,9 @@ struct Worker {
     Constants& c = constants;
     c.own = static_cast<Integer*>(of.own.integers);
     for (int k = 0; k < K; ++k) {
-      c.states[k] = static_cast<Integer*>(of.states[k].integers);
-      c.sigma[k] = static_cast<Real>(of.states[k].sigma);
-      c.inverse[k] = static_cast<Real>(1.0 / of.states[k].sigma);
-      c.largest[k] = largest_contracted<Layout>(of.states[k].shift);
-      c.lowest[k] = lowest_contracted<Layout>(of.states[k].shift);
+      c.states[k] = of.states[k].integers;
+      c.scales[k] = Scale<Real>::of(of.states[k].sigma);
+      c.shifts[k] = of.states[k].shift;
     }
     c.sigma_before = static_cast<Real>(of.sigma_before);
     c.sigma_after = static_cast<Real>(of.own.sigma);
@@ -73,7 +75,10 @@ struct Worker {
   }
 
   RH_INLINE Integer* x(int64_t i) const { return static_cast<Integer*>(slice.own.integers) + i; }
-  RH_INLINE Integer* z(int k, int64_t i) const { return static_cast<Integer*>(slice.states[k].integers) + i; }
+  template <int k>
+  RH_INLINE const auto* z(int64_t i) const {
+    return static_cast<const typename State<k>::Integer*>(slice.states[k].integers) + i;
+  }
   RH_INLINE bool states_shift() const {
     for (int k = 0; k < K; ++k)
       if (slice.states[k].shift) return true;
@@ -98,30 +103,24 @@ struct Worker {
     }
   }
 
-  // What a step adds to state k and the states behind it, in order, and the checks of it.
-  template <int k, bool kWeight>
-  RH_INLINE static void add_increments(const Constants& c, Reals g, Reals w, Integers (&now)[K], Reals (&values)[K],
-                                       const Reals (&n)[N], Checks& checks) {
-    if constexpr (k < K) {
-      const Integers q = P::round(Rule::increment<k, kWeight>(g, w, values, n) * c.inverse[k]);
-      now[k] = now[k] + q;
-      checks.increment = checks.increment | increment_word<Layout>(q);
-      values[k] = P::real(now[k]) * c.sigma[k];
-      add_increments<k + 1, kWeight>(c, g, w, now, values, n, checks);
-    }
-  }
-  // The inverse, from the last state to the first.
-  template <int k, bool kWeight>
-  RH_INLINE static void subtract_increments(const Constants& c, Reals g, Reals w, Integers (&now)[K], Reals (&values)[K],
-                                            const Reals (&n)[N], Checks& checks) {
-    if constexpr (k >= 0) {
-      const Integers q = P::round(Rule::increment<k, kWeight>(g, w, values, n) * c.inverse[k]);
-      now[k] = now[k] - q;
-      checks.increment = checks.increment | increment_word<Layout>(q);
-      checks.foreign = checks.foreign | foreign_word<Layout>(now[k], c.largest[k], c.lowest[k]);
-      values[k] = P::real(now[k]) * c.sigma[k];
-      subtract_increments<k - 1, kWeight>(c, g, w, now, values, n, checks);
-    }
+  // What a step adds to each state, in order, and the checks of it; or the inverse, from the last state to the first.
+  template <bool kForward, bool kWeight>
+  RH_INLINE static void add_increments(const Constants& c, Reals g, Reals w, States& now, Reals (&values)[K], const Reals (&n)[N],
+                                       Checks& checks) {
+    const auto move = [&](auto state) __attribute__((always_inline)) {
+      constexpr int k = state;
+      auto& own = std::get<k>(now);
+      auto& check = std::get<k>(checks.states);
+      const auto q = State<k>::round(Rule::increment<k, kWeight>(g, w, values, n), c.scales[k]);
+      own = kForward ? own + q : own - q;
+      check.increment = check.increment | q.increment_words();
+      if (!kForward) check.foreign = check.foreign | own.foreign_words(c.shifts[k]);
+      values[k] = own.real(c.scales[k]);
+    };
+    if constexpr (kForward)
+      for_states(move);
+    else
+      for_states_backwards(move);
   }
 
   // kForward: a step's, on contracted states; else undoes it. kMoves: the weights move along.
@@ -130,25 +129,23 @@ struct Worker {
                                    Checks& checks, Sums& sums) {
     for (int r = 0; r < kRegisters; ++r) {
       const int64_t at = i + r * W;
-      Integers now[K];
+      States now;
       Reals values[K], n[N];
-      for (int k = 0; k < K; ++k) {
-        now[k] = load<Integers>(c.states[k] + at);
-        values[k] = P::real(now[k]) * c.sigma[k];
-      }
+      for_states([&](auto k) __attribute__((always_inline)) {
+        std::get<k>(now) = State<k>::load(c.states[k], at);
+        values[k] = std::get<k>(now).real(c.scales[k]);
+      });
       numbers_at<kElements>(c, at, count - r * W, n);
       const Reals g = read<P>(gradient + r * W);
       const Integers old = kWeight || kMoves ? load<Integers>(c.own + at) : Integers{};
       const Reals w = kWeight ? P::real(old) * c.sigma_before : Reals{};
-      if constexpr (kForward)
-        add_increments<0, kWeight>(c, g, w, now, values, n, checks);
-      else
-        subtract_increments<K - 1, kWeight>(c, g, w, now, values, n, checks);
-      for (int k = 0; k < K; ++k) {
-        store(c.states[k] + at, now[k]);
-        if (kForward) checks.states[k] = checks.states[k] | used_bits(now[k]);
-        if (kHash && count >= kChunk) sums.states[k].add(now[k], sums.keys);
-      }
+      add_increments<kForward, kWeight>(c, g, w, now, values, n, checks);
+      for_states([&](auto k) __attribute__((always_inline)) {
+        auto& check = std::get<k>(checks.states);
+        std::get<k>(now).store(c.states[k], at);
+        if (kForward) check.used = check.used | std::get<k>(now).used_words();
+        if (kHash && count >= kChunk) std::get<k>(now).hash(sums.states[k], State<k>::parts == 1 ? sums.keys : sums.wide_keys);
+      });
       if constexpr (kMoves) {
         const Integers change = P::round(Rule::update(values, n) * c.inverse_after);
         const Integers moved = old - change;
@@ -158,7 +155,10 @@ struct Worker {
         if (kHash && count >= kChunk) sums.own.add(moved, sums.keys);
         write<P>(to + r * W, moved, all<Reals>(c.sigma_after), c.seen, past);
       }
-      if (kHash) sums.keys = HashSum<Layout>::next_keys(sums.keys);
+      if (kHash) {
+        sums.keys = HashSum::next_keys(sums.keys);
+        sums.wide_keys = HashSum::next_keys(HashSum::next_keys(sums.wide_keys));
+      }
     }
   }
 
@@ -175,14 +175,15 @@ struct Worker {
       move_chunk<kForward, kWeight, kMoves, kElements, kHash>(c, i, kChunk, gradient + i, weight + i, c.stream, checks, sums);
     }
     if (i < end) {
-      const int word = first_word(i - begin);
       const auto bytes = sizeof(T) * static_cast<size_t>(end - i);
       T rest[kChunk] = {};
       memcpy(rest, gradient + i, bytes);
       move_chunk<kForward, kWeight, kMoves, kElements, kHash>(c, i, end - i, rest, seen, false, checks, sums);
       if (kMoves) memcpy(weight + i, seen, bytes);
-      for (int k = 0; kHash && k < K; ++k) sums.rest[k] = hash_of(z(k, i), end - i, word);
-      if (kHash && kMoves) sums.rest[K] = hash_of(x(i), end - i, word);
+      for_states([&](auto k) {
+        if (kHash) sums.rest[k] = hash_of(z<k>(i), end - i, first_word<typename State<k>::Own>(i - begin));
+      });
+      if (kHash && kMoves) sums.rest[K] = hash_of(x(i), end - i, first_word<Layout>(i - begin));
     }
     all_checks = checks;
     all_sums = sums;
@@ -213,7 +214,7 @@ struct Worker {
     });
   }
 
-  void finish(int64_t begin, const HashSum<Layout>& words, uint64_t rest, int stream_of_slot) {
+  void finish(int64_t begin, const HashSum& words, uint64_t rest, int stream_of_slot) {
     outcome.hash += hash_finish(words.sum() + rest, slice.position + begin, stream_of_slot);
   }
   void finish_states(int64_t begin, const Sums& sums) {
@@ -221,23 +222,32 @@ struct Worker {
   }
 
   void report(const Checks& checks, bool states, bool weight) {
-    if (bad_increment<Layout>(any_bit(checks.increment))) outcome.flags |= kBadIncrement;
-    for (int k = 0; states && k < K; ++k) note(checks.states[k], k, kStateOverflow);
+    for_states([&](auto k) {
+      const auto& check = std::get<k>(checks.states);
+      if (bad_increment<typename State<k>::Own>(any_bit(check.increment))) outcome.flags |= kBadIncrement;
+      if (states) note<typename State<k>::Own>(any_bit(check.used), k, kStateOverflow);
+    });
     if (!weight) return;
     if (bad_increment<Layout>(any_bit(checks.change))) outcome.flags |= kBadChange;
-    note(checks.weight, kMaxStates, kWeightOverflow);
+    note<Layout>(any_bit(checks.weight), kMaxStates, kWeightOverflow);
   }
-  void note(Integers word, int slot, Flag flag) {
-    const Integer used = any_bit(word);
+  template <class Own>
+  void note(typename Own::Integer used, int slot, Flag flag) {
     outcome.used[slot] |= as_unsigned(used);
-    if (beyond_limit<Layout>(used)) outcome.flags |= flag;
+    if (beyond_limit<Own>(used)) outcome.flags |= flag;
+  }
+  static bool any_foreign(const Checks& checks) {
+    bool any = false;
+    for_states([&](auto k) { any |= any_bit(std::get<k>(checks.states).foreign) < 0; });
+    return any;
   }
 
   void step(int64_t begin, int64_t end) {
     Checks checks;
     Sums sums;
-    for (int k = 0; k < K; ++k)
-      if (slice.states[k].shift) contract_block<Layout>(slice.states[k], slice.size, begin, end);
+    for_states([&](auto k) {
+      if (slice.states[k].shift) contract_block<typename State<k>::Own>(slice.states[k], slice.size, begin, end);
+    });
     const bool together = !slice.own.shift;
     if (together)
       move_states<true, true>(begin, end, checks, sums, hash);
@@ -257,7 +267,7 @@ struct Worker {
     for (int r = 0; r < kRegisters; ++r) {
       const int64_t at = i + r * W;
       Reals values[K], n[N];
-      for (int k = 0; k < K; ++k) values[k] = P::real(load<Integers>(c.states[k] + at)) * c.sigma[k];
+      for_states([&](auto k) __attribute__((always_inline)) { values[k] = State<k>::load(c.states[k], at).real(c.scales[k]); });
       numbers_at<kElements>(c, at, count - r * W, n);
       const Integers change = P::round(Rule::update(values, n) * c.inverse_after);
       const Integers moved = kBack ? load<Integers>(c.own + at) + change : load<Integers>(c.own + at) - change;
@@ -294,7 +304,7 @@ struct Worker {
       show(begin, end);
     }
     if (!kBack) report(checks, false, true);
-    if (hash) outcome.hash += hash_finish(hash_of_block(x(begin), end - begin), slice.position + begin, 0);
+    if (hash) outcome.hash += hash_finish(hash_of_block<Layout>(x(begin), end - begin), slice.position + begin, 0);
   }
 
   // The visible weights of before the step, of what stands there.
@@ -304,19 +314,28 @@ struct Worker {
   }
 
   // Of a block at rest.
-  uint64_t hash_of_block(const Integer* first, int64_t count) const {
-    HashSum<Layout> words;
-    auto keys = HashSum<Layout>::first_keys();
+  template <class Own>
+  uint64_t hash_of_block(const typename Own::Integer* first, int64_t count) const {
+    using Q = Pack<Own>;
+    HashSum words;
+    auto keys = HashSum::first_keys();
     int64_t i = 0;
-    for (; i + W <= count; i += W, keys = HashSum<Layout>::next_keys(keys)) words.add(load<Integers>(first + i), keys);
-    return words.sum() + hash_of(first + i, count - i, first_word(i));
+    for (; i + Q::width <= count; i += Q::width, keys = HashSum::next_keys(keys))
+      words.add(load<typename Q::Integer>(first + i), keys);
+    return words.sum() + hash_of(first + i, count - i, first_word<Own>(i));
   }
-  static int first_word(int64_t i) { return static_cast<int>(i * Layout::bits / 64); }
+  template <class Own>
+  static int first_word(int64_t i) {
+    return static_cast<int>(i * Own::bits / 64);
+  }
   void rest(int64_t begin, int64_t end, bool weights, bool states) {
     if (!hash) return;
-    if (weights) outcome.hash += hash_finish(hash_of_block(x(begin), end - begin), slice.position + begin, 0);
-    for (int k = 0; states && k < K; ++k)
-      outcome.hash += hash_finish(hash_of_block(z(k, begin), end - begin), slice.position + begin, k + 1);
+    if (weights) outcome.hash += hash_finish(hash_of_block<Layout>(x(begin), end - begin), slice.position + begin, 0);
+    for_states([&](auto k) {
+      if (states)
+        outcome.hash +=
+            hash_finish(hash_of_block<typename State<k>::Own>(z<k>(begin), end - begin), slice.position + begin, k + 1);
+    });
   }
 
   // Returns false, with nothing changed, if the gradient cannot have led to these states and undoing would lose bits.
@@ -326,18 +345,20 @@ struct Worker {
     const bool shift = states_shift();  // then the states that are hashed come later
     move_states<false, false>(begin, end, checks, sums, hash && !shift);
     report(checks, false, false);
-    if (any_bit(checks.foreign) < 0) outcome.flags |= kForeignGradient;
+    const bool foreign = any_foreign(checks);
+    if (foreign) outcome.flags |= kForeignGradient;
     if (!shift) {
       finish_states(begin, sums);
       return true;
     }
-    if (any_bit(checks.foreign) < 0) {
+    if (foreign) {
       // The very same sums once more, added: the states are back.
       move_states<true, false>(begin, end, checks, sums, false);
       return false;
     }
-    for (int k = 0; k < K; ++k)
-      if (slice.states[k].shift) expand_block<Layout>(slice.states[k], slice.size, begin, end);
+    for_states([&](auto k) {
+      if (slice.states[k].shift) expand_block<typename State<k>::Own>(slice.states[k], slice.size, begin, end);
+    });
     rest(begin, end, false, true);
     return true;
   }

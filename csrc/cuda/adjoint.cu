@@ -5,7 +5,7 @@
 namespace rh {
 namespace {
 
-constexpr int kSums = int{Rule::kSumsBefore} > int{Rule::kSumsAfter} ? int{Rule::kSumsBefore} : int{Rule::kSumsAfter};
+constexpr int kSums = kSumsBefore > kSumsAfter ? kSumsBefore : kSumsAfter;
 
 struct AdjointShared : Shared {
   void* weights;  // vectors, laid out as the state
@@ -20,6 +20,7 @@ struct AdjointEntry : Entry {
   const void* product;
   void* direction;
   double carries[K];
+  double weight_decay;
   double sigmas[K];  // of the states: after the step in the first half, before it in the second
   bool decays;       // see the rule
   bool has_work;
@@ -62,15 +63,19 @@ struct StepAdjoint {
     R n[N];
     double wide[N], values[K], terms[kSums] = {};
   };
-  __device__ __forceinline__ Lane lane(int j, const Vector<Integer> (&z)[K], const Vector<Real> (&numbers)[N]) const {
+  __device__ __forceinline__ Lane lane(int j, const StateVectors& z, const Vector<Real> (&numbers)[N]) const {
     Lane lane;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       lane.wide[i] = entry.elements >> i & 1 ? static_cast<double>(numbers[i].at[j]) : entry.numbers[i].value;
       lane.n[i] = static_cast<R>(lane.wide[i]);
     }
-#pragma unroll
-    for (int k = 0; k < K; ++k) lane.values[k] = shared.reads_state[k] ? static_cast<double>(z[k].at[j]) * entry.sigmas[k] : 0;
+    for_states([&](auto k) {
+      const auto own = get<k>(z).at[j];
+      lane.values[k] = !shared.reads_state[k] ? 0.0
+                       : kIsSquare<k>         ? square_value<double>(own, entry.sigmas[k])
+                                              : static_cast<double>(own) * entry.sigmas[k];
+    });
     return lane;
   }
   template <int count>
@@ -81,8 +86,8 @@ struct StepAdjoint {
   }
 
   template <class Part>
-  __device__ __forceinline__ void before_gradient(const Thread& thread, const Part& part, const Vector<Integer> (&z)[K],
-                                                  const Vector<Real> (&numbers)[N]) {
+  __device__ __forceinline__ void before_gradient(const Thread& thread, const Part& part, const Vector<Integer>& x,
+                                                  const StateVectors& z, const Vector<Real> (&numbers)[N]) {
 #pragma unroll
     for (int j = 0; j < L; ++j)
       if (j < part.count) {
@@ -91,24 +96,28 @@ struct StepAdjoint {
         if (entry.product) aw.at[j] = aw.at[j] + product.at[j];
 #pragma unroll
         for (int k = 0; k < K; ++k) own[k] = static_cast<R>(entry.carries[k]) * az[k].at[j];
-        Rule::before(aw.at[j], own, now.values, now.n, now.terms);
+        Rule::before(aw.at[j], own, now.values, now.n, now.wide, now.terms);
+        if (Rule::kDecaysWeight) {
+          now.terms[kSumsBefore - 1] = static_cast<double>(aw.at[j]) * (static_cast<double>(x.at[j]) * entry.sigma_before);
+          aw.at[j] = static_cast<R>(entry.weight_decay) * aw.at[j];
+        }
 #pragma unroll
         for (int k = 0; k < K; ++k) az[k].at[j] = own[k];
-        add<Rule::kSumsBefore>(now, j);
+        add<kSumsBefore>(now, j);
       }
-    if (entry.product) part.store(weights(), thread.position(), aw);
+    if (entry.product || Rule::kDecaysWeight) part.store(weights(), thread.position(), aw);
 #pragma unroll
     for (int k = 0; k < K; ++k) part.store(states(k), thread.position(), az[k]);
   }
 
   template <class Part>
-  __device__ __forceinline__ void with_gradient(const Thread& thread, const Part& part, const Vector<Integer> (&z)[K],
+  __device__ __forceinline__ void with_gradient(const Thread& thread, const Part& part, const StateVectors& z,
                                                 const Vector<Real> (&numbers)[N]) {
     if (!entry.has_work) return;
     Vector<Integer> x{};
     Vector<double> g{};
     Vector<R> direction;
-    if (shared.reads_weight) x = part.load(thread.shared.integers[K], thread.position());
+    if (shared.reads_weight) x = thread.load_slot<K>(part);
     if (shared.reads_gradient) g = read<double>(entry.type, entry.gradient, thread.begin, part);
 #pragma unroll
     for (int j = 0; j < L; ++j)
@@ -119,7 +128,7 @@ struct StepAdjoint {
         for (int k = 0; k < K; ++k) own[k] = az[k].at[j];
         const double w = static_cast<double>(x.at[j]) * entry.sigma_before;
         direction.at[j] = Rule::after(aw.at[j], own, g.at[j], w, now.values, now.n, now.wide, now.terms);
-        add<Rule::kSumsAfter>(now, j);
+        add<kSumsAfter>(now, j);
       }
     if (entry.decays) part.store(weights(), thread.position(), aw);
     if (entry.direction) part.store(static_cast<R*>(entry.direction), thread.begin, direction);
@@ -194,13 +203,16 @@ AdjointShared adjoint_shared_of(const CudaMove& move) {
   const bool before = move.phase == Phase::undo_weights;
   shared.weights = first.weight;
   for (int k = 0; k < K; ++k) shared.states[k] = first.states[k];
-  for (int s = 0; s < (before ? int{Rule::kSumsBefore} : int{Rule::kSumsAfter}); ++s) {
+  for (int k = 0; k < K; ++k) shared.reads_state[k] = before && Rule::kBeforeReadsStates;
+  shared.reads_gradient = !before && Rule::kAfterReadsGradient;
+  for (const Slice& slice : move.slices) shared.reads_weight |= shared.reads_gradient && Rule::looks_at_weight(slice);
+  for (int s = 0; s < (before ? kSumsBefore : kSumsAfter); ++s) {
     shared.partials[s] = first.partials[s];
     shared.sums[s] = move.sums[s];
     if (!shared.sums[s]) continue;
-    for (int k = 0; k < K; ++k)
+    for (int k = 0; k < K && s < (before ? int{Rule::kSumsBefore} : kSumsAfter); ++k)
       shared.reads_state[k] |= before ? Rule::sum_before_reads_state(s, k) : Rule::sum_after_reads_state(s, k);
-    if (before) continue;
+    if (before || s >= Rule::kSumsAfter) continue;
     shared.reads_weight |= Rule::sum_after_reads_weight(s);
     shared.reads_gradient |= Rule::sum_after_reads_gradient(s);
   }
@@ -218,6 +230,7 @@ AdjointEntry adjoint_entry_of(const CudaMove& move, const AdjointShared& shared,
     entry.carries[k] = own.carries[k];
     entry.sigmas[k] = move.phase == Phase::undo_weights ? slice.states[k].sigma : own.sigma_before[k];
   }
+  entry.weight_decay = own.weight_decay;
   entry.decays = Rule::decays(slice);
   entry.has_work = move.phase == Phase::undo_weights || own.direction || entry.decays;
   for (const double* partials : shared.partials) entry.has_work |= partials != nullptr;
@@ -245,8 +258,8 @@ const char* move_with_adjoint(const CudaMove& move) {
   return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
 }
 
-const CudaKernels kernels = {Rule::kName,      Layout::bits,     true, Rule::kStates, Rule::kNumbers, Rule::kSumsBefore,
-                             Rule::kSumsAfter, move_with_adjoint};
+const CudaKernels kernels = {Rule::kName, Layout::bits, true,         Rule::kStates,       Rule::kNumbers,
+                             kSumsBefore, kSumsAfter,   Rule::kPower, Rule::kDecaysWeight, move_with_adjoint};
 const CudaRegistration registration(&kernels);
 
 }  // namespace

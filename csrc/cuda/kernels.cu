@@ -16,8 +16,8 @@ const char* move_states_and_weights(const CudaMove& move) {
   return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
 }
 
-const CudaKernels kernels = {Rule::kName,      Layout::bits,           false, Rule::kStates, Rule::kNumbers, Rule::kSumsBefore,
-                             Rule::kSumsAfter, move_states_and_weights};
+const CudaKernels kernels = {Rule::kName, Layout::bits, false,        Rule::kStates,       Rule::kNumbers,
+                             kSumsBefore, kSumsAfter,   Rule::kPower, Rule::kDecaysWeight, move_states_and_weights};
 const CudaRegistration registration(&kernels);
 
 }  // namespace

@@ -32,6 +32,8 @@ struct CudaKernels {
   int state_bits;
   bool adjoint;
   int states, numbers, sums_before, sums_after;
+  const int* powers;  // of each state
+  bool decays_weight;
   // One launch moves about 200 tensors (170 with an adjoint; see table.h), of any dtypes, and none those without elements; with
   // an adjoint, another one adds the blocks' sums, where there are any. Returns null, or the text of the first CUDA error; what
   // was launched before it has moved.

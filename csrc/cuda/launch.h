@@ -29,11 +29,10 @@ struct NoAdjoint {
   __device__ __forceinline__ void load(const Thread&, const Part&) {}
   // The two halves of the rule's adjoint: the weights have moved back; the states have.
   template <class Part>
-  __device__ __forceinline__ void before_gradient(const Thread&, const Part&, const Vector<Integer> (&)[K],
+  __device__ __forceinline__ void before_gradient(const Thread&, const Part&, const Vector<Integer>&, const StateVectors&,
                                                   const Vector<Real> (&)[N]) {}
   template <class Part>
-  __device__ __forceinline__ void with_gradient(const Thread&, const Part&, const Vector<Integer> (&)[K],
-                                                const Vector<Real> (&)[N]) {}
+  __device__ __forceinline__ void with_gradient(const Thread&, const Part&, const StateVectors&, const Vector<Real> (&)[N]) {}
   // After the last row.
   __device__ __forceinline__ void finish(const Thread&) {}
 
@@ -82,16 +81,17 @@ template <Phase phase>
 __device__ __forceinline__ void report(const Thread& thread, const Found& found) {
   unsigned long long* words = thread.shared.outcome + 1 + static_cast<int64_t>(thread.entry.index) * (1 + kSlots);
   unsigned flags = 0;
-  if (bad_increment<Layout>(found.increments)) flags |= kBadIncrement;
-  if (bad_increment<Layout>(found.changes)) flags |= kBadChange;
+  if (found.bad_increment) flags |= kBadIncrement;
+  if (found.bad_change) flags |= kBadChange;
   if (found.foreign) flags |= kForeignGradient;
   if constexpr (phase == Phase::step) {
-#pragma unroll
-    for (int slot = 0; slot < kSlots; ++slot) {
-      const auto used = any_of_group(as_unsigned(found.used[slot]));
-      if (beyond_limit<Layout>(as_signed(used))) flags |= slot == K ? kWeightOverflow : kStateOverflow;
+    const auto note = [&](auto slot, unsigned overflow) {
+      const uint64_t used = any_of_group(found.used[slot]);
+      if (beyond_limit<SlotLayout<slot>>(static_cast<SlotInteger<slot>>(used))) flags |= overflow;
       if (thread.first == 0) add_bits(words + 1 + slot, used);
-    }
+    };
+    for_states([&](auto k) { note(k, kStateOverflow); });
+    note(Constant<K>{}, kWeightOverflow);
   }
   flags = any_of_group(flags);
   if (flags == 0 || thread.first != 0) return;
@@ -228,7 +228,7 @@ Entry entry_of(const Slice& slice, size_t index, int64_t block_position) {
   }
   for (int i = 0; i < kSlots; ++i) {
     const Slot& slot = i == K ? slice.own : slice.states[i];
-    entry.slots[i] = {slot.planes, slot.sigma, static_cast<Real>(1.0 / slot.sigma), static_cast<Integer>(slot.centre)};
+    entry.slots[i] = {slot.planes, slot.sigma, 1.0 / slot.sigma, slot.centre};
     entry.shifts[i] = static_cast<uint8_t>(slot.shift);
   }
   entry.index = static_cast<int32_t>(index);
@@ -243,8 +243,8 @@ Shared shared_of(const CudaMove& move) {
   Shared shared{};
   if (!move.slices.empty()) {  // the first of them begins where the memory of all begins
     const Slice& first = move.slices[0];
-    for (int k = 0; k < K; ++k) shared.integers[k] = static_cast<Integer*>(first.states[k].integers);
-    shared.integers[K] = static_cast<Integer*>(first.own.integers);
+    for (int k = 0; k < K; ++k) shared.integers[k] = first.states[k].integers;
+    shared.integers[K] = first.own.integers;
     shared.skipped = first.skipped;
   }
   shared.outcome = reinterpret_cast<unsigned long long*>(move.outcome);

@@ -24,11 +24,54 @@ using Real = Layout::Real;
 constexpr int K = Rule::kStates, N = Rule::kNumbers;
 constexpr int kSlots = K + 1;  // the weight is the last
 
+// A value of each state, T<k>, and get<k> of it.
+template <template <int> class T, int last = K - 1>
+struct PerState : PerState<T, last - 1> {
+  T<last> own;
+};
+template <template <int> class T>
+struct PerState<T, -1> {};
+template <int k, template <int> class T, int last>
+RH_INLINE T<k>& get(PerState<T, last>& all) {
+  return static_cast<PerState<T, k>&>(all).own;
+}
+template <int k, template <int> class T, int last>
+RH_INLINE const T<k>& get(const PerState<T, last>& all) {
+  return static_cast<const PerState<T, k>&>(all).own;
+}
+
+// A number as a type; std::integral_constant's conversion is the host's alone.
+template <int number>
+struct Constant {
+  RH_INLINE constexpr operator int() const { return number; }
+};
+// Calls f with each state as a constant.
+template <int k = 0, class F>
+RH_INLINE void for_states(const F& f) {
+  if constexpr (k < K) {
+    f(Constant<k>{});
+    for_states<k + 1>(f);
+  }
+}
+
+// Of a slot, the weight's being K.
+template <int slot>
+struct SlotLayoutOf {
+  using type = StateLayout<Layout, slot>;
+};
+template <>
+struct SlotLayoutOf<K> {
+  using type = Layout;
+};
+template <int slot>
+using SlotLayout = typename SlotLayoutOf<slot>::type;
+template <int slot>
+using SlotInteger = typename SlotLayout<slot>::Integer;
+
 struct SlotEntry {
   uint8_t* planes;
-  double sigma;
-  Real inverse;  // 1 / sigma
-  Integer centre;
+  double sigma, inverse;  // inverse: 1 / sigma
+  int64_t centre;
 };
 
 // A number of the rule, or one per weight.
@@ -60,7 +103,7 @@ static_assert(N <= 8, "bits of Entry::elements");
 
 // What all tensors of a launch share.
 struct Shared {
-  Integer* integers[kSlots];
+  void* integers[kSlots];
   uint8_t* skipped;
   unsigned long long* outcome;
   Ticket ticket;

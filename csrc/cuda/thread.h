@@ -17,11 +17,16 @@ namespace {
 // What a thread has found out about its part of a block.
 struct Found {
   uint64_t sums[kSlots] = {};                 // of hash_word
-  Integer used[kSlots] = {};                  // used_bits
-  Integer increments = 0, changes = 0;        // increment_word
+  uint64_t used[kSlots] = {};                 // used_bits
   bool of_states = false, of_weight = false;  // which sums there are
-  bool foreign = false;
+  bool bad_increment = false, bad_change = false, foreign = false;
 };
+
+template <int k>
+using StateInteger = SlotInteger<k>;
+template <int k>
+using StateVector = Vector<SlotInteger<k>>;
+using StateVectors = PerState<StateVector>;
 
 struct Thread {
   const Shared& shared;
@@ -61,12 +66,25 @@ struct Thread {
     }
   }
 
-  // All threads of a group come here together: eight weights share a byte of a plane, and so 8 / L threads.
+  template <int slot>
+  __device__ __forceinline__ SlotInteger<slot>* integers() const {
+    return static_cast<SlotInteger<slot>*>(shared.integers[slot]);
+  }
+  template <int slot, class Part>
+  __device__ __forceinline__ Vector<SlotInteger<slot>> load_slot(const Part& part) const {
+    return part.load(integers<slot>(), position());
+  }
   template <class Part>
-  __device__ __forceinline__ void contract(int slot, const Part& part, Vector<Integer>& z) const {
+  __device__ __forceinline__ void load_states(const Part& part, StateVectors& z) const {
+    for_states([&](auto k) { get<k>(z) = load_slot<k>(part); });
+  }
+
+  // All threads of a group come here together: eight weights share a byte of a plane, and so 8 / L threads.
+  template <int slot, class Part>
+  __device__ __forceinline__ void contract(const Part& part, Vector<SlotInteger<slot>>& z) const {
     const int shift = entry.shifts[slot];
     if (shift == 0) return;
-    Vector<Integer> bits;
+    Vector<SlotInteger<slot>> bits;
 #pragma unroll
     for (int j = 0; j < L; ++j) {
       bits.at[j] = 0;
@@ -85,18 +103,18 @@ struct Thread {
       if (part.i % 8 == 0 && part.count > 0) *to = static_cast<uint8_t>(byte);
     }
   }
-  template <class Part>
-  __device__ __forceinline__ void expand(int slot, const Part& part, Vector<Integer>& z) const {
+  template <int slot, class Part>
+  __device__ __forceinline__ void expand(const Part& part, Vector<SlotInteger<slot>>& z) const {
     const int shift = entry.shifts[slot];
     if (shift == 0 || part.count == 0) return;
-    Vector<Integer> bits{};
+    Vector<SlotInteger<slot>> bits{};
     const uint8_t* from = entry.slots[slot].planes + (begin + part.i) / 8;
     const int64_t stride = plane_bytes(entry.size);
 #pragma unroll 1
     for (int b = 0; b < shift; ++b, from += stride) {
       const unsigned byte = static_cast<unsigned>(*from) >> part.i % 8;
 #pragma unroll
-      for (int j = 0; j < L; ++j) bits.at[j] |= static_cast<Integer>(byte >> j & 1) << b;
+      for (int j = 0; j < L; ++j) bits.at[j] |= static_cast<SlotInteger<slot>>(byte >> j & 1) << b;
     }
 #pragma unroll
     for (int j = 0; j < L; ++j)
@@ -104,10 +122,10 @@ struct Thread {
   }
 
   // Of the thread's part of a row; the missing half of a tensor's last word is zero in it.
-  template <class Part>
-  __device__ __forceinline__ uint64_t hash_row(const Part& part, const Vector<Integer>& z) const {
+  template <class Part, class Own>
+  __device__ __forceinline__ uint64_t hash_row(const Part& part, const Vector<Own>& z) const {
     uint64_t sum = 0;
-    if constexpr (sizeof(Integer) == 8) {
+    if constexpr (sizeof(Own) == 8) {
 #pragma unroll
       for (int j = 0; j < L; ++j)
         if (j < part.count) sum += hash_word(as_unsigned(z.at[j]), part.i + j);
@@ -124,65 +142,76 @@ struct Thread {
   __device__ __forceinline__ void rest(bool weight, bool states, Found& found) const {
     if (!shared.hash) return;
 #pragma unroll 1
-    for (int row = 0; row < size; row += kRow)
-#pragma unroll
-      for (int slot = 0; slot < kSlots; ++slot)
-        if (slot == K ? weight : states)
-          found.sums[slot] += hash_row(row_part<kWhole>(row), row_part<kWhole>(row).load(shared.integers[slot], position()));
+    for (int row = 0; row < size; row += kRow) {
+      const auto part = row_part<kWhole>(row);
+      for_states([&](auto k) {
+        if (states) found.sums[k] += hash_row(part, load_slot<k>(part));
+      });
+      if (weight) found.sums[K] += hash_row(part, load_slot<K>(part));
+    }
     found.of_weight = weight;
     found.of_states = states;
   }
 
+  // What an integer of a state stands for.
   template <int k>
-  __device__ __forceinline__ Integer increment(Real g, Real w, const Real* values, const Real* n) const {
+  __device__ __forceinline__ Real value(SlotInteger<k> z) const {
+    if constexpr (kIsSquare<k>)
+      return square_value<Real>(z, entry.slots[k].sigma);
+    else
+      return to_real(z) * static_cast<Real>(entry.slots[k].sigma);
+  }
+  template <int k>
+  __device__ __forceinline__ SlotInteger<k> increment(Real g, Real w, const Real* values, const Real* n, Found& found) const {
     const Real x = entry.looks_at_weight ? Rule::increment<k, true>(g, w, values, n) : Rule::increment<k, false>(g, w, values, n);
-    return round_to_integer(x * entry.slots[k].inverse);
-  }
-  // What a step adds to state k and the states behind it.
-  template <int k>
-  __device__ __forceinline__ void add_increments(Real g, Real w, Integer* z, Real* values, const Real* n, Found& found) const {
-    if constexpr (k < K) {
-      const Integer q = increment<k>(g, w, values, n);
-      z[k] = wrapping_add(z[k], q);
-      values[k] = to_real(z[k]) * static_cast<Real>(entry.slots[k].sigma);
-      found.increments |= increment_word<Layout>(q);
-      found.used[k] |= used_bits(z[k]);
-      add_increments<k + 1>(g, w, z, values, n, found);
-    }
-  }
-  // The inverse, from the last state to the first.
-  template <int k>
-  __device__ __forceinline__ void subtract_increments(Real g, Real w, Integer* z, Real* values, const Real* n,
-                                                      Found& found) const {
-    if constexpr (k >= 0) {
-      const Integer q = increment<k>(g, w, values, n);
-      z[k] = wrapping_subtract(z[k], q);
-      values[k] = to_real(z[k]) * static_cast<Real>(entry.slots[k].sigma);
-      found.increments |= increment_word<Layout>(q);
-      const int shift = entry.shifts[k];
-      found.foreign |= foreign_word<Layout>(z[k], largest_contracted<Layout>(shift), lowest_contracted<Layout>(shift)) < 0;
-      subtract_increments<k - 1>(g, w, z, values, n, found);
-    }
+    SlotInteger<k> q;
+    if constexpr (kIsSquare<k>)
+      q = square_quanta(x, entry.slots[k].inverse);
+    else
+      q = round_to_integer(x * static_cast<Real>(entry.slots[k].inverse));
+    found.bad_increment |= bad_increment<SlotLayout<k>>(increment_word<SlotLayout<k>>(q));
+    return q;
   }
 
   // One weight of a thread's vectors.
   struct Lane {
-    Integer z[K];
+    PerState<StateInteger> z;
     Real values[K], n[N];
   };
-  __device__ __forceinline__ Lane lane(int j, const Vector<Integer> (&z)[K], const Vector<Real> (&numbers)[N]) const {
+  // What a step adds to each state.
+  __device__ __forceinline__ void add_increments(Real g, Real w, Lane& lane, Found& found) const {
+    for_states([&](auto k) {
+      auto& z = get<k>(lane.z);
+      z = wrapping_add(z, increment<k>(g, w, lane.values, lane.n, found));
+      lane.values[k] = value<k>(z);
+      found.used[k] |= as_unsigned(used_bits(z));
+    });
+  }
+  // The inverse, from the last state to the first.
+  __device__ __forceinline__ void subtract_increments(Real g, Real w, Lane& lane, Found& found) const {
+    for_states([&](auto from_last) {
+      constexpr int k = K - 1 - from_last;
+      auto& z = get<k>(lane.z);
+      z = wrapping_subtract(z, increment<k>(g, w, lane.values, lane.n, found));
+      lane.values[k] = value<k>(z);
+      const int shift = entry.shifts[k];
+      const SlotInteger<k> lowest = kIsSquare<k> ? 0 : lowest_contracted<SlotLayout<k>>(shift);
+      found.foreign |= foreign_word<SlotLayout<k>>(z, largest_contracted<SlotLayout<k>>(shift), lowest) < 0;
+    });
+  }
+
+  __device__ __forceinline__ Lane lane(int j, const StateVectors& z, const Vector<Real> (&numbers)[N]) const {
     Lane lane;
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-      lane.z[k] = z[k].at[j];
-      lane.values[k] = to_real(lane.z[k]) * static_cast<Real>(entry.slots[k].sigma);
-    }
+    for_states([&](auto k) {
+      get<k>(lane.z) = get<k>(z).at[j];
+      lane.values[k] = value<k>(get<k>(lane.z));
+    });
 #pragma unroll
     for (int i = 0; i < N; ++i) lane.n[i] = numbers[i].at[j];
     return lane;
   }
   __device__ __forceinline__ Integer change(const Lane& lane) const {
-    return round_to_integer(Rule::update(lane.values, lane.n) * entry.slots[K].inverse);
+    return round_to_integer(Rule::update(lane.values, lane.n) * static_cast<Real>(entry.slots[K].inverse));
   }
   __device__ __forceinline__ Real weight_before(Integer x) const { return to_real(x) * static_cast<Real>(entry.sigma_before); }
 
@@ -192,42 +221,40 @@ struct Thread {
 #pragma unroll 1
     for (int row = 0; row < size; row += kRow) {
       const auto part = row_part<kWhole>(row);
-      Vector<Integer> z[K], x = part.load(shared.integers[K], position());
+      StateVectors z;
+      Vector<Integer> x = load_slot<K>(part);
       Vector<Real> numbers[N], g{};
-#pragma unroll
-      for (int k = 0; k < K; ++k) z[k] = part.load(shared.integers[k], position());
+      load_states(part, z);
       load_numbers(part, numbers);
       if (moves_states) g = read<Real>(entry.type, entry.gradient, begin, part);
-#pragma unroll
-      for (int k = 0; k < K; ++k)
-        if (moves_states) contract(k, part, z[k]);
+      for_states([&](auto k) {
+        if (moves_states) contract<k>(part, get<k>(z));
+      });
       Vector<Integer> changes{};
 #pragma unroll
       for (int j = 0; j < L; ++j)
         if (j < part.count) {
           Lane now = lane(j, z, numbers);
           if (moves_states) {
-            add_increments<0>(g.at[j], weight_before(x.at[j]), now.z, now.values, now.n, found);
-#pragma unroll
-            for (int k = 0; k < K; ++k) z[k].at[j] = now.z[k];
+            add_increments(g.at[j], weight_before(x.at[j]), now, found);
+            for_states([&](auto k) { get<k>(z).at[j] = get<k>(now.z); });
           }
           changes.at[j] = change(now);
-          found.changes |= increment_word<Layout>(changes.at[j]);
+          found.bad_change |= bad_increment<Layout>(increment_word<Layout>(changes.at[j]));
         }
-      contract(K, part, x);
+      contract<K>(part, x);
 #pragma unroll
       for (int j = 0; j < L; ++j) {
         x.at[j] = wrapping_subtract(x.at[j], changes.at[j]);
-        found.used[K] |= used_bits(x.at[j]);
+        found.used[K] |= as_unsigned(used_bits(x.at[j]));
       }
-      part.store(shared.integers[K], position(), x);
+      part.store(integers<K>(), position(), x);
       show(entry.type, entry.weight, begin, part, x, entry.slots[K].sigma);
       if (shared.hash) found.sums[K] += hash_row(part, x);
-#pragma unroll
-      for (int k = 0; k < K; ++k) {
-        if (moves_states) part.store(shared.integers[k], position(), z[k]);
-        if (shared.hash) found.sums[k] += hash_row(part, z[k]);
-      }
+      for_states([&](auto k) {
+        if (moves_states) part.store(integers<k>(), position(), get<k>(z));
+        if (shared.hash) found.sums[k] += hash_row(part, get<k>(z));
+      });
     }
     found.of_weight = true;
     found.of_states = shared.moves_states;
@@ -238,19 +265,19 @@ struct Thread {
 #pragma unroll 1
     for (int row = 0; row < size; row += kRow) {
       const auto part = row_part<kWhole>(row);
-      Vector<Integer> z[K], x = part.load(shared.integers[K], position());
+      StateVectors z;
+      Vector<Integer> x = load_slot<K>(part);
       Vector<Real> numbers[N];
-#pragma unroll
-      for (int k = 0; k < K; ++k) z[k] = part.load(shared.integers[k], position());
+      load_states(part, z);
       load_numbers(part, numbers);
       adjoint.load(*this, part);
 #pragma unroll
       for (int j = 0; j < L; ++j)
         if (j < part.count) x.at[j] = wrapping_add(x.at[j], change(lane(j, z, numbers)));
-      expand(K, part, x);
-      part.store(shared.integers[K], position(), x);
+      expand<K>(part, x);
+      part.store(integers<K>(), position(), x);
       show(entry.type, entry.weight, begin, part, x, entry.sigma_before);
-      adjoint.before_gradient(*this, part, z, numbers);
+      adjoint.before_gradient(*this, part, x, z, numbers);
       if (shared.hash) found.sums[K] += hash_row(part, x);
     }
     found.of_weight = true;
@@ -269,11 +296,11 @@ struct Thread {
 #pragma unroll 1
       for (int row = 0; row < size; row += kRow) {
         const auto part = row_part<kWhole>(row);
-        Vector<Integer> z[K], x{};
+        StateVectors z;
+        Vector<Integer> x{};
         Vector<Real> numbers[N];
-#pragma unroll
-        for (int k = 0; k < K; ++k) z[k] = part.load(shared.integers[k], position());
-        if (entry.looks_at_weight) x = part.load(shared.integers[K], position());
+        load_states(part, z);
+        if (entry.looks_at_weight) x = load_slot<K>(part);
         load_numbers(part, numbers);
         if (writes) adjoint.load(*this, part);
         const Vector<Real> g = read<Real>(entry.type, entry.gradient, begin, part);
@@ -281,17 +308,15 @@ struct Thread {
         for (int j = 0; j < L; ++j)
           if (j < part.count) {
             Lane now = lane(j, z, numbers);
-            subtract_increments<K - 1>(g.at[j], weight_before(x.at[j]), now.z, now.values, now.n, found);
-#pragma unroll
-            for (int k = 0; k < K; ++k) z[k].at[j] = now.z[k];
+            subtract_increments(g.at[j], weight_before(x.at[j]), now, found);
+            for_states([&](auto k) { get<k>(z).at[j] = get<k>(now.z); });
           }
         if (!writes) continue;
-#pragma unroll
-        for (int k = 0; k < K; ++k) {
-          expand(k, part, z[k]);
-          part.store(shared.integers[k], position(), z[k]);
-          if (shared.hash) found.sums[k] += hash_row(part, z[k]);
-        }
+        for_states([&](auto k) {
+          expand<k>(part, get<k>(z));
+          part.store(integers<k>(), position(), get<k>(z));
+          if (shared.hash) found.sums[k] += hash_row(part, get<k>(z));
+        });
         adjoint.with_gradient(*this, part, z, numbers);
       }
       if (!writes && __any_sync(group_mask(), found.foreign)) return false;

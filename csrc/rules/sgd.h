@@ -14,6 +14,8 @@ namespace rh {
 struct SGD {
   static constexpr const char* kName = "sgd";
   static constexpr int kStates = 1;
+  static constexpr int kPower[] = {1};
+  static constexpr bool kDecaysWeight = false;
   enum Number { kShare, kDecay, kLr, kNumbers };
 
   // Whether increments need the weight at all.
@@ -40,6 +42,9 @@ struct SGD {
   // show. Inner products are of doubles, each term rounded once.
   enum SumBefore { kByLr, kSumsBefore };
   enum SumAfter { kByDecay, kByMomentum, kByShare, kSumsAfter };
+  // What the halves read whatever sums are wanted.
+  static constexpr bool kBeforeReadsStates = false;
+  static constexpr bool kAfterReadsGradient = false;
   static constexpr bool sum_before_reads_state(int, int) { return true; }
   static constexpr bool sum_after_reads_weight(int sum) { return sum != kByMomentum; }
   static constexpr bool sum_after_reads_state(int sum, int) { return sum == kByMomentum; }
@@ -48,7 +53,7 @@ struct SGD {
   static bool decays(const Slice& slice) { return looks_at_weight(slice); }
 
   template <class R>
-  RH_INLINE static void before(R aw, R* az, const double* z, const R* n, double* terms) {
+  RH_INLINE static void before(R aw, R* az, const double* z, const R* n, const double*, double* terms) {
     terms[kByLr] = static_cast<double>(aw) * z[0];
     az[0] = multiply_add(-n[kLr], aw, az[0]);
   }
@@ -64,5 +69,7 @@ struct SGD {
     return u;
   }
 };
+
+using Rule = SGD;
 
 }  // namespace rh

@@ -73,10 +73,11 @@ Tables tables_of(const Call& call, const RuleShape& shape) {
           shifts};
 }
 
-void check_state(const Tensor& state, const Call& call, int64_t size, const char* name) {
-  STD_TORCH_CHECK(
-      state.numel() == size && state.scalar_type() == call.x.scalar_type() && state.is_contiguous() && same_device(state, call.x),
-      name, ": expected ", size, " contiguous elements of the dtype and on the device of x, ", device_of(call.x));
+void check_state(const Tensor& state, const Call& call, int64_t size, bool wide, const char* name) {
+  const auto type = wide ? Type::Long : call.x.scalar_type();
+  STD_TORCH_CHECK(state.numel() == size && state.scalar_type() == type && state.is_contiguous() && same_device(state, call.x),
+                  name, ": expected ", size, " contiguous elements of ", type == Type::Long ? "int64" : "int32",
+                  " on the device of x, ", device_of(call.x));
 }
 
 const void* matching(const Tensor& tensor, const Tensor& weight, const Call& call, const char* name, size_t i) {
@@ -103,7 +104,7 @@ void read_numbers(const Call& call, const RuleShape& shape, const double* row, s
 
 // A slot of one tensor; takes its planes from `next` on.
 Slot slot_of(const Tensor& state, const Slice& slice, double sigma, const int64_t* shift, const Call& call, int64_t& next) {
-  const int64_t bits = call.x.scalar_type() == Type::Long ? 64 : 32, item = bits / 8;
+  const int64_t bits = state.scalar_type() == Type::Long ? 64 : 32, item = bits / 8;
   Slot slot{static_cast<char*>(state.data_ptr()) + slice.position * item, nullptr, shift[1], sigma, static_cast<int>(shift[0])};
   STD_TORCH_CHECK(shift[0] >= 0 && shift[0] < bits - 2, "shifts: expected shifts from 0 to ", bits - 3, ", got ", shift[0]);
   if (!slice.active) slot.shift = 0;
@@ -148,8 +149,9 @@ void make_slices(const Call& call, const RuleShape& shape, Arguments& result) {
     blocks += block_count(slice.size);
   }
   result.first_block.push_back(blocks);
-  check_state(call.x, call, position, "x");
-  for (const Tensor& state : call.states) check_state(state, call, position, "states");
+  check_state(call.x, call, position, false, "x");
+  for (int k = 0; k < shape.states; ++k)
+    check_state(call.states[static_cast<size_t>(k)], call, position, shape.powers[k] == 2, "states");
 }
 
 }  // namespace

@@ -16,6 +16,8 @@ using torch::stable::Tensor;
 // What a rule's kernels expect, on every device alike.
 struct RuleShape {
   int states, numbers, sums_before, sums_after;
+  const int* powers;  // of the states: those of power 2 are int64 in every layout
+  bool decays_weight;
 };
 
 struct Call {
@@ -40,7 +42,7 @@ struct AdjointCall {
   std::vector<Tensor> states;          // as the weights
   std::vector<Tensor> products;        // one per weight, empty: zero; no entries in the second half
   std::vector<Tensor> directions;      // one per weight, empty: not written; no entries in the first half
-  std::optional<Tensor> carries;       // of the first half
+  std::optional<Tensor> carries;       // of the first half, with a last column for the weights if the rule decays them
   std::optional<Tensor> sigma_before;  // of the second half
   std::vector<bool> wanted;            // which sums
   Tensor partials, sums;

@@ -57,12 +57,12 @@ void* direction_of(const AdjointCall& adjoint, const Call& call, size_t i) {
   return direction.data_ptr();
 }
 
-// A row of numbers for every weight, one per state; null if there is no table.
-const double* table_of(const std::optional<Tensor>& table, const char* name, size_t count, size_t states) {
+// A row of numbers for every weight; null if there is no table.
+const double* table_of(const std::optional<Tensor>& table, const char* name, size_t count, size_t columns) {
   if (!table) return nullptr;
   STD_TORCH_CHECK(table->is_cpu() && table->scalar_type() == Type::Double && table->is_contiguous() &&
-                      table->numel() == static_cast<int64_t>(count * states),
-                  name, ": expected a contiguous float64 table on the CPU of ", count, " rows of ", states);
+                      table->numel() == static_cast<int64_t>(count * columns),
+                  name, ": expected a contiguous float64 table on the CPU of ", count, " rows of ", columns);
   return static_cast<const double*>(table->data_ptr());
 }
 
@@ -78,7 +78,8 @@ void check_adjoint(Phase phase, const AdjointCall& adjoint, const Call& call, co
   STD_TORCH_CHECK(adjoint.products.empty() || adjoint.products.size() == count, "products: expected ", count, " tensors");
   STD_TORCH_CHECK(adjoint.directions.empty() || adjoint.directions.size() == count, "directions: expected ", count, " tensors");
   STD_TORCH_CHECK(static_cast<int>(adjoint.wanted.size()) <= most, "wanted: expected ", most, " entries or less");
-  const double* carries = table_of(adjoint.carries, "carries", count, states);
+  const size_t carried = states + (shape.decays_weight ? 1 : 0);
+  const double* carries = table_of(adjoint.carries, "carries", count, carried);
   const double* sigma_before = table_of(adjoint.sigma_before, "sigma_before", count, states);
   for (const Tensor* t : {&adjoint.partials, &adjoint.sums})
     STD_TORCH_CHECK(t->scalar_type() == Type::Double && t->is_contiguous() && same_device(*t, call.x),
@@ -93,9 +94,10 @@ void check_adjoint(Phase phase, const AdjointCall& adjoint, const Call& call, co
     slice.weight = part_of(adjoint.weights, arguments.slices[i]);
     for (size_t k = 0; k < states; ++k) {
       slice.states[k] = part_of(adjoint.states[k], arguments.slices[i]);
-      slice.carries[k] = carries ? carries[i * states + k] : 1.0;
+      slice.carries[k] = carries ? carries[i * carried + k] : 1.0;
       slice.sigma_before[k] = sigma_before ? sigma_before[i * states + k] : 1.0;
     }
+    slice.weight_decay = carries && shape.decays_weight ? carries[i * carried + states] : 1.0;
     slice.product = product_of(adjoint, call, i);
     slice.direction = direction_of(adjoint, call, i);
     arguments.adjoint.push_back(slice);

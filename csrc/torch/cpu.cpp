@@ -28,7 +28,7 @@ const Kernels& kernels_of(const std::string& rule) {
 
 RuleShape shape_on_cpu(const std::string& rule) {
   const Kernels& kernels = kernels_of(rule);
-  return {kernels.states, kernels.numbers, kernels.sums_before, kernels.sums_after};
+  return {kernels.states, kernels.numbers, kernels.sums_before, kernels.sums_after, kernels.powers, kernels.decays_weight};
 }
 
 // Per tensor: flags, then what its slots use.

@@ -19,7 +19,7 @@ const CudaKernels& kernels_of(const std::string& rule, bool wide, bool adjoint) 
 
 RuleShape shape_on_cuda(const std::string& rule) {
   const CudaKernels& kernels = kernels_of(rule, true, false);
-  return {kernels.states, kernels.numbers, kernels.sums_before, kernels.sums_after};
+  return {kernels.states, kernels.numbers, kernels.sums_before, kernels.sums_after, kernels.powers, kernels.decays_weight};
 }
 
 void move_on_cuda(Phase phase, const Arguments& arguments, const Call& call) {

@@ -54,9 +54,10 @@ void move_weights(StringHandle rule, std::vector<Tensor> weights, Tensor x, std:
 }
 
 // A step's undoing together with its adjoint; see the rule for what is computed. `weights_adjoint` and `states_adjoint` are
-// vectors laid out as the state. carries: a row per tensor: what its states decayed by in the step that was undone before.
-// sigma_before: a row per tensor: sigma of its states before the step. `partials` is scratch memory. `sums` gets the wanted inner
-// products, one kind after the other, each with one number per tensor.
+// vectors laid out as the state. carries: a row per tensor: what its states decayed by in the step that was undone before, and,
+// of a rule that decays weights, what its weights decayed by in this one. sigma_before: a row per tensor: sigma of its states
+// before the step. `partials` is scratch memory. `sums` gets the wanted inner products, one kind after the other, each with one
+// number per tensor.
 template <const Device& device>
 void undo_weights_adjoint(StringHandle rule, std::vector<Tensor> weights, Tensor x, std::vector<Tensor> states, Tensor numbers,
                           Tensor shifts, std::vector<Tensor> elements, Tensor planes, bool hash, Tensor outcome,

@@ -14,7 +14,7 @@ from reversible_hypergrad.problem.problem import Cotangents, Problem
 from reversible_hypergrad.reversible.group import ReversibleGroup
 from reversible_hypergrad.reversible.moves import ProgramMoves
 from reversible_hypergrad.reversible.outcome import Outcome
-from reversible_hypergrad.reversible.record import Record
+from reversible_hypergrad.reversible.record import Record, StepNumbers
 from reversible_hypergrad.reversible.step_sums import StepSums, apart_from
 from reversible_hypergrad.rules.step import Halfway, pull_update
 
@@ -77,12 +77,21 @@ class PullBack(ABC):
         """What a slot of the ``i``-th tensor stands for, flat."""
         return self.group.state.value(i, slot, self.aw.dtype, sigma)
 
-    def attached(self, i: int, step: int) -> SimpleNamespace:
-        """The rule's settings of a tensor, flat where there is a value per weight, with a leaf for each that is learned so."""
-        h = self.group.step_settings.h(i, step)
-        for name, setting in self.group.settings[i].items():
-            if setting.elementwise is not None and setting.source is not None:
+    def attached(self, i: int, step: int, numbers: bool) -> SimpleNamespace:
+        """The rule's settings of a tensor, flat where there is a value per weight. Those that are learned and count in this step
+        are leaves, if they have one value per weight, and
+
+        Args:
+            numbers: whether if they are one number, too.
+        """
+        h, settings = self.group.step_settings.h(i, step), self.group.settings[i]
+        for name, setting in settings.items():
+            if setting.source is None or self.rule.settings[name].set_aside(settings, step):
+                continue
+            if setting.elementwise is not None:
                 setattr(h, name, setting.elementwise.detach().to(self.aw.dtype).requires_grad_())
+            elif numbers:
+                setattr(h, name, self.aw.new_tensor(getattr(h, name), dtype=torch.float64).requires_grad_())
         return h
 
     def add_to_totals(self, i: int, step: int, by_settings: dict[str, Tensor]) -> None:
@@ -101,17 +110,25 @@ class ProgramPullBack(PullBack):
 
     def __init__(self, problem: Problem, group: ReversibleGroup, cotangents: Sequence[Tensor | None], totals: Cotangents) -> None:
         super().__init__(problem, group, cotangents, totals)
-        self.sums = StepSums(group, problem.rule, problem.steps)
+        # Where several settings meet in one number of the program and one of them has a value per weight, an inner product does
+        # not tell their derivatives.
+        by_functions = [
+            i
+            for i, own in enumerate(group.settings)
+            if any(s.source is not None for s in own.values())
+            and any(s.elementwise is not None and (s.source is not None or not problem.rule.linear) for s in own.values())
+        ]
+        self._by_functions = by_functions
+        self._mixed = [] if problem.rule.linear else by_functions
+        self.sums = StepSums(group, problem.rule, problem.steps, self._mixed)
         self._none = torch.empty(0, dtype=self.aw.dtype, device=group.device)
         self._products: list[Tensor | None] = [None] * len(group.members)
-        self._carries = torch.ones(len(group.members), len(self.az), dtype=torch.float64)
-        self._carried: NDArray[np.float64] | None = None  # the factors that they are
+        decays_weight = any(by == "weight" for by, _ in problem.rule.sums_before)
+        self._carries = _Carries(len(group.members), len(self.az), decays_weight)
         self._direction: Tensor | None = None  # where directions are not a state's vector as it is
         self._first_state = [group.view(self.az[0], i) for i in range(len(group.members))]
         most = max(sum(self.sums.wanted_before), sum(self.sums.wanted_after))
         self._partials = torch.empty(most * group.state.skipped.numel(), dtype=torch.float64, device=group.device)
-        learned = [any(s.elementwise is not None and s.source is not None for s in own.values()) for own in group.settings]
-        self._learned_per_weight = [i for i, any_of_it in enumerate(learned) if any_of_it]
 
     @property
     def vectors(self) -> list[Tensor]:
@@ -120,7 +137,7 @@ class ProgramPullBack(PullBack):
     def undo_weights(self, step: int) -> tuple[Record, Outcome]:
         group, state = self.group, self.group.state
         record = group.pop_record(step)
-        for i in self._learned_per_weight:
+        for i in self._by_functions:
             self._pull_update(i, step, record)
         moves = state.moves
         assert isinstance(moves, ProgramMoves)
@@ -133,7 +150,7 @@ class ProgramPullBack(PullBack):
             self.aw,
             self.az,
             products,
-            self._carries,
+            self._carries.at(record.given),
             self.sums.wanted_before,
             self._partials,
             self.sums.before_gradient,
@@ -164,13 +181,10 @@ class ProgramPullBack(PullBack):
             self.sums.after_gradient,
         )
         state.scales.state = record.scales
-        for i in self._learned_per_weight:
+        for i in self._by_functions:
             self._pull_increments(i, step, record, own[i])
         self.sums.close_row(step, self.totals)
-        if record.given.factors is not self._carried:
-            self._carried = record.given.factors
-            factors = np.broadcast_to(self._carried[..., :-1], self._carries.shape)
-            self._carries = torch.from_numpy(factors.astype(np.float64))
+        self._carries.next(record.given)
         return Outcome(words, len(state.sizes))
 
     def add(self, products: Sequence[Tensor | None], vectors: Sequence[Tensor]) -> None:
@@ -209,7 +223,7 @@ class ProgramPullBack(PullBack):
         sigmas = record.numbers[i].tolist()
         z = {name: self.value(i, k, sigmas[k]) for k, name in enumerate(self.rule.states)}
         w = self.value(i, -1, sigmas[len(z)])
-        h = self.attached(i, step)
+        h = self.attached(i, step, i in self._mixed)
         self.add_to_totals(i, step, pull_update(self.rule, h, step, w, z, state.part(i, self.aw)).settings)
 
     def _pull_increments(self, i: int, step: int, record: Record, gradient: Tensor) -> None:
@@ -218,7 +232,7 @@ class ProgramPullBack(PullBack):
         z = {name: self.value(i, k, state.sigma(i, k)) for k, name in enumerate(self.rule.states)}
         w = self.value(i, -1, sigmas[len(z)])
         flat = gradient.detach().as_strided((gradient.numel(),), (1,)).to(self.aw.dtype)
-        half = Halfway(self.rule, self.attached(i, step), step, flat, w, z)
+        half = Halfway(self.rule, self.attached(i, step, i in self._mixed), step, flat, w, z)
         pulled = half.pull({name: state.part(i, vector) for name, vector in zip(z, self.az, strict=True)})
         self.add_to_totals(i, step, pulled.settings)
 
@@ -228,3 +242,25 @@ class ProgramPullBack(PullBack):
         if product is not None and product.stride() != weight.stride():
             product = torch.empty_like(weight, requires_grad=False).copy_(product)
         return product
+
+
+class _Carries:
+    """The decays that enter the vectors when a step's weights are undone: of the states in the step undone before, and of the
+    weights, if the rule decays them, in this one. In most runs every step's are the same arrays."""
+
+    def __init__(self, tensors: int, states: int, weights: bool) -> None:
+        self._tensors, self._weights = tensors, weights
+        self._before: NDArray[np.float64] = np.ones((1, states + 1))
+        self._known: list[NDArray[np.float64]] = []
+        self._table = torch.empty(0)
+
+    def at(self, given: StepNumbers) -> Tensor:
+        of = [self._before, given.factors] if self._weights else [self._before]
+        if len(of) != len(self._known) or any(one is not other for one, other in zip(of, self._known, strict=True)):
+            states = np.broadcast_to(self._before[..., :-1], (self._tensors, self._before.shape[-1] - 1))
+            weights = [np.broadcast_to(given.factors[..., -1:], (self._tensors, 1))] if self._weights else []
+            self._known, self._table = of, torch.from_numpy(np.ascontiguousarray(np.concatenate([states, *weights], 1)))
+        return self._table
+
+    def next(self, given: StepNumbers) -> None:
+        self._before = given.factors

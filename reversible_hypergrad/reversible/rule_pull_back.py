@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from types import SimpleNamespace
 
-import torch
 from torch import Tensor
 
 from reversible_hypergrad.problem.problem import Cotangents, Problem
@@ -89,14 +88,11 @@ class RulePullBack(PullBack):
         self.add_to_totals(i, step, {name: self._flat(i, by) for name, by in by_settings.items()})
 
     def _learned(self, i: int, step: int) -> SimpleNamespace:
-        """The settings as the rule's functions take them, with a leaf for each that is learned and counts in this step."""
-        settings = self.group.settings[i]
-        h = self.attached(i, step)
-        for name, setting in settings.items():
-            if setting.source is not None and not self.rule.settings[name].set_aside(settings, step):
-                value = getattr(h, name)
-                leaf = value.detach() if isinstance(value, Tensor) else self.aw.new_tensor(value, dtype=torch.float64)
-                setattr(h, name, (self._seen(i, leaf) if setting.elementwise is not None else leaf).requires_grad_())
+        """The settings as the rule's functions take them, with leaves."""
+        h = self.attached(i, step, numbers=True)
+        for name, value in vars(h).items():
+            if isinstance(value, Tensor) and value.dim() > 0:
+                setattr(h, name, self._seen(i, value.detach()).requires_grad_(value.requires_grad))
         return h
 
     def _seen(self, i: int, flat: Tensor) -> Tensor:

@@ -62,6 +62,9 @@ class Adam(Rule):
         "eps_root": SettingSpec(0.0),
     }
     elementwise = True
+    program = "adam"
+    sums_before = ((3, 1.0), (4, 1.0), (5, 1.0), (6, 1.0), ("weight", 1.0))
+    sums_after = ((0, 1.0), (1, 1.0), (2, 1.0), ("m", 1.0), ("s", 1.0))
     decoupled: ClassVar[bool] = False  # weight decay
 
     def __init__(
@@ -77,7 +80,7 @@ class Adam(Rule):
             raise TypeError(f"betas: expected two numbers or tensors, such as (0.9, 0.999), got {betas!r}")
         super().__init__(lr=lr, beta1=betas[0], beta2=betas[1], eps=eps, weight_decay=weight_decay, eps_root=eps_root)
 
-    def decay(self, h: Any, t: int) -> Mapping[str, Any]:
+    def decay(self, h: Any, t: Any) -> Mapping[str, Any]:
         factors = {"m": h.beta1, "s": h.beta2}
         if self.decoupled and not _per_weight(h.lr):
             factors["weight"] = 1 - h.lr * h.weight_decay
@@ -93,7 +96,7 @@ class Adam(Rule):
         denominator = root(z["s"] + root_eps) * scale + eps
         return step * z["m"] / denominator  # type: ignore[no-any-return]
 
-    def numbers(self, h: Any, t: int) -> tuple[Any, ...]:
+    def numbers(self, h: Any, t: Any) -> tuple[Any, ...]:
         left1, left2 = 1 - h.beta1 ** (t + 1), 1 - h.beta2 ** (t + 1)
         decay = 0.0 if self.decoupled else h.weight_decay
         return 1 - h.beta1, 1 - h.beta2, decay, h.lr / left1, left2**-0.5, h.eps, h.eps_root * left2

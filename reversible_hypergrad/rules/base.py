@@ -42,9 +42,9 @@ class Rule(ABC):
         linear: a promise that makes steps faster: the rule is elementwise, its increments and its update are linear in g, w and
             z, and no function looks at t. It is checked.
         program: the name of the compiled program for fixed-point steps; empty: there is none.
-        sums_before: the settings whose derivatives the program's adjoint gives before the gradient is there, in its order, each
-            with the factor that the program leaves out.
-        sums_after: those whose derivatives it gives when the gradient is there, in its order, each with its factor.
+        sums_before: what the program's adjoint gives derivatives by before the gradient is there, in its order: a number, by its
+            index, or the decay of a state or of "weight"; each with the factor that the program leaves out.
+        sums_after: the same when the gradient is there.
 
     The functions are called with
 
@@ -88,13 +88,13 @@ class Rule(ABC):
     elementwise: ClassVar[bool] = False
     linear: ClassVar[bool] = False
     program: ClassVar[str] = ""
-    sums_before: ClassVar[Sequence[tuple[str, float]]] = ()
-    sums_after: ClassVar[Sequence[tuple[str, float]]] = ()
+    sums_before: ClassVar[Sequence[tuple[int | str, float]]] = ()
+    sums_after: ClassVar[Sequence[tuple[int | str, float]]] = ()
 
     # What a rule is
 
     @abstractmethod
-    def decay(self, h: Any, t: int) -> Mapping[str, Any]:
+    def decay(self, h: Any, t: Any) -> Mapping[str, Any]:
         """State, or "weight" -> the factor in [0, 1] that it shrinks by: a number, one for all weights. Left out: 1."""
 
     @abstractmethod
@@ -120,8 +120,9 @@ class Rule(ABC):
         """Whether the rule has ``signs``."""
         return type(self).signs is not Rule.signs
 
-    def numbers(self, h: Any, t: int) -> tuple[float, ...]:
-        """What the compiled ``program`` takes from the settings, in its order."""
+    def numbers(self, h: Any, t: Any) -> tuple[Any, ...]:
+        """What the compiled ``program`` takes from the settings, in its order. Of a rule with a program this and ``decay`` are
+        also called with float64 tensors for settings and ``t``, for their derivatives."""
         raise NotImplementedError(f"{type(self).__name__} declares no numbers for its program {self.program!r}")
 
     def direction_is_state(self, h: Any) -> bool:
@@ -196,13 +197,15 @@ class Rule(ABC):
         rows = [self.decay(self.at(settings, t), t) for t in range(steps)]
         return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else ())}
 
-    def columns(self, settings: Settings, steps: int) -> SimpleNamespace:
-        """``h`` of one parameter with a float64 tensor of shape (steps,) per setting; NaN for one per weight."""
+    def columns(self, settings: Settings, steps: int, first: int = 0) -> SimpleNamespace:
+        """``h`` of one parameter in ``steps`` steps from ``first`` on: a float64 tensor of shape (steps,) per setting, NaN where
+        it has one number per weight."""
         h = SimpleNamespace()
         for name, spec in self.settings.items():
             own = settings[name].numbers
-            numbers = torch.tensor(list(own[:steps] if len(own) > 1 else own) or [math.nan], dtype=torch.float64).expand(steps)
-            aside = torch.from_numpy(spec.set_aside_at(settings, steps))
+            rows = list(own[first : first + steps] if len(own) > 1 else own) or [math.nan]
+            numbers = torch.tensor(rows, dtype=torch.float64).expand(steps)
+            aside = torch.from_numpy(spec.set_aside_at(settings, steps, first))
             setattr(h, name, numbers if spec.first is None else torch.where(aside, spec.first, numbers))
         return h
 

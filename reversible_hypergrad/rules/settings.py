@@ -60,13 +60,14 @@ class SettingSpec:
             return False
         return step == 0 or (bool(self.needs) and settings[self.needs].elementwise is None and settings[self.needs].at(step) == 0)
 
-    def set_aside_at(self, settings: Settings, steps: int) -> np.ndarray:
-        """The same for steps 0, 1, ... at once."""
+    def set_aside_at(self, settings: Settings, steps: int, first: int = 0) -> np.ndarray:
+        """The same for ``steps`` steps from ``first`` on at once."""
         aside = np.zeros(steps, bool)
         if self.first is not None:
-            aside[:1] = True
+            aside[: 1 if first == 0 else 0] = True
             if self.needs and settings[self.needs].elementwise is None:
-                aside |= np.asarray(settings[self.needs].numbers) == 0
+                needed = settings[self.needs].numbers
+                aside |= np.asarray(needed[first : first + steps] if len(needed) > 1 else needed) == 0
         return aside
 
 

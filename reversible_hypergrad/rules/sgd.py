@@ -57,8 +57,8 @@ class SGD(Rule):
     elementwise = True
     linear = True
     program = "sgd"
-    sums_before = (("lr", -1.0),)
-    sums_after = (("weight_decay", 1.0), ("momentum", 1.0), ("dampening", -1.0))
+    sums_before = ((2, -1.0),)
+    sums_after = ((1, 1.0), ("v", 1.0), (0, 1.0))
 
     def __new__(cls, *positional: Any, nesterov: bool = False, **named: Any) -> "SGD":
         return super().__new__(NesterovSGD if nesterov is True and cls is SGD else cls)
@@ -79,7 +79,7 @@ class SGD(Rule):
     def update(self, h: Any, t: int, z: Mapping[str, Tensor], logged: Any) -> Tensor:
         return h.lr * z["v"]  # type: ignore[no-any-return]
 
-    def numbers(self, h: Any, t: int) -> tuple[float, ...]:
+    def numbers(self, h: Any, t: Any) -> tuple[Any, ...]:
         return 1 - h.dampening, h.weight_decay, h.lr
 
     def direction_is_state(self, h: Any) -> bool:

@@ -21,14 +21,14 @@ CHECKS = ["-fsanitize=alignment", "-fno-sanitize-recover=alignment"]
 KERNELS = [*FLAGS, *CHECKS, "-Wno-unknown-pragmas", f"-I{HERE}"]
 OPS = [*FLAGS, "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-isystem{TORCH / 'include'}"]
 CSRC = ROOT / "csrc"
-RULES = {path.stem: path.name for path in sorted((CSRC / "rules").glob("*.h")) if path.name != "rule.h"}
+RULES = [path.stem for path in sorted((CSRC / "rules").glob("*.h")) if path.name != "rule.h"]
 OBJECTS = {
     **{
         f"{part}_{rule}_{bits}": (
             HERE / f"{part}.cpp",
-            [*KERNELS, f"-DRH_STATE_BITS={bits}", f"-DRH_RULE_FILE={file}", f"-DRH_RULE={rule.upper()}"],
+            [*KERNELS, f"-DRH_STATE_BITS={bits}", f"-DRH_RULE_FILE={rule}.h"],
         )
-        for part, (rule, file), bits in product(("kernels", "adjoint"), RULES.items(), (64, 32))
+        for part, rule, bits in product(("kernels", "adjoint"), RULES, (64, 32))
     },
     "launches": (HERE / "launches.cpp", KERNELS),
     "ops": (HERE / "ops.cpp", OPS),

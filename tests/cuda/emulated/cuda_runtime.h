@@ -49,6 +49,8 @@ void __stwb(T* p, T x) {
   *p = x;
 }
 inline int __float2int_rn(float x) { return static_cast<int>(std::nearbyintf(x)); }
+inline float __fsqrt_rn(float x) { return __builtin_sqrtf(x); }
+inline double __dsqrt_rn(double x) { return __builtin_sqrt(x); }
 inline float __fmaf_rn(float x, float y, float z) { return std::fmaf(x, y, z); }
 inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
 template <class T>
