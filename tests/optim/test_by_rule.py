@@ -27,6 +27,12 @@ from torch import nn
 import reversible_hypergrad as rh
 
 
+@pytest.fixture(autouse=True)
+def one_thread(set_num_threads: Any) -> None:
+    """These models are too small for two, and waiting threads cost more than the work."""
+    set_num_threads(1)
+
+
 class Lion(torch.optim.Optimizer):
     """As its paper has it."""
 
