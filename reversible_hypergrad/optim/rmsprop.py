@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from reversible_hypergrad.optim.by_rule import RuleOptimizer
-from reversible_hypergrad.optim.settings import Settings
 from reversible_hypergrad.rules.rmsprop import RMSprop
 
 __all__ = ["ReversibleRMSprop"]
@@ -27,7 +26,7 @@ class ReversibleRMSprop(RuleOptimizer):
         weight_decay: as in torch.
         momentum: in [2^-16, 1]; torch's default of 0 is refused: without momentum the update contains the gradient, which is
             known only where the weights are.
-        centered: refused, with the reason.
+        centered: as in torch, for all groups; where gradients hardly vary see :class:`RMSprop`.
         capturable: refused, with the reason.
         foreach: accepted for compatibility.
         maximize: refused, with the remedy.
@@ -36,8 +35,8 @@ class ReversibleRMSprop(RuleOptimizer):
         verify_every: the state is hashed after every so-many-th step, and an undone step is checked against the hash there.
 
     Cost: log2(1/alpha) + log2(1/momentum) bits per weight and step, 0.167 at the defaults, and 16 bytes per weight beside the
-    float weight (24 with ``state_bits=64``). A step is made of torch's operations, one tensor after the other: some dozens of
-    passes over memory, and on a GPU the host waits for each.
+    float weight (24 with ``state_bits=64``); with ``centered`` log2(1/alpha) and 4 (8) bytes more. A step is made of torch's
+    operations, one tensor after the other: some dozens of passes over memory, and on a GPU the host waits for each.
 
     Raises:
         TypeError: for settings and parameters that cannot be honoured, at construction or at the step.
@@ -90,12 +89,5 @@ class ReversibleRMSprop(RuleOptimizer):
             "maximize": maximize,
             "differentiable": differentiable,
         }
-        super().__init__(params, RMSprop(), defaults, state_bits=state_bits, verify_every=verify_every)
-
-    def settings_of(self, group: dict[str, Any]) -> Settings:
-        if group["centered"]:
-            raise ValueError(
-                "centered=True is not supported: where gradients hardly vary, rounding decides about the root of the mean square "
-                "less the squared mean, and about the step. Use centered=False"
-            )
-        return super().settings_of(group)
+        rule = RMSprop(centered=centered)
+        super().__init__(params, rule, defaults, fixed=("centered",), state_bits=state_bits, verify_every=verify_every)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from reversible_hypergrad.problem.setting import Settings
@@ -12,13 +13,16 @@ from reversible_hypergrad.rules.settings import Given
 
 __all__ = ["RMSprop"]
 
+# A variance is no smaller a part of the mean square: below, the difference is rounding in float32, and may be negative.
+_LEAST_VARIANCE = 2.0**-20
+
 
 class RMSprop(Rule):
-    """RMSprop with momentum as :class:`torch.optim.RMSprop` (not centered), in training and in hypergradients::
+    """RMSprop with momentum as :class:`torch.optim.RMSprop`, in training and in hypergradients::
 
         g = grad + weight_decay * w
-        s = alpha * s + (1 - alpha) * g * g
-        b = momentum * b + g / (sqrt(s) + eps)
+        s = alpha * s + (1 - alpha) * g * g                  with centered also  a = alpha * a + (1 - alpha) * g
+        b = momentum * b + g / (sqrt(s) + eps)               then  b = momentum * b + g / (sqrt(s - a * a) + eps)
         w = w - lr * b
 
     Args:
@@ -30,26 +34,26 @@ class RMSprop(Rule):
         weight_decay: a penalty, >= 0, as ``lr``.
         momentum: in [0, 1], as ``alpha``; torch's default is 0. To undo steps, at least 2^-16: without momentum the update
             contains the gradient itself, which is known only where the weights are.
+        centered: whether gradients are measured by their standard deviation. Where they hardly vary, s - a * a is rounding: it
+            counts as 2^-20 of s at least, where torch's may be anything, or NaN.
 
-    Each may require grad: then ``backward`` gives its exact derivative. Where s = 0 the root's share in it is 0, see
+    Each but the last may require grad: then ``backward`` gives its exact derivative. Where s = 0 the root's share in it is 0, see
     :class:`Adam`.
 
-    There is no ``centered``: s minus the square of a mean of g is a difference of nearly equal numbers where gradients hardly
-    vary, so that rounding decides about its root, and about the step.
-
     Cost: two states; with :class:`Reversible` log2(1/alpha) + log2(1/momentum) bits per weight and step, 0.167 at the defaults,
-    and 12 bytes per weight beside the weights' own integers of 4 (24 in all with ``state_bits=64``). A step is made of torch's
-    operations, some dozens of passes over memory.
+    and 12 bytes per weight beside the weights' own integers of 4 (24 in all with ``state_bits=64``). ``centered`` takes another
+    state of 4 (8) bytes, and log2(1/alpha) again. A step is made of torch's operations, some dozens of passes over memory.
 
     Raises:
-        TypeError: for settings that are no numbers or tensors.
+        TypeError: for settings that are no numbers or tensors, and a ``centered`` that is no bool.
         ValueError: from :func:`train`, for numbers that make no sense. It names the setting.
 
     >>> import reversible_hypergrad as rh
     >>> rh.RMSprop(lr=1e-3, momentum=0.8)
-    RMSprop(lr=0.001, alpha=0.99, eps=1e-08, weight_decay=0.0, momentum=0.8)
+    RMSprop(lr=0.001, alpha=0.99, eps=1e-08, weight_decay=0.0, momentum=0.8, centered=False)
 
-    Source: Hinton, *Neural Networks for Machine Learning*, lecture 6e, 2012; with momentum in torch's form.
+    Source: Hinton, *Neural Networks for Machine Learning*, lecture 6e, 2012; ``centered`` from Graves, *Generating
+    Sequences With Recurrent Neural Networks*, 2013, equations 38 to 41; both in torch's form.
     """
 
     states: ClassVar[Mapping[str, int]] = {"s": 2, "b": 0}
@@ -63,17 +67,35 @@ class RMSprop(Rule):
     elementwise = True
 
     def __init__(
-        self, lr: Given = 1e-2, alpha: Given = 0.99, eps: Given = 1e-8, weight_decay: Given = 0.0, momentum: Given = 0.9
+        self,
+        lr: Given = 1e-2,
+        alpha: Given = 0.99,
+        eps: Given = 1e-8,
+        weight_decay: Given = 0.0,
+        momentum: Given = 0.9,
+        centered: bool = False,
     ) -> None:
         super().__init__(lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum)
+        if not isinstance(centered, bool):
+            raise TypeError(f"centered: expected True or False, got {centered!r}")
+        self.centered = centered
+        if centered:
+            self.states = {"s": 2, "a": 1, "b": 0}  # type: ignore[misc]
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, centered={self.centered})"
 
     def decay(self, h: Any, t: int) -> Mapping[str, Any]:
-        return {"s": h.alpha, "b": h.momentum}
+        return {"s": h.alpha, **({"a": h.alpha} if self.centered else {}), "b": h.momentum}
 
     def increments(self, h: Any, t: int, g: Tensor, w: Tensor, z: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         total = g + h.weight_decay * w
         yield "s", (1 - h.alpha) * (total * total)
-        yield "b", total / (root(z["s"]) + h.eps)
+        square = z["s"]
+        if self.centered:
+            yield "a", (1 - h.alpha) * total
+            square = torch.maximum(square - z["a"] * z["a"], _LEAST_VARIANCE * square)
+        yield "b", total / (root(square) + h.eps)
 
     def update(self, h: Any, t: int, z: Mapping[str, Tensor], logged: Any) -> Tensor:
         return h.lr * z["b"]  # type: ignore[no-any-return]

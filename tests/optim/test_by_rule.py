@@ -67,6 +67,13 @@ CASES = {
         math.log2(1 / 0.9) + math.log2(1 / 0.8),
         {},
     ),
+    "RMSprop, centered": Case(
+        rh.ReversibleRMSprop,
+        {"lr": 0.01, "alpha": 0.9, "momentum": 0.8, "eps": 1e-4, "weight_decay": 0.1, "centered": True},
+        torch.optim.RMSprop,
+        2 * math.log2(1 / 0.9) + math.log2(1 / 0.8),
+        {},
+    ),
     "RAdam": Case(
         rh.ReversibleRAdam,
         {"lr": 0.01, "betas": (0.8, 0.9), "eps": 1e-4, "weight_decay": 0.1},
@@ -221,7 +228,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "momentum-0": (rh.ReversibleRMSprop, {"momentum": 0.0}, ValueError, r"momentum value: 0.0. .*in \[2\^-16, 1\]"),
     "alpha-1": (rh.ReversibleRMSprop, {"alpha": 1.0}, ValueError, r"alpha value: 1.0. Expected a number in \[2\^-16, 1\)"),
     "eps": (rh.ReversibleRMSprop, {"eps": -1.0}, ValueError, "epsilon value: -1.0. Expected a finite number >= 0"),
-    "centered": (rh.ReversibleRMSprop, {"centered": True}, ValueError, "centered=True is not supported"),
+    "centered": (rh.ReversibleRMSprop, {"centered": 1}, TypeError, "centered: expected True or False, got 1"),
     "maximize": (rh.ReversibleRMSprop, {"maximize": True}, ValueError, "maximize=True is not supported.*negative loss"),
     "capturable": (rh.ReversibleRAdam, {"capturable": True}, ValueError, "capturable=True is not supported"),
     "differentiable": (rh.ReversibleRAdam, {"differentiable": True}, ValueError, "differentiable=True"),

@@ -32,6 +32,13 @@ def rmsprop(s, t, g, w, z):
     return w - s["lr"] * b, {"s": square, "b": b}
 
 
+def centered(s, t, g, w, z):
+    g = g + s["weight_decay"] * w
+    square, a = (s["alpha"] * z[name] + (1 - s["alpha"]) * x for name, x in (("s", g**2), ("a", g)))
+    b = s["momentum"] * z["b"] + g / (guarded_root(square - a**2) + s["eps"])
+    return w - s["lr"] * b, {"s": square, "a": a, "b": b}
+
+
 def radam(decoupled):
     def step(s, t, g, w, z):
         if decoupled:
@@ -104,6 +111,7 @@ def as_adamw(rows, columns):
 
 
 ADAM = {"lr": 0.01, "beta1": 0.8, "beta2": 0.9, "eps": 1e-3, "weight_decay": 0.1}
+RMSPROP = {"lr": 0.01, "alpha": 0.9, "momentum": 0.7, "eps": 1e-3, "weight_decay": 0.02}
 MUON = {"lr": 0.02, "momentum": 0.8, "weight_decay": 0.1}
 EXACTLY = {"ns_dtype": torch.float64}  # whatever the weights are
 
@@ -112,10 +120,13 @@ SHIPPED = {
     "rh.AdamW": Case(with_betas(rh.AdamW), ADAM, adamw, ("m", "s"), (), by_torch=on_parameters(torch.optim.AdamW)),
     "rh.RMSprop": Case(
         rh.RMSprop,
-        {"lr": 0.01, "alpha": 0.9, "momentum": 0.7, "eps": 1e-3, "weight_decay": 0.02},
+        RMSPROP,
         rmsprop,
         ("s", "b"),
         by_torch=torch.optim.RMSprop,
+    ),
+    "rh.RMSprop, centered": Case(
+        rh.RMSprop, RMSPROP, centered, ("s", "a", "b"), options={"centered": True}, by_torch=torch.optim.RMSprop
     ),
     "rh.RAdam": Case(with_betas(rh.RAdam), ADAM, radam(False), ("m", "s"), by_torch=on_parameters(torch.optim.RAdam)),
     "rh.RAdam, decoupled": Case(

@@ -145,6 +145,20 @@ def test_tensors_that_begin_as_zeros(make):
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
 
 
+def test_centered_rmsprop_where_gradients_do_not_vary():
+    """The variance is the mean square times alpha^n, n being the steps, until rounding takes over: a step is no longer than by
+    2^-10 of the root mean square, and of about the same length in integers and in floats."""
+    model, steps = nn.Linear(3, 3, bias=False), 40
+    found = []
+    for adjoint in (rh.Snapshots(), rh.Reversible(32), rh.Reversible(64)):
+        rule = rh.RMSprop(1e-3, alpha=0.25, momentum=0.1, eps=0.0, centered=True)
+        weights = rh.train(model, lambda m, x, _: m(x).sum(), torch.ones(steps, 1, 3), optimizer=rule, adjoint=adjoint)
+        found.append(weights["weight"].detach() - model.weight.detach())
+    for moved in found:
+        # From the tenth step on the part is 2^-20: steps of lr * 2^10 / (1 - momentum).
+        torch.testing.assert_close(moved, torch.full_like(moved, -30 * 1.024 / 0.9), rtol=0.1, atol=0.0)
+
+
 class Half(Rule):
     """Keeps what is no sign."""
 
@@ -182,6 +196,7 @@ def test_signs_or_logged_numbers():
         (lambda: rh.RAdam(betas=0.9), TypeError, r"betas: expected two numbers or tensors, such as \(0.9, 0.99\), got 0.9"),
         (lambda: rh.Lion(betas=(0.9,)), TypeError, "betas: expected two numbers"),
         (lambda: rh.RAdam(decoupled_weight_decay=1), TypeError, "decoupled_weight_decay: expected True or False, got 1"),
+        (lambda: rh.RMSprop(centered=None), TypeError, "centered: expected True or False, got None"),
         (lambda: rh.LARS(), TypeError, "lr"),
         (lambda: rh.RMSprop(alpha="0.9"), TypeError, "alpha: expected a number, a tensor or a dict"),
         (lambda: rh.Muon(ns_steps=0), ValueError, "ns_steps: expected an integer from 1 to 99, got 0"),
