@@ -133,7 +133,7 @@ def expected_first_half(bucket: AdjointBucket, step: Step, record: Record, adjoi
         if step.gradients[i] is not None:
             if adjoint.products[i] is not None:
                 aw = aw + adjoint.products[i].cpu().double().numpy().astype(real)
-            av = real(adjoint.carries[i]) * av
+            av = (adjoint.carries[i] * av.astype(np.float64)).astype(real)
             total = added(aw.astype(np.float64) * values(v, record.after[i][0].sigma))
             av = multiply_add(-number(step, i, LR).astype(real), aw, av)
         out_w.append(aw)

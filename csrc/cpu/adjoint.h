@@ -16,23 +16,21 @@ struct AdjointWorker {
   using Real = typename Layout::Real;
   const Slice& slice;
   const AdjointSlice& adjoint;
-  R carries[K], constants[N];
+  R constants[N];
   double wide[N];
 
   AdjointWorker(const Slice& of, const AdjointSlice& beside) : slice(of), adjoint(beside) {
-    for (int k = 0; k < K; ++k) carries[k] = static_cast<R>(beside.carries[k]);
     for (int j = 0; j < N; ++j) {
       constants[j] = static_cast<R>(of.numbers[j]);
       wide[j] = of.numbers[j];
     }
   }
 
-  // A row of a state, or of the weights, as doubles.
+  // A row of a state, or of the weights, as doubles. Squares that are 0 stay 0: their root has no share in the derivative.
   template <int k>
   RH_INLINE static void read_state(const void* integers, int64_t at, int count, double sigma, double* to) {
     const auto* from = static_cast<const typename StateLayout<Layout, k>::Integer*>(integers) + at;
-    for (int j = 0; j < count; ++j)
-      to[j] = kIsSquare<k> ? square_value<double>(from[j], sigma) : static_cast<double>(from[j]) * sigma;
+    for (int j = 0; j < count; ++j) to[j] = static_cast<double>(from[j]) * sigma;
   }
   RH_INLINE void read_weight(int64_t at, int count, double* to) const {
     const Integer* from = static_cast<const Integer*>(slice.own.integers) + at;
@@ -59,7 +57,6 @@ struct AdjointWorker {
   template <bool kElements, bool kSums>
   RH_INLINE void before_row(int64_t at, int count, const Row& row, double (&sums)[kMaxSums][kRow]) const {
     R* by_weight = aw(at);
-    const R kept = static_cast<R>(adjoint.weight_decay);
     if (adjoint.product) {
       const T* product = static_cast<const T*>(adjoint.product) + at;
 #pragma GCC ivdep
@@ -75,13 +72,14 @@ struct AdjointWorker {
       }
       if (kElements) numbers_at(at + j, n, numbers);
       for (int k = 0; k < K; ++k) {
-        z[k] = carries[k] * az(k, at)[j];
+        // In double: a rounded decay would be wrong the same way at every step.
+        z[k] = static_cast<R>(adjoint.carries[k] * static_cast<double>(az(k, at)[j]));
         values[k] = row.states[k][j];
       }
       Rule::before(by_weight[j], z, values, n, numbers, terms);
       if (Rule::kDecaysWeight) {
         terms[kSumsBefore - 1] = static_cast<double>(by_weight[j]) * row.weight[j];
-        by_weight[j] = kept * by_weight[j];
+        by_weight[j] = static_cast<R>(adjoint.weight_decay * static_cast<double>(by_weight[j]));
       }
       for (int k = 0; k < K; ++k) az(k, at)[j] = z[k];
       for (int s = 0; kSums && s < kSumsBefore; ++s) sums[s][j] += terms[s];

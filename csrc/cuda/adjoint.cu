@@ -72,9 +72,8 @@ struct StepAdjoint {
     }
     for_states([&](auto k) {
       const auto own = get<k>(z).at[j];
-      lane.values[k] = !shared.reads_state[k] ? 0.0
-                       : kIsSquare<k>         ? square_value<double>(own, entry.sigmas[k])
-                                              : static_cast<double>(own) * entry.sigmas[k];
+      // Squares that are 0 stay 0: their root has no share in the derivative.
+      lane.values[k] = shared.reads_state[k] ? static_cast<double>(own) * entry.sigmas[k] : 0.0;
     });
     return lane;
   }
@@ -95,11 +94,11 @@ struct StepAdjoint {
         R own[K];
         if (entry.product) aw.at[j] = aw.at[j] + product.at[j];
 #pragma unroll
-        for (int k = 0; k < K; ++k) own[k] = static_cast<R>(entry.carries[k]) * az[k].at[j];
+        for (int k = 0; k < K; ++k) own[k] = static_cast<R>(entry.carries[k] * static_cast<double>(az[k].at[j]));
         Rule::before(aw.at[j], own, now.values, now.n, now.wide, now.terms);
         if (Rule::kDecaysWeight) {
           now.terms[kSumsBefore - 1] = static_cast<double>(aw.at[j]) * (static_cast<double>(x.at[j]) * entry.sigma_before);
-          aw.at[j] = static_cast<R>(entry.weight_decay) * aw.at[j];
+          aw.at[j] = static_cast<R>(entry.weight_decay * static_cast<double>(aw.at[j]));
         }
 #pragma unroll
         for (int k = 0; k < K; ++k) az[k].at[j] = own[k];

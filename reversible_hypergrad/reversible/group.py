@@ -34,7 +34,7 @@ class StepSettings:
     """
 
     def __init__(self, problem: Problem, settings: Sequence[Settings], weights: Sequence[Tensor], real: torch.dtype) -> None:
-        self.rule, self._settings = problem.rule, list(settings)
+        self.rule, self.real, self._settings = problem.rule, real, list(settings)
         self._per_weight = [
             {n: self._seen(s.elementwise.to(real), weight) for n, s in own.items() if s.elementwise is not None}
             for own, weight in zip(self._settings, weights, strict=True)

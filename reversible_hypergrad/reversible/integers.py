@@ -93,14 +93,8 @@ class Integers:
         sigma = self.sigma(index, slot) if sigma is None else sigma
         if slot in (-1, self.slots - 1):
             return self.part(index, self.x)[part].to(dtype) * sigma
-        return self.value_of(slot, self.part(index, self.z[slot])[part], sigma, dtype)
-
-    def value_of(self, state: int, integers: Tensor, sigma: float, dtype: torch.dtype) -> Tensor:
-        """What integers of a state stand for. Squares are at least one quantum, so that nothing is divided by their root 0, and
-        products of double, whose range they need."""
-        if self.wide[state]:
-            return (integers.clamp(min=1).double() * sigma).to(dtype)
-        return integers.to(dtype) * sigma
+        integers = self.part(index, self.z[slot])[part]
+        return (integers.double() * sigma).to(dtype) if self.wide[slot] else integers.to(dtype) * sigma
 
     def visible(self, index: int) -> Tensor:
         """The weights of the tensor ``index`` as the kernels write them, flat."""

@@ -19,6 +19,7 @@ from reversible_hypergrad.reversible.moves import Gradients, Moves
 from reversible_hypergrad.reversible.outcome import Outcome
 from reversible_hypergrad.reversible.record import Record
 from reversible_hypergrad.reversible.signs import packed_signs, unpacked_signs
+from reversible_hypergrad.rules.functions import correctly_rounded
 from reversible_hypergrad.rules.step import signs_of
 
 if TYPE_CHECKING:
@@ -139,7 +140,11 @@ class _Tensor:
         return self._seen(self.x.to(self.real) * sigma)
 
     def _value(self, name: str) -> Tensor:
-        return self._seen(self.state.value_of(self.slots[name], self.integers[name], self.sigma[name], self.real))
+        """Squares are at least one quantum, so that nothing is divided by their root 0, and products of double, whose range they
+        need."""
+        if self.state.wide[self.slots[name]]:
+            return self._seen((self.integers[name].clamp(min=1).double() * self.sigma[name]).to(self.real))
+        return self._seen(self.integers[name].to(self.real) * self.sigma[name])
 
     def _values(self) -> dict[str, Tensor]:
         return {name: self._value(name) for name in self.integers}
@@ -182,6 +187,7 @@ class _Tensor:
 
     # Moves
 
+    @correctly_rounded()
     def step(self, gradient: Tensor, again: bool) -> Tensor:
         g, w = self._gradient(gradient), self._weight_value(self.before)
         kept = {name: z.clone() for name, z in self.integers.items()} if again and bool(self.skipped.any()) else {}
@@ -203,6 +209,7 @@ class _Tensor:
         row = self.move_weight(back=False)
         return torch.tensor([self.flags, *used, int(row[-1])])
 
+    @correctly_rounded()
     def move_weight(self, back: bool) -> Tensor:
         update = self.rule.update(self.h, self.t, self._values(), self._logged())
         change = self._rounded(update, "weight", self.after, 0 if back else _core.BAD_CHANGE)
@@ -226,6 +233,7 @@ class _Tensor:
             assert self.record.signs is not None
             self.record.signs[self.i] = packed_signs(self._flat(signs), int(self.state.plane_bytes[self.i]))
 
+    @correctly_rounded()
     def undo_states(self, gradient: Tensor) -> Tensor:
         g, w = self._gradient(gradient), self._weight_value(self.before)
         after = {name: z.clone() for name, z in self.integers.items()} if self._shifts() else {}

@@ -120,7 +120,7 @@ class ProgramPullBack(PullBack):
         ]
         self._by_functions = by_functions
         self._mixed = [] if problem.rule.linear else by_functions
-        self.sums = StepSums(group, problem.rule, problem.steps, self._mixed)
+        self.sums = StepSums(group, problem.rule, problem.steps, group.step_settings.real, self._mixed)
         self._none = torch.empty(0, dtype=self.aw.dtype, device=group.device)
         self._products: list[Tensor | None] = [None] * len(group.members)
         decays_weight = any(by == "weight" for by, _ in problem.rule.sums_before)

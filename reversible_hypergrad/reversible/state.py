@@ -254,9 +254,6 @@ class State(Integers):
         def seen(part: slice) -> list[float]:
             g, w = flat(gradient)[part].double(), self.value(i, -1, torch.float64, part=part)
             z = {n: self.value(i, k, torch.float64, part=part).mul_(factors[k]) for k, n in enumerate(self.rule.states)}
-            for k, name in enumerate(self.rule.states):
-                if self.unset[i, k]:  # its quantum means nothing yet
-                    z[name].zero_()
             if self.rule.elementwise:
                 return magnitudes(self.rule, _part_of(h, part), t, g, w, z)
             form = self.weights[i].shape, self.weights[i].stride()

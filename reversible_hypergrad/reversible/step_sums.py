@@ -26,11 +26,14 @@ class StepSums:
     without gaps.
 
     Args:
+        real: dtype of the kernels' arithmetic.
         left_out: members whose derivatives come from the rule's own functions.
     """
 
-    def __init__(self, group: FlatGroup, rule: Rule, steps: int, left_out: Sequence[int] = ()) -> None:
-        self._rule = rule
+    def __init__(
+        self, group: FlatGroup, rule: Rule, steps: int, real: torch.dtype = torch.float64, left_out: Sequence[int] = ()
+    ) -> None:
+        self._rule, self._real = rule, real
         kinds: dict[tuple[Setting, ...], list[int]] = {}
         for i, settings in enumerate(group.settings):
             if i not in left_out and any(_is_learned(setting) for setting in settings.values()):
@@ -54,6 +57,12 @@ class StepSums:
             _, outputs = self._outputs([settings], 1, 1, sums)
             found = [was or bool(output.requires_grad) for was, output in zip(found, outputs, strict=True)]
         return found
+
+    def _used(self, numbers: Tensor) -> Tensor:
+        """By how much kernels' rounded numbers are larger. Inner products are by what a step really took; a derivative may be the
+        small difference of two, as that by a decay is."""
+        exact = numbers.detach()
+        return torch.where(exact == 0, 1.0, exact.to(self._real).double() / exact)
 
     def _outputs(
         self, settings: Sequence[Settings], first: int, rows: int, sums: Sums
@@ -110,7 +119,9 @@ class StepSums:
             for kind, (_, sign) in enumerate(self._sums)
         ]
         leaves = [(own[name], leaf) for own, names in zip(self._settings, learned, strict=True) for name, leaf in names.items()]
-        attached = [(output, by) for output, by in zip(outputs, cotangents, strict=True) if output.requires_grad]
+        attached = [
+            (output, by * self._used(output)) for output, by in zip(outputs, cotangents, strict=True) if output.requires_grad
+        ]
         found = torch.autograd.grad(
             [output for output, _ in attached], [leaf for _, leaf in leaves], [by for _, by in attached], allow_unused=True
         )

@@ -328,5 +328,5 @@ def test_twenty_thousand_steps():
     validation(trained).backward()
     report = trained.report
     assert report.restored
-    assert report.log_bytes == 20_000 * 18
+    assert report.log_bytes == 20_000 * 16
     assert report.limit_bits <= report.information_bits < 1.5 * report.limit_bits
