@@ -46,7 +46,7 @@ gpu:
 	$(PYTHON) -m bench.gpu.all --out $(OUT) $(GPU)
 
 bench: build
-	$(BIN)/python -m bench.sgd_step
+	$(BIN)/python -m bench.optimizer_step
 
 # Under 8 minutes on a GPU, to bench/results/<gpu>.md. BENCH_GPU passes options on, e.g. BENCH_GPU="--data DIR".
 bench-gpu: build

@@ -1,16 +1,16 @@
 """What a step and its undoing cost: queued as in rh.train, and in the optimizer, which takes a refused step back."""
 
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import torch
 from torch import Tensor
 
-import reversible_hypergrad as rh
 from bench.backward import BYTES as BYTES_BACK
 from bench.backward import Backward
 from bench.gpu.clock import Clock, quartiles
 from bench.gpu.report import Deadline, Setup
-from bench.sgd_step import BYTES
+from bench.optimizer_step import RACED, Raced
 from bench.timing import ratio
 from reversible_hypergrad.reversible.lateness import LOOK_AT_FIRST
 
@@ -18,10 +18,19 @@ __all__ = ["step_and_undo"]
 
 Calls = dict[str, Callable[[], object]]
 
+# Per weight, as there; of one of torch's optimizers and of ours.
+BYTES = {"copy": 8}
+for _raced in RACED.values():
+    _theirs, _ours = _raced.theirs.__name__, _raced.ours.__name__
+    BYTES |= {f"{_theirs}({how})": _raced.theirs_bytes for how in ("fused", "foreach")}
+    BYTES |= {f"{_ours}({bits}).step": _raced.step[bits] for bits in (32, 64)}
+    BYTES |= {f"{_ours}({bits}).step_back": _raced.undo[bits] for bits in (32, 64)}
+BYTES |= {f"{move} {bits}": RACED["sgd"].bytes_of(f"{move} {bits}") for move in ("step", "undo") for bits in (32, 64)}
+
 
 class Optimizer:
-    def __init__(self, parameters: list[Tensor], state_bits: int) -> None:
-        self.optimizer = rh.ReversibleSGD(parameters, lr=1e-3, momentum=0.9, state_bits=state_bits)
+    def __init__(self, raced: Raced, parameters: list[Tensor], state_bits: int) -> None:
+        self.optimizer = raced.ours(parameters, **raced.settings, state_bits=state_bits)
         self.step = self.optimizer.step
         for _ in range(LOOK_AT_FIRST + 1):  # these are waited for; the next one, the 18th, does not halve
             self.step()
@@ -44,16 +53,18 @@ def calls(shapes: list[tuple[int, ...]], device: torch.device, optimizers: bool)
     target = torch.empty_like(source)
     chosen: Calls = {
         "copy": lambda: target.copy_(source),
-        "SGD(fused)": torch.optim.SGD(parameters(), lr=1e-3, momentum=0.9, fused=True).step,
-        "SGD(foreach)": torch.optim.SGD(parameters(), lr=1e-3, momentum=0.9, foreach=True).step,
     }
+    for raced in RACED.values() if optimizers else [RACED["sgd"]]:
+        name = raced.theirs.__name__
+        chosen[f"{name}(fused)"] = raced.theirs(parameters(), **raced.settings, fused=True).step
+        chosen[f"{name}(foreach)"] = raced.theirs(parameters(), **raced.settings, foreach=True).step
     for bits in (32, 64):
         run = Backward([p.detach() for p in parameters()], gradients, bits)
         chosen |= {f"step {bits}": run.step, f"undo {bits}": run.undo, f"step again {bits}": run.step}
         chosen |= {f"weights back {bits}": run.weights_back, f"states back {bits}": run.states_back}
-    for bits in (32, 64) if optimizers else ():
-        optimizer = Optimizer(parameters(), bits)
-        chosen |= {f"ReversibleSGD({bits}).step": optimizer.step, f"ReversibleSGD({bits}).step_back": optimizer.undo}
+    for raced, bits in product(RACED.values(), (32, 64)) if optimizers else ():
+        optimizer, name = Optimizer(raced, parameters(), bits), f"{raced.ours.__name__}({bits})"
+        chosen |= {f"{name}.step": optimizer.step, f"{name}.step_back": optimizer.undo}
     return chosen
 
 

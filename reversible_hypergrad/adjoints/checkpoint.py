@@ -53,7 +53,8 @@ class Checkpoint(Adjoint):
         return f"Checkpoint(every={self.every}, store={str(self.store)!r})"
 
     def start(self, problem: Problem) -> Run:
-        starts = self.starts(problem.steps, needs_states(problem), problem.states)
+        states = problem.per_weight(lambda rule: len(rule.states))
+        starts = self.starts(problem.steps, needs_states(problem), states)
         return ScheduledRun(problem, Segments(starts), self.store)
 
     def cost(self, size: RunSize) -> Cost:

@@ -42,6 +42,7 @@ class RunSize:
         weight_bytes: bytes of one weight.
         adjoint_bytes: bytes of an element of the adjoint's vectors.
         states: of the rule, per weight; a mean, where there are several rules.
+        squares: how many of them are means of squares, which have 64 bits in every layout.
         with_states: whether the adjoint looks at states: with SGD, where learning rates or momenta get gradients.
         irreversible: why the steps cannot be undone; empty if they can.
         hyperparameters: how many elements get a gradient, initial weights not counted; None: not known.
@@ -53,6 +54,7 @@ class RunSize:
     weight_bytes: int = 4
     adjoint_bytes: int = 4
     states: float = 1
+    squares: float = 0
     with_states: bool = False
     irreversible: str = ""
     hyperparameters: int | None = None
@@ -78,7 +80,8 @@ class RunSize:
             factors=factors,
             weight_bytes=weight_bytes,
             adjoint_bytes=max(4, weight_bytes),
-            states=problem.states,
+            states=problem.per_weight(lambda rule: len(rule.states)),
+            squares=problem.per_weight(lambda rule: sum(power == 2 for power in rule.states.values())),
             with_states=needs_states(problem),
             irreversible=problem.irreversible() or "",
             hyperparameters=problem.report.hyperparameters,

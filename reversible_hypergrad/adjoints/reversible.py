@@ -107,7 +107,7 @@ class Reversible(Adjoint):
             return Cost(0.0, 0.0, obstacle)
         bits = size.information_bits()
         state_bits = self.state_bits or (64 if size.weight_bytes == 8 else 32)
-        state = size.weights * (1 + size.states) * state_bits / 8
+        state = size.weights * ((1 + size.states - size.squares) * state_bits / 8 + 8 * size.squares)
         starts = self.starts(bits, state)
         recorded = bits / 8 + LOG_BYTES * max(len(size.factors), 1)
         most = max(

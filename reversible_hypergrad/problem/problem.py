@@ -45,11 +45,10 @@ class Problem:
         """Of one weight."""
         return self._rules[i]
 
-    @property
-    def states(self) -> float:
-        """How many a weight has; the mean, where rules differ."""
+    def per_weight(self, number: "Callable[[Rule], int]") -> float:
+        """What ``number`` is of a weight's rule; the mean, where they differ."""
         count = sum(weight.numel() for weight in self.weights)
-        total = sum(len(rule.states) * weight.numel() for rule, weight in zip(self._rules, self.weights, strict=True))
+        total = sum(number(rule) * weight.numel() for rule, weight in zip(self._rules, self.weights, strict=True))
         return total / max(count, 1)
 
     def under(self, rule: "Rule") -> "Problem":

@@ -196,8 +196,8 @@ def test_reversible(kind, dtype, state_bits, tolerance, of_eps_and_start, rule):
 
 
 def defaults(rule):
-    """For Adam without decay: as a penalty it drives the weights of dark pixels to 0 and back, each step of the size lr, with signs
-    that depend on everything."""
+    """For Adam without decay: as a penalty it drives the weights of dark pixels to 0 and back, in steps of the size of lr, whose
+    signs depend on everything."""
     decay = {"wd": leaf(0.01)} if rule == "AdamW" else {"wd": 0.0}
     return lambda model, steps: {
         "lr": leaf(0.2 * cosine(steps)),

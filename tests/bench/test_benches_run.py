@@ -3,28 +3,31 @@
 import csv
 import re
 
+import pytest
+
 import reversible_hypergrad as rh
-from bench import chaos, hyperparameters, long_run, race, sgd_step
+from bench import chaos, hyperparameters, long_run, optimizer_step, race
 from bench.timing import ratio
 
 
-def test_sgd_step_prints_every_candidate(capsys):
+@pytest.mark.parametrize("optimizer", optimizer_step.RACED)
+def test_optimizer_step_prints_every_candidate(optimizer, capsys):
     before = rh.core.instruction_sets()[0]
     try:
-        sgd_step.main(["--weights", "5000", "--turns", "4", "--instruction-set", "portable"])
+        optimizer_step.main([optimizer, "--weights", "5000", "--turns", "4", "--instruction-set", "portable"])
     finally:
         rh.core.use_instruction_set(before)
     out = capsys.readouterr().out
     assert "portable kernels" in out
-    for name in ("copy", "SGD(fused)", "SGD(foreach)", *sgd_step.BYTES):
+    for name in ("copy", "fused", "foreach", "step 32", "undo 32", "halving 64", "undo halving 64"):
         assert f"\n{name}" in out
     assert "both kernels of undo 64 / step 64" in out
 
 
 def test_a_halving_step_is_one():
     """The step that the pair takes in every turn fills a plane, in the usual pair it does not."""
-    for steps_before, planes in ((1, 0), (sgd_step.HALVING, 1)):
-        pair = sgd_step.Pair([(800,)], 64, steps_before)
+    for steps_before, planes in ((1, 0), (optimizer_step.HALVING, 1)):
+        pair = optimizer_step.Pair(optimizer_step.RACED["sgd"], [(800,)], 64, steps_before)
         kept = pair.optimizer.memory()["information_bytes"]
         pair.step()
         assert pair.optimizer.memory()["information_bytes"] - kept == 100 * planes
