@@ -17,8 +17,8 @@ __all__ = ["BYTES", "Backward"]
 
 LR, MOMENTUM = 1e-3, 0.9
 
-# Bytes per float32 weight that must move, as in bench/optimizer_step.py. Before the gradient: v and the product read; x, aw and av
-# read and written; the weight written. After it: gradient, x and av read, v read and written.
+# Bytes per float32 weight that must move, as in bench/optimizer_step.py. Before the gradient: v and the product read; x, aw and
+# av read and written; the weight written. After it: gradient, x and av read, v read and written.
 BYTES = {
     "weights back 32": 4 + 4 + 8 + 8 + 8 + 4,
     "weights back 64": 8 + 4 + 16 + 8 + 8 + 4,

@@ -25,8 +25,8 @@ class Raced:
     """An optimizer of torch and ours.
 
     Bytes per float32 weight that one call must move: gradient and weight read, weight written, states read and written; ours
-    reads its integers in place of the weight. A plane is an eighth of a byte per weight, in some steps, and left out. Undoing: the
-    weights (states read, integers read and written, weight written), then the states (gradient read, states read and written).
+    reads its integers in place of the weight. A plane is an eighth of a byte per weight, in some steps, and left out. Undoing:
+    the weights (states read, integers read and written, weight written), then the states (gradient read, they read and written).
     """
 
     theirs: Any

@@ -63,6 +63,7 @@ class FloatRun(Run):
                     if step % LOOK_EVERY == LOOK_EVERY - 1 or step == problem.steps - 1:
                         self._refuse_non_finite(step)
                     bar.advance()
+            problem.report.weights_below_eps = sum(group.weights_below_eps() for group in self.groups)
         except BaseException:
             self._rewind()
             raise

@@ -8,7 +8,7 @@ from torch import Tensor
 from reversible_hypergrad.adjoints.float_span import spans_of
 from reversible_hypergrad.problem.problem import Problem
 from reversible_hypergrad.reversible.flat import FlatGroup
-from reversible_hypergrad.rules.step import looks_at_states, step_in_place
+from reversible_hypergrad.rules.step import count_below_eps, looks_at_states, step_in_place
 
 __all__ = ["FloatGroup", "FloatState", "float_groups", "needs_states"]
 
@@ -31,7 +31,7 @@ class FloatGroup(FlatGroup):
         for i in members:
             offsets.append(offsets[-1] + -(-problem.weights[i].numel() // _ALIGNMENT) * _ALIGNMENT)
         super().__init__(problem, members, offsets)
-        self.rule = problem.rule_of(members[0])
+        self.rule, self.steps = problem.rule_of(members[0]), problem.steps
         self.w = torch.zeros(offsets[-1], dtype=self.weights[0].dtype, device=self.device)
         for i, weight in enumerate(self.weights):
             view = self.view(self.w, i)
@@ -57,6 +57,14 @@ class FloatGroup(FlatGroup):
                 span.linear.move(step, g, w, z)
             else:
                 step_in_place(self.rule, span.h(step), step, g, w, z)
+
+    def weights_below_eps(self) -> int:
+        """After the last step."""
+
+        def of_member(i: int) -> dict[str, Tensor]:
+            return {name: self.view(state, i) for name, state in self.z.items()}
+
+        return count_below_eps(self.rule, self.settings, self.steps - 1, of_member)
 
     def state(self, with_states: bool) -> FloatState:
         """A copy."""

@@ -64,6 +64,7 @@ class ReversibleRun(Run):
                         self._keep_state()
                     self._train(first, end, record and last, bar)
             self._meet(problem.steps)
+            problem.report.weights_below_eps = sum(group.weights_below_eps() for group in self.groups)
         except BaseException:
             self._let_go()
             raise

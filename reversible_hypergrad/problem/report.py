@@ -24,6 +24,9 @@ class Report:
         log_bytes: hashes and scales.
         information_bits: information_bytes in bits per weight and step.
         limit_bits: log2(1/factor), summed over the factors by which states and weights decay, averaged over weights and steps.
+        weights_below_eps: of optimizers that divide by a root plus an eps, how many weights had a root below it in the last step,
+            as those that never get a gradient have. Derivatives through them are true, up to 1/eps, and of use for changes of
+            that size only: a larger eps makes them smaller.
         kept_bytes: the most that snapshots, checkpoints or states between segments took at a time.
         steps_again: steps that were trained once more for a backward, over all backwards.
         checks: steps back that were compared with the hash of the step forward, over all backwards.
@@ -45,6 +48,7 @@ class Report:
     log_bytes: int = 0
     information_bits: float = 0.0
     limit_bits: float = 0.0
+    weights_below_eps: int = 0
     kept_bytes: int = 0
     steps_again: int = 0
     checks: int = 0

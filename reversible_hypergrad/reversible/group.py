@@ -20,6 +20,7 @@ from reversible_hypergrad.reversible.run_log import RunLog, kinds_of
 from reversible_hypergrad.reversible.scales import ScaleState
 from reversible_hypergrad.reversible.signs import joined, split
 from reversible_hypergrad.reversible.state import State
+from reversible_hypergrad.rules.step import count_below_eps
 from reversible_hypergrad.storage.places import open_store
 
 __all__ = ["ReversibleGroup", "StepSettings", "reversible_groups"]
@@ -193,6 +194,15 @@ class ReversibleGroup(FlatGroup):
         return (flagged or self.state.names) if flagged or wrong_hash or left_over else []
 
     # Sizes
+
+    def weights_below_eps(self) -> int:
+        """After the last step."""
+        states = list(enumerate(self.rule.states))
+
+        def of_member(i: int) -> dict[str, Tensor]:
+            return {name: self.state.value(i, k, self.dtype) for k, name in states}
+
+        return count_below_eps(self.rule, self.settings, self.steps - 1, of_member)
 
     def information_bytes(self) -> int:
         return self.store.nbytes

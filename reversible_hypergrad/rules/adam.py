@@ -35,6 +35,7 @@ class Adam(Rule):
     Derivatives where s = 0: a weight that never had a gradient, as that of a pixel that is never lit, has m = s = 0. The step is
     differentiable there, and the root's share in the derivative is 0; autograd of torch's formula gives NaN. What is left, lr /
     ((1 - beta1^t) eps), is true and of use for changes below eps only: with ``eps_root`` > 0 or a larger ``eps`` it is smaller.
+    ``report.weights_below_eps`` says how many such weights there are.
 
     Cost: two states; with :class:`Reversible` log2(1/beta1) + log2(1/beta2) bits per weight and step, 0.153 at the defaults, and
     12 bytes per weight beside it (16 with the weights' own integers), or 24 with ``state_bits=64``.
@@ -95,6 +96,11 @@ class Adam(Rule):
         _, _, _, step, scale, eps, root_eps = self.numbers(h, t)
         denominator = root(z["s"] + root_eps) * scale + eps
         return step * z["m"] / denominator  # type: ignore[no-any-return]
+
+    def below_eps(self, h: Any, t: int, z: Mapping[str, Tensor]) -> Tensor:
+        _, _, _, _, scale, eps, root_eps = self.numbers(h, t)
+        below: Tensor = root(z["s"] + root_eps) * scale < eps
+        return below
 
     def numbers(self, h: Any, t: Any) -> tuple[Any, ...]:
         left1, left2 = 1 - h.beta1 ** (t + 1), 1 - h.beta2 ** (t + 1)

@@ -120,6 +120,10 @@ class Rule(ABC):
         """Whether the rule has ``signs``."""
         return type(self).signs is not Rule.signs
 
+    def below_eps(self, h: Any, t: int, z: Mapping[str, Tensor]) -> Tensor | None:
+        """Where an update is divided by a root of states plus an eps, the weights whose root is below it; None: there is none."""
+        return None
+
     def numbers(self, h: Any, t: Any) -> tuple[Any, ...]:
         """What the compiled ``program`` takes from the settings, in its order. Of a rule with a program this and ``decay`` are
         also called with float64 tensors for settings and ``t``, for their derivatives."""

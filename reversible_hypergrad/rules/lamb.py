@@ -87,6 +87,10 @@ class LAMB(Rule):
         direction = self._direction(h, t, z)
         return h.lr * ratio * (direction if penalty is None else direction + penalty)  # type: ignore[no-any-return]
 
+    def below_eps(self, h: Any, t: int, z: Mapping[str, Tensor]) -> Tensor:
+        below: Tensor = root(z["s"] / (1 - h.beta2 ** (t + 1))) < h.eps
+        return below
+
     def irreversible(self, settings: Sequence[Settings]) -> str | None:
         decays = [of_one["weight_decay"] for of_one in settings]
         if any(decay.source is not None or any(decay.numbers) for decay in decays):

@@ -100,6 +100,9 @@ class RAdam(Rule):
             return step * z["m"]  # type: ignore[no-any-return]
         return step * rectified * z["m"] / (root(z["s"]) + h.eps)  # type: ignore[no-any-return]
 
+    def below_eps(self, h: Any, t: int, z: Mapping[str, Tensor]) -> Tensor | None:
+        return None if _rectification(h.beta2, t + 1) is None else root(z["s"]) < h.eps
+
 
 def _rectification(beta2: Any, t: int) -> Any:
     """What the adaptive step is multiplied by, its bias correction included; None: there is no adaptive step yet."""

@@ -91,14 +91,22 @@ class RMSprop(Rule):
     def increments(self, h: Any, t: int, g: Tensor, w: Tensor, z: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         total = g + h.weight_decay * w
         yield "s", (1 - h.alpha) * (total * total)
-        square = z["s"]
         if self.centered:
             yield "a", (1 - h.alpha) * total
-            square = torch.maximum(square - z["a"] * z["a"], _LEAST_VARIANCE * square)
-        yield "b", total / (root(square) + h.eps)
+        yield "b", total / (self._root(z) + h.eps)
 
     def update(self, h: Any, t: int, z: Mapping[str, Tensor], logged: Any) -> Tensor:
         return h.lr * z["b"]  # type: ignore[no-any-return]
+
+    def below_eps(self, h: Any, t: int, z: Mapping[str, Tensor]) -> Tensor:
+        below: Tensor = self._root(z) < h.eps
+        return below
+
+    def _root(self, z: Mapping[str, Tensor]) -> Tensor:
+        """Of the new mean square, or of the new variance."""
+        if self.centered:
+            return root(torch.maximum(z["s"] - z["a"] * z["a"], _LEAST_VARIANCE * z["s"]))
+        return root(z["s"])
 
     def irreversible(self, settings: Sequence[Settings]) -> str | None:
         if any(number == 0 for of_one in settings for number in of_one["momentum"].numbers):

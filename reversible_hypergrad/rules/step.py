@@ -1,6 +1,6 @@
 """One step of a rule, and its two transposed halves, from the rule's own functions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -10,7 +10,17 @@ from torch import Tensor
 from reversible_hypergrad.problem.setting import Settings
 from reversible_hypergrad.rules.base import Rule
 
-__all__ = ["Halfway", "PulledStates", "PulledUpdate", "looks_at_states", "pull_update", "signs_of", "step", "step_in_place"]
+__all__ = [
+    "Halfway",
+    "PulledStates",
+    "PulledUpdate",
+    "count_below_eps",
+    "looks_at_states",
+    "pull_update",
+    "signs_of",
+    "step",
+    "step_in_place",
+]
 
 States = Mapping[str, Tensor]
 
@@ -49,6 +59,17 @@ def signs_of(rule: Rule, h: Any, t: int, g: Tensor, w: Tensor, z: States) -> Ten
 def _logged(rule: Rule, h: Any, t: int, w: Tensor, z: States, signs: Tensor | None) -> Any:
     """What the update is given beside the new states."""
     return rule.logged(h, t, w, z) if signs is None else signs
+
+
+def count_below_eps(rule: Rule, settings: Sequence[Settings], t: int, states: Callable[[int], States]) -> int:
+    """Of all tensors, with these settings, after step ``t``; ``states`` gives those of a tensor."""
+    found = 0
+    if type(rule).below_eps is Rule.below_eps or t < 0:
+        return found
+    for i, own in enumerate(settings):
+        below = rule.below_eps(rule.at(own, t), t, states(i))
+        found += 0 if below is None else int(below.sum())
+    return found
 
 
 class PulledUpdate(NamedTuple):

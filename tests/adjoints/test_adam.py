@@ -241,9 +241,11 @@ def test_a_smooth_net_for_a_thousand_steps(dtype, state_bits, tolerance, of_eps_
 
 def test_weights_that_never_get_a_gradient():
     """Autograd of torch's formula gives NaN for them; here each derivative is a number, by eps of the size of 1/eps."""
-    found, _ = by_train("AdamW", KINDS["per step"], 20, rh.Reversible())
+    found, report = by_train("AdamW", KINDS["per step"], 20, rh.Reversible())
     dark = ~problem().lit
     assert dark.any(), "no pixel is dark"
+    assert report.weights_below_eps >= 12 * int(dark.sum())
+    assert by_train("AdamW", KINDS["per step"], 20, rh.Snapshots())[1].weights_below_eps == report.weights_below_eps
     assert all(bool(torch.isfinite(g).all()) for g in found)
     naive = naive_hypergradient()
     assert not bool(torch.isfinite(naive).all())

@@ -145,6 +145,26 @@ def test_tensors_that_begin_as_zeros(make):
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
 
 
+@pytest.mark.parametrize("adjoint", [rh.Snapshots(), rh.Reversible(64)], ids=repr)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda eps: rh.RMSprop(1e-3, eps=eps),
+        lambda eps: rh.RMSprop(1e-3, eps=eps, centered=True),
+        lambda eps: rh.RAdam(1e-3, betas=(0.9, 0.9), eps=eps),
+        lambda eps: rh.LAMB(1e-3, eps=eps),
+    ],
+)
+def test_weights_whose_root_is_below_eps_are_counted(make, adjoint):
+    """Those of the dead input, five; all of them for a large eps; and none in a step that does not divide."""
+    model, x, y = task()
+    every = sum(p.numel() for p in model.parameters())
+    assert trained(make(1e-6), model, x, y, adjoint).report.weights_below_eps == 5
+    assert trained(make(1e6), model, x, y, adjoint).report.weights_below_eps == every
+    never = rh.RAdam(1e-3, betas=(0.9, 0.5), eps=1e6)  # so short a mean is not divided by
+    assert trained(never, model, x, y, adjoint).report.weights_below_eps == 0
+
+
 def test_centered_rmsprop_where_gradients_do_not_vary():
     """The variance is the mean square times alpha^n, n being the steps, until rounding takes over: a step is no longer than by
     2^-10 of the root mean square, and of about the same length in integers and in floats."""
