@@ -14,13 +14,24 @@ from reversible_hypergrad.adjoints import (
     Unroll,
 )
 from reversible_hypergrad.errors import ReversalError
-from reversible_hypergrad.optim import ReversibleAdam, ReversibleAdamW, ReversibleSGD, ReversibleTracedSGD
+from reversible_hypergrad.optim import (
+    ReversibleAdam,
+    ReversibleAdamW,
+    ReversibleLion,
+    ReversibleMuon,
+    ReversibleRAdam,
+    ReversibleRMSprop,
+    ReversibleSGD,
+    ReversibleTracedSGD,
+)
 from reversible_hypergrad.planning import Plan, plan
 from reversible_hypergrad.replay import ReplayableLoader
-from reversible_hypergrad.rules import SGD, Adam, AdamW, Rule, TracedSGD
+from reversible_hypergrad.rules import LAMB, LARS, SGD, Adam, AdamW, Lion, Muon, PerParameter, RAdam, RMSprop, Rule, TracedSGD
 from reversible_hypergrad.training import TrainedWeights, check_replayable, train
 
 __all__ = [
+    "LAMB",
+    "LARS",
     "SGD",
     "Adam",
     "AdamW",
@@ -28,14 +39,23 @@ __all__ = [
     "ConjugateGradient",
     "DrMAD",
     "ForwardMode",
+    "Lion",
+    "Muon",
     "Neumann",
+    "PerParameter",
     "Plan",
+    "RAdam",
+    "RMSprop",
     "RecursiveCheckpoint",
     "ReplayableLoader",
     "ReversalError",
     "Reversible",
     "ReversibleAdam",
     "ReversibleAdamW",
+    "ReversibleLion",
+    "ReversibleMuon",
+    "ReversibleRAdam",
+    "ReversibleRMSprop",
     "ReversibleSGD",
     "ReversibleTracedSGD",
     "Rule",

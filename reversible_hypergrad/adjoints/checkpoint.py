@@ -53,13 +53,14 @@ class Checkpoint(Adjoint):
         return f"Checkpoint(every={self.every}, store={str(self.store)!r})"
 
     def start(self, problem: Problem) -> Run:
-        starts = self.starts(problem.steps, needs_states(problem), len(problem.rule.states))
+        states = problem.per_weight(lambda rule: len(rule.states))
+        starts = self.starts(problem.steps, needs_states(problem), states)
         return ScheduledRun(problem, Segments(starts), self.store)
 
     def cost(self, size: RunSize) -> Cost:
         return scheduled_cost(Segments(self.starts(size.steps, size.with_states, size.states)), size)
 
-    def starts(self, steps: int, with_states: bool, states: int = 1) -> list[int]:
+    def starts(self, steps: int, with_states: bool, states: float = 1) -> list[int]:
         """The first steps of the segments, 0 first. A snapshot is the weights, or ``with_states`` as much as what is between."""
         if self.every is not None:
             return list(range(0, max(steps, 1), self.every))

@@ -41,7 +41,7 @@ class RunSize:
             all steps or one per step.
         weight_bytes: bytes of one weight.
         adjoint_bytes: bytes of an element of the adjoint's vectors.
-        states: of the rule, per weight.
+        states: of the rule, per weight; a mean, where there are several rules.
         squares: how many of them are means of squares, which have 64 bits in every layout.
         with_states: whether the adjoint looks at states: with SGD, where learning rates or momenta get gradients.
         irreversible: why the steps cannot be undone; empty if they can.
@@ -53,8 +53,8 @@ class RunSize:
     factors: Sequence[tuple[int, Sequence[float]]]
     weight_bytes: int = 4
     adjoint_bytes: int = 4
-    states: int = 1
-    squares: int = 0
+    states: float = 1
+    squares: float = 0
     with_states: bool = False
     irreversible: str = ""
     hyperparameters: int | None = None
@@ -62,12 +62,17 @@ class RunSize:
     @staticmethod
     def of(problem: Problem) -> "RunSize":
         shared: dict[tuple[Setting, ...], int] = {}
-        for weight, settings in zip(problem.weights, problem.settings, strict=True):
-            shared[tuple(settings.values())] = shared.get(tuple(settings.values()), 0) + weight.numel()
+        firsts: dict[tuple[Setting, ...], int] = {}
+        for i, (weight, settings) in enumerate(zip(problem.weights, problem.settings, strict=True)):
+            key = tuple(settings.values())
+            shared[key] = shared.get(key, 0) + weight.numel()
+            firsts.setdefault(key, i)
         factors: list[tuple[int, Sequence[float]]] = []
         for key, count in shared.items():
-            settings = dict(zip(problem.rule.settings, key, strict=True))
-            factors += [(count, numbers) for numbers in problem.rule.factors(settings, problem.steps).values()]
+            rule = problem.rule_of(firsts[key])
+            factors += [(count, own) for own in rule.factors(problem.settings[firsts[key]], problem.steps).values()]
+            if rule.keeps_signs:
+                factors.append((count, [0.5]))  # a bit of each weight, as much as halving loses
         weight_bytes = max(weight.element_size() for weight in problem.weights)
         return RunSize(
             weights=sum(weight.numel() for weight in problem.weights),
@@ -75,10 +80,10 @@ class RunSize:
             factors=factors,
             weight_bytes=weight_bytes,
             adjoint_bytes=max(4, weight_bytes),
-            states=len(problem.rule.states),
-            squares=sum(power == 2 for power in problem.rule.states.values()),
+            states=problem.per_weight(lambda rule: len(rule.states)),
+            squares=problem.per_weight(lambda rule: sum(power == 2 for power in rule.states.values())),
             with_states=needs_states(problem),
-            irreversible=problem.rule.irreversible(problem.settings) or "",
+            irreversible=problem.irreversible() or "",
             hyperparameters=problem.report.hyperparameters,
         )
 

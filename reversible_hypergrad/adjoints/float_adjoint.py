@@ -61,7 +61,7 @@ class FloatAdjoint:
         group, h = self.group, span.attached(step)
         before = self._before(span)
         half = Halfway(group.rule, h, step, *before)
-        later = pull_update(group.rule, h, step, before.w, half.z, aw)
+        later = pull_update(group.rule, h, step, before.w, half.z, aw, half.signs)
         for name, by in later.z.items():
             if by is not None:
                 az[name].add_(by)

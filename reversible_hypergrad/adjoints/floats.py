@@ -23,14 +23,15 @@ class FloatState:
 
 
 class FloatGroup(FlatGroup):
-    """Parameters that share a device and a dtype. Their weights become views of one vector, ``w``; ``z`` holds one per state."""
+    """Parameters that share a device, a dtype and a rule. Their weights become views of one vector, ``w``; ``z`` holds one per
+    state."""
 
     def __init__(self, problem: Problem, members: Sequence[int]) -> None:
         offsets = [0]
         for i in members:
             offsets.append(offsets[-1] + -(-problem.weights[i].numel() // _ALIGNMENT) * _ALIGNMENT)
         super().__init__(problem, members, offsets)
-        self.rule, self.steps = problem.rule, problem.steps
+        self.rule, self.steps = problem.rule_of(members[0]), problem.steps
         self.w = torch.zeros(offsets[-1], dtype=self.weights[0].dtype, device=self.device)
         for i, weight in enumerate(self.weights):
             view = self.view(self.w, i)
@@ -81,13 +82,16 @@ class FloatGroup(FlatGroup):
 
 def needs_states(problem: Problem) -> bool:
     """Whether the adjoint of a step looks at states: with SGD, where learning rates or momenta get gradients."""
-    different = {tuple(name for name, x in s.items() if x.source is not None): s for s in problem.settings}
-    return any(looks_at_states(problem.rule, settings) for settings in different.values())
+    different = {
+        (id(problem.rule_of(i)), *(name for name, x in s.items() if x.source is not None)): i
+        for i, s in enumerate(problem.settings)
+    }
+    return any(looks_at_states(problem.rule_of(i), problem.settings[i]) for i in different.values())
 
 
 def float_groups(problem: Problem) -> list[FloatGroup]:
-    """One per device and dtype."""
-    members: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    """One per device, dtype and rule."""
+    members: dict[tuple[torch.device, torch.dtype, int], list[int]] = {}
     for i, weight in enumerate(problem.weights):
-        members.setdefault((weight.device, weight.dtype), []).append(i)
+        members.setdefault((weight.device, weight.dtype, id(problem.rule_of(i))), []).append(i)
     return [FloatGroup(problem, m) for m in members.values()]

@@ -102,7 +102,9 @@ class ForwardModeRun(Run):
         self.groups = float_groups(problem)
         if record:
             self._w = [g.vector().new_zeros(self.count, len(g.w)) for g in self.groups]
-            self._z = [{name: torch.zeros_like(w) for name in problem.rule.states} for w in self._w]
+            self._z = [
+                {name: torch.zeros_like(w) for name in group.rule.states} for group, w in zip(self.groups, self._w, strict=True)
+            ]
             self._begin()
         with problem.progress("training", problem.steps) as bar:
             for step in range(problem.steps):
@@ -118,7 +120,8 @@ class ForwardModeRun(Run):
                     group.step(step, gradients)
                 bar.advance()
         self._z = []
-        problem.report.kept_bytes = (1 + len(problem.rule.states)) * sum(w.nbytes for w in self._w)
+        rows = zip(self.groups, self._w, strict=False)  # without ``record`` there are none
+        problem.report.kept_bytes = sum((1 + len(group.rule.states)) * w.nbytes for group, w in rows)
 
     def _begin(self) -> None:
         for begin, m in zip(self._of_initial, self.problem.given, strict=True):

@@ -81,7 +81,7 @@ class Reversible(Adjoint):
         )
 
     def start(self, problem: Problem) -> "ReversibleRun":
-        reason = problem.rule.irreversible(problem.settings)
+        reason = problem.irreversible()
         if reason is not None:
             raise ValueError(reason)
         return ReversibleRun(self, problem)

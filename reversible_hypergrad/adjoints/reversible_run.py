@@ -171,8 +171,10 @@ class ReversibleRun(Run):
     def _undo(self, cotangents: Sequence[Tensor | None]) -> Cotangents:
         problem = self.problem
         totals = Cotangents.zeros(problem)
-        kind = ProgramPullBack if problem.rule.program else RulePullBack
-        adjoints: list[PullBack] = [kind(problem, group, cotangents, totals) for group in self.groups]
+        adjoints: list[PullBack] = [
+            (ProgramPullBack if group.rule.program else RulePullBack)(problem.under(group.rule), group, cotangents, totals)
+            for group in self.groups
+        ]
         with problem.progress("undoing", problem.steps) as bar:
             for first, end in reversed(list(pairwise([*self.starts, problem.steps]))):
                 if end < problem.steps:

@@ -110,8 +110,9 @@ class ScheduledRun(FloatRun):
 
 def scheduled_cost(schedule: Schedule, size: RunSize) -> Cost:
     """Goes through the whole walk back without training. Takes microseconds per step."""
-    kept: list[tuple[int, int]] = []  # step, and the vectors that its state takes
-    vectors = most = again = 0
+    kept: list[tuple[int, float]] = []  # step, and the vectors that its state takes
+    vectors = most = 0.0
+    again = 0
 
     def keep(start: int, stop: int) -> None:
         nonlocal vectors, most

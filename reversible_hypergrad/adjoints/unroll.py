@@ -11,6 +11,7 @@ from reversible_hypergrad.adjoints.base import CAUSES, Adjoint, Run
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.problem.problem import Cotangents, Problem
 from reversible_hypergrad.problem.setting import Setting, Settings
+from reversible_hypergrad.rules.base import Rule
 from reversible_hypergrad.rules.step import step as step_of
 
 __all__ = ["Unroll"]
@@ -56,7 +57,7 @@ class UnrollRun(Run):
         problem = self.problem
         weights = [start.clone().requires_grad_() for start in self.begin]
         self._leaves, self._initial = {}, weights
-        states = [{name: torch.zeros_like(w) for name in problem.rule.states} for w in weights]
+        states = [{name: torch.zeros_like(w) for name in problem.rule_of(i).states} for i, w in enumerate(weights)]
         losses: list[float] = []
         with torch.enable_grad(), problem.progress("training", problem.steps) as bar:
             for step in range(problem.steps):
@@ -84,18 +85,18 @@ class UnrollRun(Run):
     def _step(
         self, t: int, weights: Sequence[Tensor], states: list[dict[str, Tensor]], gradients: Sequence[Tensor | None]
     ) -> list[Tensor]:
-        rule = self.problem.rule
         after = []
         for i, (w, g, settings) in enumerate(zip(weights, gradients, self.problem.settings, strict=True)):
-            h = self._h(settings, t, w)
+            rule = self.problem.rule_of(i)
+            h = self._h(rule, settings, t, w)
             new, z = step_of(rule, h, t, torch.zeros_like(w) if g is None else g, w, states[i])
             # Settings per weight may have more digits than the weights.
             states[i] = {name: state.to(w.dtype) for name, state in z.items()}
             after.append(new.to(w.dtype))
         return after
 
-    def _h(self, settings: Settings, t: int, weight: Tensor) -> Any:
-        return self.problem.rule.at(settings, t, lambda _, setting: self._value(setting, t, weight))
+    def _h(self, rule: Rule, settings: Settings, t: int, weight: Tensor) -> Any:
+        return rule.at(settings, t, lambda _, setting: self._value(setting, t, weight))
 
     def _value(self, setting: Setting, step: int, weight: Tensor) -> Tensor | float:
         """One setting at one step, attached to a leaf of its own if it wants a gradient."""

@@ -14,12 +14,14 @@ def measure(parts: Sequence[Part], entries: Sequence[Entry]) -> dict[str, float]
     """The keys are described at :meth:`ReversibleSGD.memory`."""
     states = [part.state for part in parts]
     records = [(r, p.state) for e in entries for r, p in zip(e.records, parts, strict=False)]
-    planes = sum(record.planes.nbytes for record, _ in records)
+    planes = sum(record.planes.nbytes + sum(own.nbytes for own in record.signs or ()) for record, _ in records)
     weight_steps, limit, trajectory = 0, 0.0, 0
     for record, state in records:
         moved = record.shifts[:, 0].numpy() * state.sizes
         weight_steps += int(moved.sum())
         limit -= float((moved[:, None] * np.log2(record.given.factors)).sum())
+        if state.rule.keeps_signs:
+            limit += int(moved.sum())
         trajectory += int((moved * [weight.itemsize for weight in state.weights]).sum())
     per = 1.0 / weight_steps if weight_steps else 0.0
     return {

@@ -15,7 +15,7 @@ from reversible_hypergrad.reversible.scales import ScaleState
 from reversible_hypergrad.reversible.state import State
 from reversible_hypergrad.rules.base import Rule
 
-__all__ = ["TENSORS", "counts_of", "pack_part", "unpack_part"]
+__all__ = ["SIGNS", "TENSORS", "counts_of", "pack_part", "unpack_part"]
 
 Packed = dict[str, Any]
 
@@ -28,6 +28,13 @@ TENSORS = {
     "fractions": torch.float64,  # + a of the scales, per slot
     "exponents": torch.int64,  # + count, exponent and owed room per slot, then of each state whether it is unset
     "hashes": torch.int64,  # + whether there is one, and the hash, of the part
+}
+
+
+# Of a rule that keeps signs.
+SIGNS = {
+    "signs": torch.uint8,  # the planes of all steps, one after the other
+    "sign_bytes": torch.int64,  # of each step
 }
 
 
@@ -46,6 +53,8 @@ def pack_part(part: Part, records: Sequence[Record]) -> list[Packed]:
             if initial.index is not None:
                 own["initial_index"] = initial.index
         own["planes"] = planes[i]
+        if state.rule.keeps_signs:
+            own.update(_pack_signs(state, i, records))
         own.update({name: torch.from_numpy(table[:, i].copy()).to(device) for name, table in tables.items()})
         packed.append(own)
     return packed
@@ -91,6 +100,13 @@ def _split_planes(state: State, records: Sequence[Record]) -> list[Tensor]:
             for i, piece in enumerate(torch.split(record.planes, _plane_bytes(state, record.shifts).tolist())):
                 pieces[i].append(piece)
     return [torch.cat(own) for own in pieces]
+
+
+def _pack_signs(state: State, i: int, records: Sequence[Record]) -> Packed:
+    """The planes of a tensor's signs, one step after the other, and how many bytes each step has."""
+    pieces = [state.no_planes, *(record.signs[i] for record in records if record.signs is not None)]
+    counts = torch.tensor([piece.numel() for piece in pieces[1:]], dtype=torch.int64, device=state.x.device)
+    return {"signs": torch.cat(pieces), "sign_bytes": counts}
 
 
 def _plane_bytes(state: State, shifts: Tensor) -> Tensor:
@@ -141,6 +157,7 @@ def unpack_part(
     moments = [_moment(*rows, state.slots) for rows in zip(tables["fractions"], tables["exponents"], strict=True)]
     hashes = [hash_ if known else None for known, hash_ in packed[0]["hashes"].tolist()]
     state.scales.state, state.more_room, state.unset = moments[-1]
+    signs = _split_signs(state, packed) if rule.keeps_signs else []
     records = []
     for t, planes in enumerate(_joined_planes(state, packed, tables["shifts"])):
         numbers, shifts = torch.from_numpy(tables["numbers"][t]), torch.from_numpy(tables["shifts"][t])
@@ -149,6 +166,7 @@ def unpack_part(
         inactive = shifts[:, 0].numpy() == 0
         record = Record(given[t], before, after, numbers, shifts, planes, hashes[t], unset=unset, owed=owed)
         record.inactive = inactive if inactive.any() else None
+        record.signs = [own[t] for own in signs] if signs else None
         records.append(record)
     steps = packed[0]["steps"]
     offsets = np.array([own["taken"] - steps for own in packed])
@@ -159,6 +177,11 @@ def _moment(fractions: Any, rows: Any, slots: int) -> tuple[ScaleState, Any, Any
     """Scales, owed room and what is unset, each per tensor."""
     count, exponent, owed, unset = np.split(rows, [slots, 2 * slots, 3 * slots], 1)
     return ScaleState(fractions, count, exponent), owed, unset.astype(bool)
+
+
+def _split_signs(state: State, packed: Sequence[Packed]) -> list[Sequence[Tensor]]:
+    """Of each tensor, those of each step."""
+    return [torch.split(own["signs"].to(state.x.device, copy=True), own["sign_bytes"].tolist()) for own in packed]
 
 
 def _joined_planes(state: State, packed: Sequence[Packed], shifts: Any) -> list[Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reversible_hypergrad.optim.history import History, name_of
-from reversible_hypergrad.optim.packing import TENSORS, counts_of, pack_part, unpack_part
+from reversible_hypergrad.optim.packing import SIGNS, TENSORS, counts_of, pack_part, unpack_part
 from reversible_hypergrad.optim.parts import Entry, Part
 from reversible_hypergrad.optim.settings import Settings
 from reversible_hypergrad.reversible.record import StepNumbers
@@ -26,7 +26,7 @@ _NUMBERS = ("format_version", "state_bits", "steps_taken", "entries", "size", "p
 def _tensors(rule: Rule) -> dict[str, torch.dtype]:
     integers = dict.fromkeys(("x", *(f"state_{name}" for name in rule.states)), torch.int64)
     of_start = {"initial_index": torch.int64, "initial_value": torch.float32}
-    return {**integers, **of_start, **TENSORS, "settings": torch.float64}
+    return {**integers, **of_start, **TENSORS, **(SIGNS if rule.keeps_signs else {}), "settings": torch.float64}
 
 
 def names(rule: Rule) -> tuple[str, ...]:

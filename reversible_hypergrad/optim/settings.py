@@ -70,10 +70,10 @@ def _written(old: Any, number: float) -> Any:
 
 def refuse_options(group: dict[str, Any]) -> None:
     """Options of torch's optimizers that no reversible one can honour are refused, never ignored."""
-    if group["differentiable"]:
+    if group.get("differentiable"):
         raise ValueError(
             "differentiable=True is not supported: the integers of a reversible step have no autograd graph. Hypergradients come "
             "from undoing the steps, not from a graph through them; use differentiable=False"
         )
-    if group["foreach"] and group["fused"]:
+    if group.get("foreach") and group.get("fused"):
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")

@@ -1,7 +1,7 @@
 """A training run before it runs, and the gradients by everything that goes into it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +23,7 @@ class Problem:
 
     names: list[str]
     weights: list[Tensor]
-    rule: "Rule"
+    rule: "Rule"  # which may be made of several, each for some of the weights
     settings: list[Settings]  # of the rule, one mapping per weight
     steps: int
     gradient: Gradient
@@ -32,6 +32,35 @@ class Problem:
     report: Report
     progress: Callable[[str, int], Any]  # a bar, or something that looks like one
     given: Sequence[int] = ()  # weights whose initial values were given as tensors that require grad
+
+    def __post_init__(self) -> None:
+        self._rules = self.rule.by_name(self.names)
+
+    @property
+    def rules(self) -> "list[Rule]":
+        """Each once: ``rule`` itself, or those that it is made of."""
+        return list({id(rule): rule for rule in self._rules}.values())
+
+    def rule_of(self, i: int) -> "Rule":
+        """Of one weight."""
+        return self._rules[i]
+
+    def per_weight(self, number: "Callable[[Rule], int]") -> float:
+        """What ``number`` is of a weight's rule; the mean, where they differ."""
+        count = sum(weight.numel() for weight in self.weights)
+        total = sum(number(rule) * weight.numel() for rule, weight in zip(self._rules, self.weights, strict=True))
+        return total / max(count, 1)
+
+    def under(self, rule: "Rule") -> "Problem":
+        """The same run, as those of its weights see it that are under ``rule``."""
+        return replace(self, rule=rule)
+
+    def irreversible(self) -> str | None:
+        """Why the run cannot be undone; None if it can."""
+        reasons = (
+            rule.irreversible([own for i, own in enumerate(self.settings) if self._rules[i] is rule]) for rule in self.rules
+        )
+        return next((reason for reason in reasons if reason is not None), None)
 
 
 @dataclass

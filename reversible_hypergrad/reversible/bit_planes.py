@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-__all__ = ["contract", "expand"]
+__all__ = ["contract", "expand", "packed", "unpacked"]
 
 
 def contract(integers: Tensor, shift: int, centre: int, planes: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ def contract(integers: Tensor, shift: int, centre: int, planes: Tensor) -> Tenso
     moved = integers + centre
     rows = planes.view(shift, -1)
     for bit in range(shift):
-        rows[bit] = _packed((moved >> bit) & 1, rows.shape[1])
+        rows[bit] = packed((moved >> bit) & 1, rows.shape[1])
     return moved >> shift
 
 
@@ -28,16 +28,18 @@ def expand(integers: Tensor, shift: int, centre: int, planes: Tensor) -> Tensor:
         return integers
     moved = integers << shift
     for bit, row in enumerate(planes.view(shift, -1)):
-        moved = moved + (_unpacked(row, integers.numel()).to(integers.dtype) << bit)
+        moved = moved + (unpacked(row, integers.numel()).to(integers.dtype) << bit)
     return moved - centre
 
 
-def _packed(bits: Tensor, size: int) -> Tensor:
+def packed(bits: Tensor, size: int) -> Tensor:
+    """A plane of ``size`` bytes."""
     padded = torch.nn.functional.pad(bits.to(torch.uint8), (0, 8 * size - bits.numel())).view(size, 8)
     return (padded << _places(bits.device)).sum(1, dtype=torch.uint8)
 
 
-def _unpacked(row: Tensor, count: int) -> Tensor:
+def unpacked(row: Tensor, count: int) -> Tensor:
+    """The first ``count`` bits of a plane."""
     return (row[:, None] >> _places(row.device) & 1).flatten()[:count]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from reversible_hypergrad import _core
 from reversible_hypergrad.core.fixed_point import FixedPointFormat
 from reversible_hypergrad.rules.base import Rule
+from reversible_hypergrad.rules.step import signs_of
 
 __all__ = ["EXPONENTS", "exponent_of_increments", "exponent_unseen", "exponents_of_weights", "growth", "magnitudes"]
 
@@ -74,6 +75,9 @@ def magnitudes(rule: Rule, settings: Any, step: int, gradient: Tensor, weight: T
         z: decayed.
     """
     new, found, names = dict(z), [], []
+    signs = signs_of(rule, settings, step, gradient, weight, new)
+    if signs is not None and bool((signs.abs() != (signs != 0)).any()):
+        raise ValueError(f"optimizer: expected {type(rule).__name__}.signs to return -1, 0 and 1 alone. Use torch.sign")
     for name, increment in rule.increments(settings, step, gradient, weight, new):
         new[name] = new[name] + increment
         found.append(_largest(increment))
@@ -83,7 +87,8 @@ def magnitudes(rule: Rule, settings: Any, step: int, gradient: Tensor, weight: T
             f"optimizer: expected {type(rule).__name__}.increments to yield its states in their order, {list(rule.states)}, got "
             f"{names}. Yield zeros for a state that gets nothing"
         )
-    return [*found, _largest(rule.update(settings, step, new, rule.logged(settings, step, weight, new)))]
+    logged = rule.logged(settings, step, weight, new) if signs is None else signs
+    return [*found, _largest(rule.update(settings, step, new, logged))]
 
 
 def growth(

@@ -18,6 +18,7 @@ from reversible_hypergrad.reversible.parameters import default_bits
 from reversible_hypergrad.reversible.record import Record, StepNumbers, combine
 from reversible_hypergrad.reversible.run_log import RunLog, kinds_of
 from reversible_hypergrad.reversible.scales import ScaleState
+from reversible_hypergrad.reversible.signs import joined, split
 from reversible_hypergrad.reversible.state import State
 from reversible_hypergrad.rules.step import count_below_eps
 from reversible_hypergrad.storage.places import open_store
@@ -89,7 +90,7 @@ class StepSettings:
 
 
 class ReversibleGroup(FlatGroup):
-    """Parameters of one device, and weights of double or none. Vectors have the layout of the integer state.
+    """Parameters of one device and rule, and weights of double or none. Vectors have the layout of the integer state.
 
     A run is one segment or several; planes and log are those of the recorded one.
     """
@@ -139,6 +140,8 @@ class ReversibleGroup(FlatGroup):
                 self._logged.append(entry.logged)
             if entry.planes.numel():
                 self.store.push(entry.planes)
+            if entry.signs is not None:
+                self.store.push(joined(entry.signs, self.state.plane_bytes.tolist()))
             self._hash = outcome if with_hash else None
         return outcome
 
@@ -175,9 +178,11 @@ class ReversibleGroup(FlatGroup):
         afterwards."""
         given = self.step_settings.at(step)
         before, room = self.log.pop(step, self.state.scales.state)
+        signs = split(self.store.pop(), self.state.plane_bytes.tolist()) if self.rule.keeps_signs else None
         record = self.state.go_back(given, before, room, self.store.pop)
         record.hash_before = self.log.hashes.pop() if self._is_checked(step) else None
         record.logged = self._logged.pop() if self._logged else None
+        record.signs = signs
         return record
 
     def suspects(self, step: int, weights: Outcome, states: Outcome, hash_before: int | None) -> list[str]:
@@ -210,13 +215,17 @@ class ReversibleGroup(FlatGroup):
 
 
 def reversible_groups(problem: Problem, state_bits: int | None, verify_every: int, place: str | Path) -> list[ReversibleGroup]:
-    """One per device, and float64 weights apart, whose adjoint is float64, too."""
-    members: dict[tuple[torch.device, bool], list[int]] = {}
+    """One per device and rule, and float64 weights apart, whose adjoint is float64, too."""
+    members: dict[tuple[torch.device, bool, int], list[int]] = {}
     for i, weight in enumerate(problem.weights):
-        members.setdefault((weight.device, weight.dtype == torch.float64), []).append(i)
+        members.setdefault((weight.device, weight.dtype == torch.float64, id(problem.rule_of(i))), []).append(i)
     return [
         ReversibleGroup(
-            problem, m, state_bits or default_bits(torch.float64 if is_double else torch.float32), verify_every, place
+            problem.under(problem.rule_of(m[0])),
+            m,
+            state_bits or default_bits(torch.float64 if is_double else torch.float32),
+            verify_every,
+            place,
         )
-        for (_, is_double), m in members.items()
+        for (_, is_double, _), m in members.items()
     ]

@@ -6,7 +6,7 @@ over memory where a kernel takes one. Of a refused step the integers may be othe
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,9 @@ from reversible_hypergrad.reversible.lateness import Ticket
 from reversible_hypergrad.reversible.moves import Gradients, Moves
 from reversible_hypergrad.reversible.outcome import Outcome
 from reversible_hypergrad.reversible.record import Record
+from reversible_hypergrad.reversible.signs import packed_signs, unpacked_signs
 from reversible_hypergrad.rules.functions import correctly_rounded
+from reversible_hypergrad.rules.step import signs_of
 
 if TYPE_CHECKING:
     from reversible_hypergrad.reversible.state import State
@@ -39,6 +41,8 @@ class OperationMoves(Moves):
         assert ticket is None
         words = self.words().zero_()
         record.logged = [None] * len(gradients)
+        if self.state.rule.keeps_signs and not again:
+            record.signs = [self.state.no_planes] * len(gradients)
         for i, gradient in enumerate(gradients):
             if gradient is not None:
                 words[self._row(i)] = _Tensor(self, record, i).step(gradient, again)
@@ -193,6 +197,8 @@ class _Tensor:
             # What was refused on the way back is still as it was after the step.
             self._keep_skipped(kept)
         values = self._values()
+        if not again:  # else the gradient may not be the one that the step saw, but the record has its signs
+            self._keep_signs(signs_of(self.rule, self.h, self.t, g, w, values))
         for name, increment in self.rule.increments(self.h, self.t, g, w, values):
             q = self._rounded(increment, name, self.sigma[name], _core.BAD_INCREMENT)
             self.integers[name] += self._unless_skipped(q) if kept else q
@@ -205,8 +211,7 @@ class _Tensor:
 
     @correctly_rounded()
     def move_weight(self, back: bool) -> Tensor:
-        logged = None if self.record.logged is None else self.record.logged[self.i]
-        update = self.rule.update(self.h, self.t, self._values(), logged)
+        update = self.rule.update(self.h, self.t, self._values(), self._logged())
         change = self._rounded(update, "weight", self.after, 0 if back else _core.BAD_CHANGE)
         if back:
             self.x.copy_(self._expanded(self.x + change, "weight"))
@@ -215,6 +220,18 @@ class _Tensor:
         self._show(self.before if back else self.after)
         used = 0 if back else self._used("weight", _core.WEIGHT_OVERFLOW)
         return torch.tensor([0 if back else self.flags, *[0] * len(self.integers), used])
+
+    def _logged(self) -> Any:
+        """What the update is given beside the new states."""
+        record, size = self.record, int(self.state.plane_bytes[self.i])
+        if record.signs is not None:
+            return self._seen(unpacked_signs(record.signs[self.i], self.x.numel(), size, self.real))
+        return None if record.logged is None else record.logged[self.i]
+
+    def _keep_signs(self, signs: Tensor | None) -> None:
+        if signs is not None:
+            assert self.record.signs is not None
+            self.record.signs[self.i] = packed_signs(self._flat(signs), int(self.state.plane_bytes[self.i]))
 
     @correctly_rounded()
     def undo_states(self, gradient: Tensor) -> Tensor:

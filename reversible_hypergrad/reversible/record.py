@@ -64,6 +64,7 @@ class Record:
         hash_before: of the state before the step, or who will know it; None: not checked.
         inactive: tensors that took no part; None: all did.
         logged: what a rule logged, per tensor; None for most rules.
+        signs: the planes of the signs that a rule keeps, per tensor; None for most rules.
         unset: which states were zero before the step, their scales still to be chosen.
         owed: bits by which the slots were to be shifted in this step, whatever it brought.
         after: once undone, what the state kept on the host after the step: scales, and the two above.
@@ -78,6 +79,7 @@ class Record:
     hash_before: int | Outcome | None = None
     inactive: NDArray[np.bool_] | None = None
     logged: Any = None
+    signs: list[Tensor] | None = None
     unset: NDArray[np.bool_] | None = None
     owed: Integers | None = None
     after: tuple[ScaleState, NDArray[np.bool_], Integers] = field(init=False, repr=False)

@@ -10,6 +10,7 @@ from reversible_hypergrad.reversible.group import ReversibleGroup
 from reversible_hypergrad.reversible.outcome import Outcome
 from reversible_hypergrad.reversible.pull_back import PullBack
 from reversible_hypergrad.reversible.record import Record
+from reversible_hypergrad.reversible.signs import unpacked_signs
 from reversible_hypergrad.rules.step import Halfway, pull_update
 
 __all__ = ["RulePullBack"]
@@ -37,7 +38,7 @@ class RulePullBack(PullBack):
             z = {name: self._seen(i, self.value(i, k, sigmas[k])) for k, name in enumerate(self.rule.states)}
             w = self._seen(i, self.value(i, -1, sigmas[len(z)]))
             aw = self._seen(i, state.part(i, self.aw))
-            pulled = pull_update(self.rule, self._learned(i, step), step, w, z, aw)
+            pulled = pull_update(self.rule, self._learned(i, step), step, w, z, aw, self._signs(i, record))
             aw.copy_(pulled.w)
             for name, vector in zip(z, self.az, strict=True):
                 by = pulled.z[name]
@@ -76,6 +77,12 @@ class RulePullBack(PullBack):
 
     def finish(self) -> Tensor:
         return self.aw
+
+    def _signs(self, i: int, record: Record) -> Tensor | None:
+        if record.signs is None:
+            return None
+        size = int(self.group.state.plane_bytes[i])
+        return self._seen(i, unpacked_signs(record.signs[i], self.group.weights[i].numel(), size, self.aw.dtype))
 
     def _add_settings(self, i: int, step: int, by_settings: dict[str, Tensor]) -> None:
         self.add_to_totals(i, step, {name: self._flat(i, by) for name, by in by_settings.items()})

@@ -68,7 +68,7 @@ class State(Integers):
         self.more_room = self._no_room  # bits by which the next step shifts, to make room
         self._shown_exponents: NDArray[np.int64] | None = None  # with which no weight can be too large to be shown
         self._largest_exponents = np.array([EXPONENTS[own.state_bits][1] for own in self.formats])
-        self._no_planes = torch.empty(0, dtype=torch.uint8, device=self.x.device)
+        self.no_planes = torch.empty(0, dtype=torch.uint8, device=self.x.device)
         self.moves: Moves = ProgramMoves(self) if rule.program else OperationMoves(self)
 
     @property
@@ -154,7 +154,7 @@ class State(Integers):
         taking_part = None if all(active) else np.array(active)
         owed = room if room is not None and room is not self._no_room and room.any() else None
         move = self.scales.decay(given.factors, given.of_rule, taking_part, owed)
-        planes = self._no_planes
+        planes = self.no_planes
         if move.plane_bytes:
             planes = torch.empty(move.plane_bytes, dtype=torch.uint8, device=self.x.device)
         numbers, shifts = torch.from_numpy(move.numbers), torch.from_numpy(move.shifts)
@@ -174,7 +174,7 @@ class State(Integers):
         """
         after = self.scales.state
         move = self.scales.go_back(before, given.factors, given.of_rule, room)
-        planes = pop_planes() if move.plane_bytes else self._no_planes
+        planes = pop_planes() if move.plane_bytes else self.no_planes
         return Record(given, self.scales.state, after, torch.from_numpy(move.numbers), torch.from_numpy(move.shifts), planes)
 
     def retract(self, record: Record, gradients: Gradients, ticket: Ticket | None = None) -> None:

@@ -28,7 +28,7 @@ class Rule(ABC):
 
     That the update looks at new states alone is what lets a step be undone: from the states after it follow the weights before
     it, from these the gradient, and from that the states. A rule whose update needs the gradient keeps it as a state that decays
-    by 0; such a step can be trained and differentiated, but not undone.
+    by 0; such a step can be trained and differentiated, but not undone. If signs are all that it needs, :meth:`signs` keeps them.
 
     Attributes:
         states: name -> power of the gradient's scale: 1 like g, 2 like g*g, 0 of order 1. All begin at 0. A state of power 2 is
@@ -103,12 +103,22 @@ class Rule(ABC):
 
     @abstractmethod
     def update(self, h: Any, t: int, z: Mapping[str, Tensor], logged: Any) -> Tensor:
-        """What is subtracted from the weights, from new states and ``logged`` numbers."""
+        """What is subtracted from the weights, from new states and what was ``logged``, or the ``signs``."""
 
     def logged(self, h: Any, t: int, w: Tensor, z: Mapping[str, Tensor]) -> Any:
         """Numbers per tensor and step that look at the old weights, such as a norm of theirs: they are kept. None: there are
         none."""
         return None
+
+    def signs(self, h: Any, t: int, g: Tensor, w: Tensor, z: Mapping[str, Tensor]) -> Tensor:
+        """Numbers -1, 0 and 1 per weight that look at the gradient and at decayed old states. They are kept, a bit each, and a
+        second one in steps where a tensor has zeros, and ``update`` gets them as ``logged``. Their derivative is 0."""
+        raise NotImplementedError(f"{type(self).__name__} keeps no signs")
+
+    @property
+    def keeps_signs(self) -> bool:
+        """Whether the rule has ``signs``."""
+        return type(self).signs is not Rule.signs
 
     def below_eps(self, h: Any, t: int, z: Mapping[str, Tensor]) -> Tensor | None:
         """Where an update is divided by a root of states plus an eps, the weights whose root is below it; None: there is none."""
@@ -139,8 +149,14 @@ class Rule(ABC):
 
     # What follows from it
 
+    def by_name(self, names: Sequence[str]) -> "list[Rule]":
+        """The rule of each parameter: this one, unless it is made of several."""
+        return [self] * len(names)
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if cls.signs is not Rule.signs and cls.logged is not Rule.logged:
+            raise TypeError(f"{cls.__name__}: expected signs() or logged(), got both, but update() is given one of them")
         if cls.__init__ is Rule.__init__ and hasattr(cls, "settings"):
             # Those without a default first, as Python wants them.
             ordered = sorted(cls.settings.items(), key=lambda item: item[1].default is not None)

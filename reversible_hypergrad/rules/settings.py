@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reversible_hypergrad.problem.setting import Setting, Settings
 
-__all__ = ["Given", "Resolved", "SettingSpec", "check_given", "shown", "spread"]
+__all__ = ["Given", "Resolved", "SettingSpec", "check_given", "keys_of", "pair", "shown", "spread"]
 
 Value = float | Tensor
 Given = Value | Mapping[str, Value]
@@ -102,6 +102,13 @@ def check_given(setting: str, given: Given) -> None:
             raise TypeError(f"{setting}: expected a number, a tensor or a dict of these, got {type(value).__name__}")
 
 
+def pair(name: str, given: Sequence[Given]) -> tuple[Given, Given]:
+    """Raises TypeError for what is not two settings, such as betas."""
+    if isinstance(given, str | Mapping) or not isinstance(given, Sequence) or len(given) != 2:
+        raise TypeError(f"{name}: expected two numbers or tensors, such as (0.9, 0.99), got {given!r}")
+    return given[0], given[1]
+
+
 def shown(given: Given) -> str:
     """As text for a repr."""
     if isinstance(given, Mapping):
@@ -120,7 +127,7 @@ def _spread(
 ) -> list[Setting]:
     made: dict[tuple[Any, ...], Setting] = {}
     column = []
-    keys = _keys(setting, given, names) if isinstance(given, Mapping) else [None] * len(names)
+    keys = keys_of(setting, given, names) if isinstance(given, Mapping) else [None] * len(names)
     for name, key, weight in zip(names, keys, weights, strict=True):
         label = setting if key is None else f"{setting}[{key!r}]"
         value = given[key] if isinstance(given, Mapping) else given  # type: ignore[index]
@@ -135,8 +142,12 @@ def _spread(
     return column
 
 
-def _keys(setting: str, given: Mapping[str, Value], names: Sequence[str]) -> list[str]:
-    """The key of ``given`` that is for each name."""
+def keys_of(setting: str, given: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The key of ``given`` that is for each name.
+
+    Raises:
+        ValueError: for a name that is matched by no key or by two globs, and a key that matches none. It names ``setting``.
+    """
     keys = []
     for name in names:
         if name in given:

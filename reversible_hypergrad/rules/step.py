@@ -17,6 +17,7 @@ __all__ = [
     "count_below_eps",
     "looks_at_states",
     "pull_update",
+    "signs_of",
     "step",
     "step_in_place",
 ]
@@ -28,10 +29,11 @@ def step(rule: Rule, h: Any, t: int, g: Tensor, w: Tensor, z: States) -> tuple[T
     """New weights and states, as functions that torch can differentiate."""
     decay = rule.decay(h, t)
     new = {name: state * decay[name] if name in decay else state for name, state in z.items()}
+    signs = signs_of(rule, h, t, g, w, new)
     for name, increment in rule.increments(h, t, g, w, new):
         new[name] = new[name] + increment
     kept = w * decay["weight"] if "weight" in decay else w
-    return kept - rule.update(h, t, new, rule.logged(h, t, w, new)), new
+    return kept - rule.update(h, t, new, _logged(rule, h, t, w, new, signs)), new
 
 
 def step_in_place(rule: Rule, h: Any, t: int, g: Tensor, w: Tensor, z: dict[str, Tensor]) -> None:
@@ -40,12 +42,23 @@ def step_in_place(rule: Rule, h: Any, t: int, g: Tensor, w: Tensor, z: dict[str,
     for name, state in z.items():
         if name in decay:
             state.mul_(decay[name])
+    signs = signs_of(rule, h, t, g, w, z)
     for name, increment in rule.increments(h, t, g, w, z):
         z[name].add_(increment)
-    update = rule.update(h, t, z, rule.logged(h, t, w, z))
+    update = rule.update(h, t, z, _logged(rule, h, t, w, z, signs))
     if "weight" in decay:
         w.mul_(decay["weight"])
     w.sub_(update)
+
+
+def signs_of(rule: Rule, h: Any, t: int, g: Tensor, w: Tensor, z: States) -> Tensor | None:
+    """A step's, if its rule keeps any, as constants; ``z`` decayed, before the first increment."""
+    return rule.signs(h, t, g, w, z).detach() if rule.keeps_signs else None
+
+
+def _logged(rule: Rule, h: Any, t: int, w: Tensor, z: States, signs: Tensor | None) -> Any:
+    """What the update is given beside the new states."""
+    return rule.logged(h, t, w, z) if signs is None else signs
 
 
 def count_below_eps(rule: Rule, settings: Sequence[Settings], t: int, states: Callable[[int], States]) -> int:
@@ -76,19 +89,19 @@ class PulledStates(NamedTuple):
     settings: dict[str, Tensor]
 
 
-def pull_update(rule: Rule, h: Any, t: int, w: Tensor, z: States, aw: Tensor) -> PulledUpdate:
+def pull_update(rule: Rule, h: Any, t: int, w: Tensor, z: States, aw: Tensor, signs: Tensor | None = None) -> PulledUpdate:
     """The transposed second half: what ``aw``, by the new weights, means for the old weights and the new states.
 
     Args:
         w: the old weights.
         z: the new states.
+        signs: the step's, of a rule that keeps some.
     """
     leaves = _leaves(h)
     with torch.enable_grad():
         w = w.detach().requires_grad_()
         states = {name: state.detach().requires_grad_() for name, state in z.items()}
-        logged = rule.logged(h, t, w, states)
-        update = rule.update(h, t, states, logged)
+        update = rule.update(h, t, states, _logged(rule, h, t, w, states, signs))
         found = _grad([update], [w, *states.values(), *leaves.values()], [-aw])
         factor = rule.decay(h, t).get("weight")
         by_factor = _grad_of_factors([(factor, aw, w.detach())], leaves)
@@ -119,6 +132,7 @@ class Halfway:
                 for name, state in z.items()
             }
             new = dict(self._decayed)
+            self.signs = signs_of(rule, h, t, self._g, self._w, new)
             for name, increment in rule.increments(h, t, self._g, self._w, new):
                 new[name] = new[name] + increment
         self._new = new

@@ -8,7 +8,7 @@ from torch import Tensor
 from reversible_hypergrad.rules.base import Rule, SettingSpec
 from reversible_hypergrad.rules.settings import Given, shown
 
-__all__ = ["TracedSGD"]
+__all__ = ["TracedSGD", "trace_of"]
 
 
 class TracedSGD(Rule):
@@ -64,15 +64,12 @@ class TracedSGD(Rule):
         super().__init__(lr=lr, momentum=momentum, weight_decay=weight_decay)
         if not isinstance(nesterov, bool):
             raise TypeError(f"nesterov: expected True or False, got {nesterov!r}")
-        if isinstance(trace_bits, bool) or not isinstance(trace_bits, int):
-            raise TypeError(f"trace_bits: expected an integer from 1 to 16, got {trace_bits!r}")
-        if not 1 <= trace_bits <= 16:
-            raise ValueError(f"trace_bits: expected an integer from 1 to 16, got {trace_bits}")
+        trace = trace_of(trace_bits)
         is_zero = isinstance(momentum, float | int) and momentum == 0
         if nesterov is is_zero:
             expected = "a momentum above 0 with nesterov=True" if nesterov else "momentum 0 without nesterov=True"
             raise ValueError(f"momentum: expected {expected}, got {shown(momentum)}. Use rh.SGD for any other momentum")
-        self.nesterov, self.trace_bits, self._trace = nesterov, trace_bits, 2.0**-trace_bits
+        self.nesterov, self.trace_bits, self._trace = nesterov, trace_bits, trace
         if nesterov:
             self.states = {"p": 1, "v": 1}  # type: ignore[misc]
 
@@ -91,3 +88,12 @@ class TracedSGD(Rule):
     def update(self, h: Any, t: int, z: Mapping[str, Tensor], logged: Any) -> Tensor:
         moved = z["p"] + h.momentum * z["v"] if self.nesterov else z["p"]
         return h.lr * moved  # type: ignore[no-any-return]
+
+
+def trace_of(bits: int) -> float:
+    """What a trace of so many bits decays by. Raises TypeError or ValueError for what is no number of bits."""
+    if isinstance(bits, bool) or not isinstance(bits, int):
+        raise TypeError(f"trace_bits: expected an integer from 1 to 16, got {bits!r}")
+    if not 1 <= bits <= 16:
+        raise ValueError(f"trace_bits: expected an integer from 1 to 16, got {bits}")
+    return 2.0**-bits

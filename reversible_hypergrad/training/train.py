@@ -56,7 +56,7 @@ def train(
             called or asked for ``named_parameters()``. A weight that the loss does not use has gradient zero.
         batches: a sequence, a function from step to batch, or :class:`ReplayableLoader`. It is asked for each step twice.
         steps: how many, at least 0; ``len(batches)`` if None.
-        optimizer: an :class:`SGD`, or another :class:`Rule`.
+        optimizer: an :class:`SGD`, or another :class:`Rule`; several, each for some parameters, as a :class:`PerParameter`.
         hyperparameters: any nest (dict, list, tuple) of tensors, passed to ``loss``. They may be of any shape, and be results
             of other computations. Do not modify them in place before ``backward``.
         initial: name -> initial weight of the parameter's shape, dtype and device, for some or all trained parameters.

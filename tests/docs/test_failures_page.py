@@ -337,12 +337,18 @@ PROVOKED: dict[str, list[Callable[..., object]]] = {
         lambda: train(adjoint=rh.Snapshots),
         lambda: train(adjoint="snapshots"),
     ],
-    "momentum: rh.Reversible() expected numbers in (0, 1], got 0": [lambda: train(sgd=rh.SGD(lr=0.1, momentum=0.0))],
+    "momentum: rh.Reversible() expected numbers in (0, 1], got 0": [
+        lambda: train(sgd=rh.SGD(lr=0.1, momentum=0.0)),
+        lambda: train(sgd=rh.RMSprop(momentum=0.0)),
+    ],
     "optimizer: rh.Reversible() expected … to decay … by a factor from 2^-16 to 1, got": [
         lambda: train(sgd=rh.SGD(lr=0.1, momentum=1e-5)),
         lambda: train(sgd=Forgetful()),
     ],
     "momentum: expected momentum 0 without nesterov=True, got": [lambda: rh.TracedSGD(lr=0.1, momentum=0.9)],
+    "optimizer: rh.Muon expected matrices, got": [lambda: train(sgd=rh.Muon())],
+    "optimizer: no key matches the parameter … got keys": [lambda: train(sgd=rh.PerParameter({"0.*": rh.Lion()}))],
+    "weight_decay: rh.Reversible() expected 0 with rh.LAMB": [lambda: train(sgd=rh.LAMB(weight_decay=0.1))],
     "optimizer: expected rh.SGD(...) or another rh.Rule, got": [
         lambda: train(sgd=torch.optim.SGD(net().parameters(), lr=0.1)),
         lambda: train(sgd=rh.SGD),

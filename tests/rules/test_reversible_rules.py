@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
+from rules.shipped_rules import CASES
 from rules.test_rules import KINDS, STEPS, by_reference, by_train, downstream, error, flat, loss_of, per_run, task
-from rules.user_rules import CASES, RMSprop
+from rules.user_rules import RMSprop
 
 import reversible_hypergrad as rh
 
-# Nesterov's true rule cannot be undone. What is left is every other one, by its program or by its functions.
-UNDONE = [name for name in CASES if name != "Nesterov"]
+# By its program, or by its functions.
+UNDONE = [name for name, case in CASES.items() if case.reversible]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -29,7 +30,7 @@ def test_hypergradients_by_every_setting(name, kind):
 @pytest.mark.parametrize("name", UNDONE)
 def test_the_run_is_undone_to_the_last_bit(name, segments):
     case = CASES[name]
-    model, x, y = task()
+    model, x, y = task(case)
     leaves = per_run(case, model)
     adjoint = rh.Reversible(segments=segments)
     trained = rh.train(model, loss_of(x, y), range(STEPS), optimizer=case.rule(**leaves), adjoint=adjoint)

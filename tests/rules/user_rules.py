@@ -94,6 +94,9 @@ class Case:
         per_weight: the settings that may have one value per weight.
         options: more arguments of the rule.
         by_torch: the same in torch.optim, if it has it.
+        without_effect: the settings whose derivative is 0.
+        matrices: whether the rule is for these alone.
+        reversible: whether its steps can be undone.
     """
 
     make: Any
@@ -103,6 +106,9 @@ class Case:
     per_weight: tuple[str, ...] = ("lr", "weight_decay")
     options: dict[str, Any] | None = None
     by_torch: Any = None
+    without_effect: tuple[str, ...] = ()
+    matrices: bool = False
+    reversible: bool = True
 
     def rule(self, **settings):
         return self.make(**{**self.settings, **settings}, **(self.options or {}))
@@ -166,7 +172,10 @@ SGD = {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.02}
 
 CASES = {
     "SGD": Case(rh.SGD, {**SGD, "dampening": 0.2}, sgd, ("v",), by_torch=torch.optim.SGD),
-    "Nesterov": Case(rh.SGD, SGD, nesterov, ("v",), options={"nesterov": True}, by_torch=torch.optim.SGD),
+    "Nesterov": Case(
+        rh.SGD, SGD, nesterov, ("v",), options={"nesterov": True}, by_torch=torch.optim.SGD,
+        reversible=False,
+    ),
     "traced": Case(rh.TracedSGD, {"lr": 0.1, "weight_decay": 0.02}, traced(4), ("p",)),
     "traced Nesterov": Case(
         rh.TracedSGD, SGD, traced_nesterov(3), ("p", "v"), options={"nesterov": True, "trace_bits": 3}
