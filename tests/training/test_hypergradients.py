@@ -34,8 +34,8 @@ PRECISIONS = [
 @pytest.mark.parametrize(("dtype", "state_bits", "tolerance"), PRECISIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_hyperparameter(kind, dtype, state_bits, tolerance):
-    """One of the loss's own hyperparameters has a derivative whose terms, of both signs, are some 20 times as large; autograd gives
-    each in the model's float32. So twice as much is allowed there, to plain floats, too (Snapshots: 6e-6)."""
+    """One of the loss's own hyperparameters has a derivative whose terms, of both signs, are some 20 times as large, and autograd
+    gives each in the model's float32. So twice as much is allowed there, to plain floats, too (Snapshots: 6e-6)."""
     cancels = kind == "loss hyperparameters" and dtype == torch.float32
     assert largest_error("mlp", KINDS[kind], dtype, state_bits) < (2 * tolerance if cancels else tolerance)
 
