@@ -2,10 +2,10 @@
 
     python examples/warm_up_and_cosine.py [--steps 300] [--meta-steps 30]
 
-The learning rate of each step is a differentiable function of three numbers; backward gives the gradient of the validation loss by
-these, through the whole of training, and by weight decay and both betas. Each meta-step trains from other initial weights and in
-another order. Prints the validation loss of each meta-step, and at the end the test loss before and after, over starts that were
-not learned from. Takes half a minute.
+The learning rate of each step is a differentiable function of three numbers; backward gives the gradient of the validation loss
+by these, through the whole of training, and by weight decay and both betas. Each meta-step trains from other initial weights and
+in another order. Prints the validation loss of each meta-step, and at the end the test loss before and after, over starts that
+were not learned from. Takes half a minute.
 """
 
 import argparse

@@ -28,9 +28,9 @@ class LAMB(Rule):
         betas: the two decays, each in [0, 1): a number, or a tensor of shape () or (steps,), or a dict of these. To undo steps,
             each must be at least 2^-16.
         eps: >= 0, as ``betas``. Where weights never get a gradient it must not be 0.
-        weight_decay: >= 0, as ``betas``. To undo steps it must be 0: the weights would decay by 1 - lr * |w| / |r| *
-            weight_decay, which depends on data, and the scale of reversible weights is known before a step. Put the penalty into
-            the loss, or use :class:`Checkpoint`, :class:`RecursiveCheckpoint` or :class:`Snapshots`.
+        weight_decay: >= 0, as ``betas``. To undo steps it must be 0: the weights would decay by a factor that depends on data,
+            ``1 - lr * |w| / |r| * weight_decay``, and the scale of reversible weights is known before a step. Put the penalty
+            into the loss, or use :class:`Checkpoint`, :class:`RecursiveCheckpoint` or :class:`Snapshots`.
 
     Each may require grad: then ``backward`` gives its exact derivative, that of the norms included. Where s = 0 the root's share
     in it is 0, see :class:`Adam`.

@@ -23,7 +23,7 @@ class Muon(Rule):
         v = momentum * v + (1 - momentum) * g
         w = (1 - lr * weight_decay) * w - lr * scale * orthogonal(v)
 
-    ``orthogonal`` is the quintic Newton-Schulz iteration X = a X + (b X X' + c (X X')^2) X from X = v / |v|, and ``scale`` a
+    ``orthogonal`` is the quintic Newton-Schulz iteration X = a X + (b X X' + c (X X')^2) X from ``X = v / |v|``, and ``scale`` a
     number that depends on the matrix's shape.
 
     Torch's default is Nesterov's momentum, which orthogonalizes (1 - momentum) * g + momentum * v. That contains the gradient,
