@@ -2,10 +2,11 @@
 //
 //     RH_RULE_FILE    the file, sgd.h
 //
-// which names its struct Rule, and each build enters itself under kName. What a struct gives is what rules/sgd.h gives: how many states and numbers; by which
-// power of the gradient each state scales, and whether the weights may decay; what a gradient adds to each state, from states
-// before it that are new and states behind it that are decayed only; what is subtracted from the weight, from new states alone;
-// and the two halves of the step's adjoint. All else (scales, planes, undoing, flags, hashes, dtypes, threads) follows.
+// which names its struct Rule, and each build enters itself under kName. What a struct gives is what rules/sgd.h gives: how many
+// states and numbers; by which power of the gradient each state scales, and whether the weights may decay; what a gradient adds
+// to each state, from states before it that are new and states behind it that are decayed only; what is subtracted from the
+// weight, from new states alone; and the two halves of the step's adjoint. All else (scales, planes, undoing, flags, hashes,
+// dtypes, threads) follows.
 #pragma once
 
 #define RH_TEXT_OF(x) #x

@@ -18,8 +18,7 @@ int device = 0;  // that the state is said to be on
 RuleShape shape_of(const std::string& rule) {
   const CudaKernels* kernels = find_cuda_kernels(rule, 64, false);
   STD_TORCH_CHECK(kernels != nullptr, "rule: there are no kernels for '", rule, "' in this build");
-  return {kernels->states,     kernels->numbers, kernels->sums_before,
-          kernels->sums_after, kernels->powers,  kernels->decays_weight};
+  return {kernels->states, kernels->numbers, kernels->sums_before, kernels->sums_after, kernels->powers, kernels->decays_weight};
 }
 
 void move_emulated(Phase phase, const Arguments& arguments, const Call& call) {
