@@ -13,7 +13,7 @@ from reversible_hypergrad.core.fixed_point import FixedPointFormat
 from reversible_hypergrad.rules.base import Rule
 from reversible_hypergrad.rules.step import signs_of
 
-__all__ = ["EXPONENTS", "exponent_of_increments", "exponent_unseen", "exponents_of_weights", "growth", "magnitudes"]
+__all__ = ["EXPONENTS", "exponent_of_increments", "exponent_unseen", "exponents_of_weights", "gain_bits", "growth", "magnitudes"]
 
 # Bits left above the largest number that was seen, so that it may grow before the integers must be shifted, which costs bits, or,
 # on a GPU where nobody looks for many steps, is an error. 64 bits have plenty: numbers may grow a thousandfold, and keep 41 bits.
@@ -51,11 +51,17 @@ def exponent_of_increments(largest: float, factor: float, layout: FixedPointForm
     Args:
         headroom: bits to leave above it; None: as many as suit the layout.
     """
-    # A state is at most 1 / (1 - factor) equal increments; more than some hundred are seldom equal.
-    gain = min(9, math.floor(-math.log2(max(1.0 - factor, 2.0**-9))))
     bits = layout.state_bits
-    room = min(layout.increment_bits, layout.limit_bits - gain) - (_INCREMENT_ROOM[bits] if headroom is None else headroom)
+    room = min(layout.increment_bits, layout.limit_bits - gain_bits(factor)) - (
+        _INCREMENT_ROOM[bits] if headroom is None else headroom
+    )
     return _clamped(_log2(largest) - room, bits)
+
+
+def gain_bits(factor: float) -> int:
+    """By how many bits a state that decays by ``factor`` outgrows equal increments. It is at most 1 / (1 - factor) of them; more
+    than some hundred are seldom equal."""
+    return min(9, math.floor(-math.log2(max(1.0 - factor, 2.0**-9))))
 
 
 def exponent_unseen(layout: FixedPointFormat) -> int:

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reversible_hypergrad.core.fixed_point import FixedPointFormat
 from reversible_hypergrad.reversible.exponents import (
     EXPONENTS,
     exponent_of_increments,
     exponent_unseen,
+    gain_bits,
     growth,
     magnitudes,
 )
@@ -64,6 +64,8 @@ class State(Integers):
     def allocate(self, weights: Sequence[Tensor], names: Sequence[str], rule: Rule, state_bits: int) -> None:
         super().allocate(weights, names, rule, state_bits)
         self.unset = np.ones((len(self.sizes), len(self.z)), bool)
+        self._factors = np.ones((1, self.slots))  # of the last step
+        self._steps = 0  # so far; undoing them does not count
         self._no_room = np.zeros((len(self.sizes), self.slots), np.int64)
         self.more_room = self._no_room  # bits by which the next step shifts, to make room
         self._shown_exponents: NDArray[np.int64] | None = None  # with which no weight can be too large to be shown
@@ -150,7 +152,7 @@ class State(Integers):
 
     def record(self, given: StepNumbers, active: list[bool], room: NDArray[np.int64] | None = None) -> Record:
         """A step's record, its planes empty. The scales are those after it from now on."""
-        scales = self.scales.state
+        scales, self._factors, self._steps = self.scales.state, given.factors, self._steps + 1
         taking_part = None if all(active) else np.array(active)
         owed = room if room is not None and room is not self._no_room and room.any() else None
         move = self.scales.decay(given.factors, given.of_rule, taking_part, owed)
@@ -209,15 +211,22 @@ class State(Integers):
                 self.unset = self.unset & (np.array(outcomes[-1].used)[:, :-1] == 0)
             return
         used = np.max([outcome.used for outcome in outcomes], axis=0).reshape(-1, self.slots)
-        # What is added to a state is about as large as the state, but of a mean of squares a small part of it.
-        free = np.array([own.limit_bits if wide else own.increment_bits for own, wide in self._kinds()]) - used
-        self.more_room = np.where(free < _LEAST_FREE, _FREED - free, 0)
+        free, squares = self._room(used.shape) - used, np.array([1 + wide for wide in self.wide] + [1])
+        self.more_room = np.where(free < _LEAST_FREE * squares, _FREED * squares - free, 0)
         if self.any_unset:
             self._settle_exponents(self.unset & (used[:, :-1] == 0))
 
-    def _kinds(self) -> list[tuple[FixedPointFormat, bool]]:
-        """Of each slot its format, and whether its limit is that of its value, not of what is added to it."""
-        return list(zip(self.formats, [*self.wide, True], strict=True))
+    def _room(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
+        """How many bits integers may use by their limits and those of what is added. That is about as large as a state, but of a
+        mean of squares the part by which it does not decay, or, early on, one of the few that there have been."""
+        room = np.empty(shape, np.int64)
+        room[:] = [*(own.increment_bits for own in self.formats[:-1]), self.format.limit_bits]
+        for slot in np.flatnonzero(self.wide).tolist():
+            own = self.formats[slot]
+            most = max(self._steps.bit_length() - 1, 0)
+            gains = [min(gain_bits(float(factor)), most) for factor in np.broadcast_to(self._factors[..., slot], shape[:1])]
+            room[:, slot] = [min(own.limit_bits, own.increment_bits + gain) for gain in gains]
+        return room
 
     def _settle_exponents(self, still_zero: NDArray[np.bool_]) -> None:
         """Of states whose first gradients were zeros, where later steps are not looked at: as the largest of the others."""

@@ -235,3 +235,22 @@ def test_hash_log(reads):
     assert reads == [64]
     assert [log.pop() for _ in range(95)] == list(range(99, 4, -1))
     assert reads == [64, 30]
+
+
+@pytest.mark.parametrize("beta2", [0.9, 0.95, 0.999])
+@pytest.mark.parametrize("state_bits", [64, 32])
+def test_squares_get_room_for_gradients_that_grow_between_looks(state_bits, beta2, monkeypatch):
+    """Twice as large every 32 steps, four times from look to look: sixteen times in the square."""
+    monkeypatch.setattr(outcome, "is_late", lambda device: True)
+    monkeypatch.setattr(State, "is_late", True)
+    torch.manual_seed(0)
+    model, x = torch.nn.Linear(6, 3), torch.randn(16, 6)
+
+    def loss(model, step, _):
+        return 2.0 ** (int(step) / 32) * model(x).square().mean()
+
+    lr = torch.tensor(1e-3, requires_grad=True)
+    optimizer = rh.AdamW(lr, (0.9, beta2))
+    trained = rh.train(model, loss, range(400), optimizer=optimizer, adjoint=rh.Reversible(state_bits=state_bits))
+    sum(w.square().sum() for w in trained.values()).backward()
+    assert trained.report.restored
