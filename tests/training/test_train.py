@@ -329,4 +329,5 @@ def test_twenty_thousand_steps():
     report = trained.report
     assert report.restored
     assert report.log_bytes == 20_000 * 16
-    assert report.limit_bits <= report.information_bits < 1.5 * report.limit_bits
+    # One bit per weight and halving; planes of tensors this small fill no byte.
+    assert 0.99 * report.limit_bits < report.information_bits < 1.05 * report.limit_bits
