@@ -26,21 +26,10 @@ FRACTION_BITS = {64: (40, 47), 32: (23, 26)}
 WIDE_FRACTION_BITS = 42
 
 
-def is_compiled(rule) -> bool:
-    try:
-        OPS.program_numbers(rule.name)
-    except RuntimeError:
-        return False
-    return True
-
-
-NEEDS_ADAM = pytest.mark.skipif(not is_compiled(oracle.Adam), reason="the program adam is not in this build")
-
-
 def each_rule(*names: str, sgd=((),), adam=((),)):
     """Parametrizes a test by the rule, and by further arguments of these names: a row each."""
     rows = [pytest.param(oracle.SGD, *row) for row in sgd]
-    rows += [pytest.param(oracle.Adam, *row, marks=NEEDS_ADAM) for row in adam]
+    rows += [pytest.param(oracle.Adam, *row) for row in adam]
     return pytest.mark.parametrize(("rule", *names), rows)
 
 

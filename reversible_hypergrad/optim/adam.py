@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from reversible_hypergrad.optim.base import ReversibleOptimizer
-from reversible_hypergrad.optim.settings import Setting, Settings, read, refuse_options
+from reversible_hypergrad.optim.settings import Setting, Settings, read, refuse_forgetting, refuse_options
 from reversible_hypergrad.reversible.record import StepNumbers
 from reversible_hypergrad.rules.adam import Adam, AdamW
 from reversible_hypergrad.rules.base import LEAST_FACTOR
@@ -126,18 +126,10 @@ class ReversibleAdam(ReversibleOptimizer):
                 f"amsgrad=True cannot be undone: {name} would have to keep each maximum that a later one overwrites, a number "
                 "per weight and step. Use amsgrad=False"
             )
-        if group["capturable"]:
-            raise ValueError(
-                f"capturable=True is not supported: each step of {name} has numbers of its own, which a CUDA graph would repeat. "
-                "Capture the loss and its backward, call step() after each replay, and use capturable=False"
-            )
         refuse_options(group)
         settings = read(self.known, group)
-        if self.rule.decoupled and not 1 - settings["lr"] * settings["weight_decay"] >= LEAST_FACTOR:
-            raise ValueError(
-                f"Invalid weight_decay value: {settings['weight_decay']} with the learning rate {settings['lr']}. Expected lr * "
-                "weight_decay below 1: a step that forgets the weights cannot be undone"
-            )
+        if self.rule.decoupled:
+            refuse_forgetting(settings, 1 - settings["lr"] * settings["weight_decay"])
         return settings
 
     def numbers_of(self, settings: Settings, t: int) -> StepNumbers:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from reversible_hypergrad.optim.base import ReversibleOptimizer
-from reversible_hypergrad.optim.settings import Setting, Settings, read, refuse_options
+from reversible_hypergrad.optim.settings import Setting, Settings, read, refuse_forgetting, refuse_options
 from reversible_hypergrad.reversible.record import StepNumbers
 from reversible_hypergrad.rules.base import LEAST_FACTOR, Rule
 from reversible_hypergrad.rules.settings import SettingSpec
@@ -58,11 +58,6 @@ class RuleOptimizer(ReversibleOptimizer):
         name = type(self).__name__
         if group.get("maximize"):
             raise ValueError(f"maximize=True is not supported by {name}. Call backward on the negative loss, with maximize=False")
-        if group.get("capturable"):
-            raise ValueError(
-                f"capturable=True is not supported: each step of {name} has numbers of its own, which a CUDA graph would repeat. "
-                "Capture the loss and its backward, call step() after each replay, and use capturable=False"
-            )
         refuse_options(group)
         for option, value in self._fixed.items():
             if group[option] != value:
@@ -71,12 +66,7 @@ class RuleOptimizer(ReversibleOptimizer):
                     "cannot change. Use one optimizer for each"
                 )
         settings = read(self.known, group)
-        left = self.rule.decay(SimpleNamespace(**settings), 0).get("weight", 1.0)
-        if not left >= LEAST_FACTOR:
-            raise ValueError(
-                f"Invalid weight_decay value: {settings['weight_decay']} with the learning rate {settings['lr']}. Expected lr * "
-                "weight_decay below 1: a step that forgets the weights cannot be undone"
-            )
+        refuse_forgetting(settings, self.rule.decay(SimpleNamespace(**settings), 0).get("weight", 1.0))
         return settings
 
     def numbers_of(self, settings: Settings, t: int) -> StepNumbers:

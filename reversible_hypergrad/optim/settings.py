@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Setting", "Settings", "read", "refuse_options", "write"]
+from reversible_hypergrad.rules.base import LEAST_FACTOR
+
+__all__ = ["Setting", "Settings", "read", "refuse_forgetting", "refuse_options", "write"]
 
 Settings = dict[str, float]  # what one step read; flags are 0 and 1
 
@@ -70,6 +72,11 @@ def _written(old: Any, number: float) -> Any:
 
 def refuse_options(group: dict[str, Any]) -> None:
     """Options of torch's optimizers that no reversible one can honour are refused, never ignored."""
+    if group.get("capturable"):
+        raise ValueError(
+            "capturable=True is not supported: each reversible step has numbers of its own, which a CUDA graph would repeat. "
+            "Capture the loss and its backward, call step() after each replay, and use capturable=False"
+        )
     if group.get("differentiable"):
         raise ValueError(
             "differentiable=True is not supported: the integers of a reversible step have no autograd graph. Hypergradients come "
@@ -77,3 +84,12 @@ def refuse_options(group: dict[str, Any]) -> None:
         )
     if group.get("foreach") and group.get("fused"):
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+
+
+def refuse_forgetting(settings: Settings, left: float) -> None:
+    """Raises ValueError if a step leaves so small a part of the weights that it cannot be undone."""
+    if not left >= LEAST_FACTOR:
+        raise ValueError(
+            f"Invalid weight_decay value: {settings['weight_decay']} with the learning rate {settings['lr']}. Expected lr * "
+            "weight_decay below 1: a step that forgets the weights cannot be undone"
+        )

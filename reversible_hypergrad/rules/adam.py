@@ -8,7 +8,7 @@ from torch import Tensor
 
 from reversible_hypergrad.rules.base import Rule, SettingSpec
 from reversible_hypergrad.rules.functions import root
-from reversible_hypergrad.rules.settings import Given, Resolved
+from reversible_hypergrad.rules.settings import Given, Resolved, pair
 
 __all__ = ["Adam", "AdamW"]
 
@@ -77,9 +77,8 @@ class Adam(Rule):
         *,
         eps_root: Given = 0.0,
     ) -> None:
-        if isinstance(betas, str | Mapping) or not isinstance(betas, Sequence) or len(betas) != 2:
-            raise TypeError(f"betas: expected two numbers or tensors, such as (0.9, 0.999), got {betas!r}")
-        super().__init__(lr=lr, beta1=betas[0], beta2=betas[1], eps=eps, weight_decay=weight_decay, eps_root=eps_root)
+        beta1, beta2 = pair("betas", betas)
+        super().__init__(lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, eps_root=eps_root)
 
     def decay(self, h: Any, t: Any) -> Mapping[str, Any]:
         factors = {"m": h.beta1, "s": h.beta2}

@@ -12,7 +12,6 @@ import torch
 from core_problems import (
     DTYPES,
     EACH_RULE,
-    NEEDS_ADAM,
     NONE_SKIPPED,
     OPS,
     WIDE_FRACTION_BITS,
@@ -239,7 +238,6 @@ def test_every_operation_rounds_by_itself(state_bits, rule, use_instruction_set)
 
 
 @WIDTHS
-@NEEDS_ADAM
 def test_every_operation_of_a_quotient_rounds_by_itself(state_bits, use_instruction_set):
     """Terms of like size, changes of X so large that the last bits of a quotient count, and integers of 60 bits, many of them in
     the middle between two doubles or two floats, or just beside it."""
@@ -286,7 +284,6 @@ SMALL_GRADIENTS = [
 
 
 @WIDTHS
-@NEEDS_ADAM
 @pytest.mark.parametrize("sign", [1, -1])
 def test_nothing_but_zero_adds_nothing_to_a_wide_state(state_bits, sign, use_instruction_set):
     """An increment that rounds to no quantum adds one, whatever its sign."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import oracle
 import pytest
 import torch
-from core_problems import EACH_RULE, NEEDS_ADAM, OPS, WIDTHS, sample
+from core_problems import EACH_RULE, OPS, WIDTHS, sample
 
 
 @WIDTHS
@@ -66,7 +66,6 @@ def test_wrong_argument_is_named_and_nothing_moves(state_bits, rule, case):
     assert_refused(sample(state_bits, rule)["step"], *WRONG_ARGUMENTS[case])
 
 
-@NEEDS_ADAM
 def test_a_wide_state_of_32_bits_is_refused():
     """All other integers of this bucket have 32."""
     assert_refused(sample(32, oracle.Adam)["step"], "states", lambda s: [s[0], s[1].int()], "states: expected")
