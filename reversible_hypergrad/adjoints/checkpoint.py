@@ -54,7 +54,7 @@ class Checkpoint(Adjoint):
 
     def start(self, problem: Problem) -> Run:
         states = problem.per_weight(lambda rule: len(rule.states))
-        starts = self.starts(problem.steps, needs_states(problem), states)
+        starts = self.starts(len(problem.steps), needs_states(problem), states)
         return ScheduledRun(problem, Segments(starts), self.store)
 
     def cost(self, size: RunSize) -> Cost:

@@ -76,7 +76,7 @@ class RunSize:
         weight_bytes = max(weight.element_size() for weight in problem.weights)
         return RunSize(
             weights=sum(weight.numel() for weight in problem.weights),
-            steps=problem.steps,
+            steps=len(problem.steps),
             factors=factors,
             weight_bytes=weight_bytes,
             adjoint_bytes=max(4, weight_bytes),

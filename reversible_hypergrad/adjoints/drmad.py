@@ -54,16 +54,17 @@ class DrMADRun(FloatRun):
         pass
 
     def restore(self, step: int) -> None:
-        if step == self.problem.steps - 1:
+        steps = self.problem.steps
+        if step == steps[-1]:
             self._end = [group.state(False) for group in self.groups]
         for group, start, end in zip(self.groups, self.begin, self._end, strict=True):
-            group.w.copy_(start.w).lerp_(end.w, step / self.problem.steps)
+            group.w.copy_(start.w).lerp_(end.w, (step - steps.start) / len(steps))
             if self.with_states:
                 # w - lr*v is the next point of the line. Of the step before: there v was made.
-                group.z["v"].copy_(start.w - end.w).div_(self.problem.steps)
+                group.z["v"].copy_(start.w - end.w).div_(len(steps))
                 for span in group.spans:
-                    span.of(group.z["v"]).div_(span.h(max(step - 1, 0)).lr).nan_to_num_(0.0, 0.0, 0.0)
-                if step == 0:
+                    span.of(group.z["v"]).div_(span.h(max(step - 1, steps.start)).lr).nan_to_num_(0.0, 0.0, 0.0)
+                if step == steps.start:
                     group.z["v"].zero_()
 
     def let_go(self) -> None:

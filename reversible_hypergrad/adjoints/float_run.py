@@ -31,7 +31,7 @@ class FloatRun(Run):
         self.problem = problem
         self.groups: list[FloatGroup] = []
         self.begin: list[FloatState] = []  # per group, to start once more from
-        self.first = 0  # the walk back ends with this step
+        self.first = problem.steps.start  # the walk back ends with this step
         self.with_states = False
         self._losses = torch.empty(0)
         self._first_losses: Tensor | None = None  # of the run whose weights went out
@@ -53,14 +53,14 @@ class FloatRun(Run):
         self.groups = float_groups(problem)
         self.with_states = needs_states(problem)
         self.begin = [group.state(False) for group in self.groups]
-        self._losses = torch.empty(problem.steps, dtype=torch.float64, device=self.groups[0].device)
+        self._losses = torch.empty(len(problem.steps), dtype=torch.float64, device=self.groups[0].device)
         try:
-            with problem.progress("training", problem.steps) as bar:
-                for step in range(problem.steps):
+            with problem.progress("training", len(problem.steps)) as bar:
+                for step in problem.steps:
                     if record:
                         self.keep(step)
                     self.train(step)
-                    if step % LOOK_EVERY == LOOK_EVERY - 1 or step == problem.steps - 1:
+                    if self._place(step) % LOOK_EVERY == LOOK_EVERY - 1 or step == problem.steps[-1]:
                         self._refuse_non_finite(step)
                     bar.advance()
             problem.report.weights_below_eps = sum(group.weights_below_eps() for group in self.groups)
@@ -74,7 +74,7 @@ class FloatRun(Run):
     def train(self, step: int) -> None:
         gradient = self.problem.gradient
         loss, gradients = gradient.values(gradient.batch(step))
-        self._losses[step] = loss
+        self._losses[self._place(step)] = loss
         for group in self.groups:
             group.step(step, gradients)
 
@@ -93,15 +93,20 @@ class FloatRun(Run):
         totals = Cotangents.zeros(problem)
         adjoints = [FloatAdjoint(group, cotangents, totals) for group in groups]
         again = self._losses.clone()
-        with problem.progress("differentiating", problem.steps - self.first) as bar:
-            for step in reversed(range(self.first, problem.steps)):
+        steps = range(self.first, problem.steps.stop)
+        with problem.progress("differentiating", len(steps)) as bar:
+            for step in reversed(steps):
                 self.restore(step)
-                again[step] = self._differentiate(step, adjoints, totals)
+                again[self._place(step)] = self._differentiate(step, adjoints, totals)
                 bar.advance()
         if self.replays:
             self._compare(again)
         self.finish(totals, [adjoint.aw for adjoint in adjoints])
         return totals
+
+    def _place(self, step: int) -> int:
+        """Of what is kept of ``step``."""
+        return step - self.problem.steps.start
 
     def _differentiate(self, step: int, adjoints: Sequence[FloatAdjoint], totals: Cotangents) -> Tensor:
         """The adjoint of one step, from the state before it. Returns its loss. Gradients and products die here, not later:
@@ -131,38 +136,41 @@ class FloatRun(Run):
         """Training once more must not go another way, or the gradient belongs to other weights than those that went out."""
         if self._first_losses is None:
             self._first_losses = self._losses
-        step = _first_difference(self._first_losses, self._losses)
-        if step is not None:
+        place = _first_difference(self._first_losses, self._losses)
+        if place is not None:
             raise ReversalError(
                 "training once more, for a second backward, did not end at the same weights: the loss of step "
-                f"{step} was {self._first_losses[step].item():.9g} and is {self._losses[step].item():.9g} now, and no gradient "
-                f"has been changed. {CAUSES}"
+                f"{self.problem.steps[place]} was {self._first_losses[place].item():.9g} and is {self._losses[place].item():.9g} "
+                f"now, and no gradient has been changed. {CAUSES}"
             )
 
     def _compare(self, again: Tensor) -> None:
-        step = _first_difference(again, self._losses)
+        place = _first_difference(again, self._losses)
         report = self.problem.report
-        report.checks += self.problem.steps - self.first
-        if step is None:
+        report.checks += self.problem.steps.stop - self.first
+        if place is None:
             report.restored = True
             return
+        step = self.problem.steps[place]
         seen = self.problem.gradient.diagnose(step)
         raise ReversalError(
-            f"step {step}: its loss was {self._losses[step].item():.9g} in training and {again[step].item():.9g} on the way "
+            f"step {step}: its loss was {self._losses[place].item():.9g} in training and {again[place].item():.9g} on the way "
             "back, so the weights there, or the loss, are not those of training, and no gradient has been changed. "
             f"{seen + '. ' if seen else ''}{CAUSES}"
         )
 
     def _refuse_non_finite(self, step: int) -> None:
-        since = max(0, step + 1 - LOOK_EVERY)
-        bad = (~self._losses[since : step + 1].isfinite()).nonzero()
+        steps = self.problem.steps
+        since = max(steps.start, step + 1 - LOOK_EVERY)
+        bad = (~self._losses[self._place(since) : self._place(step) + 1].isfinite()).nonzero()
         if len(bad):
             at = since + int(bad[0])
+            loss = self._losses[self._place(at)].item()
             raise FloatingPointError(
-                f"step {at}: the loss is {self._losses[at].item()}, expected a finite number. Lower lr, or look for the first "
+                f"step {at}: the loss is {loss}, expected a finite number. Lower lr, or look for the first "
                 "step whose gradient is not finite before it"
             )
-        if step == self.problem.steps - 1:
+        if step == steps[-1]:
             names = [n for n, w in zip(self.problem.names, self.problem.weights, strict=True) if not bool(w.isfinite().all())]
             if names:
                 raise FloatingPointError(

@@ -31,7 +31,7 @@ class FloatSpan:
         learned: whether a setting wants a gradient.
     """
 
-    def __init__(self, rule: Rule, group: FlatGroup, first: int, count: int, steps: int) -> None:
+    def __init__(self, rule: Rule, group: FlatGroup, first: int, count: int, steps: range) -> None:
         self.rule, self.group, self.first, self.count = rule, group, first, count
         self.settings = group.settings[first]
         self.learned = any(setting.source is not None for setting in self.settings.values())
@@ -91,7 +91,7 @@ class FloatSpan:
                 self._tables[name] = self._table(setting)
             table = self._tables[name]
             if setting.elementwise is None:
-                table = table[step] if len(setting.numbers) > 1 else table[0]
+                table = table[step - setting.first] if len(setting.numbers) > 1 else table[0]
             return table.detach().requires_grad_()
 
         return self.rule.at(self.settings, step, read)
@@ -122,7 +122,7 @@ class FloatSpan:
         return elements if self.rule.elementwise else self.group.view_of_flat(elements, self.first)
 
 
-def spans_of(rule: Rule, group: FlatGroup, steps: int) -> list[FloatSpan]:
+def spans_of(rule: Rule, group: FlatGroup, steps: range) -> list[FloatSpan]:
     """The fewest: neighbours whose settings are all the same objects, and a rule that takes several tensors as one."""
 
     def alone(settings: Settings) -> bool:

@@ -64,7 +64,7 @@ class FloatGroup(FlatGroup):
         def of_member(i: int) -> dict[str, Tensor]:
             return {name: self.view(state, i) for name, state in self.z.items()}
 
-        return count_below_eps(self.rule, self.settings, self.steps - 1, of_member)
+        return count_below_eps(self.rule, self.settings, self.steps, of_member)
 
     def state(self, with_states: bool) -> FloatState:
         """A copy."""

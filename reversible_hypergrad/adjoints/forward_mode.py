@@ -106,8 +106,8 @@ class ForwardModeRun(Run):
                 {name: torch.zeros_like(w) for name in group.rule.states} for group, w in zip(self.groups, self._w, strict=True)
             ]
             self._begin()
-        with problem.progress("training", problem.steps) as bar:
-            for step in range(problem.steps):
+        with problem.progress("training", len(problem.steps)) as bar:
+            for step in problem.steps:
                 # Not values(): their last bits may differ, and a run is the same one whether it is differentiated or not.
                 evaluation = problem.gradient(step)
                 loss, gradients = evaluation.value, evaluation.gradients
@@ -188,7 +188,7 @@ class ForwardModeRun(Run):
         count = rows.stop - rows.start
         if setting.elementwise is None:
             found = value.new_zeros(count)
-            row = begin + (t if len(setting.numbers) > 1 else 0) - rows.start
+            row = begin + (0 if setting.place is None else setting.place + t - setting.first) - rows.start
             if 0 <= row < count:
                 found[row] = 1.0
             return found

@@ -24,10 +24,10 @@ class ImplicitRun(FloatRun):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        if problem.steps < 1:
+        if not problem.steps:
             raise ValueError("steps: expected at least one step for an implicit gradient, whose training loss is the last one's")
         rule = problem.rule
-        if not rule.elementwise or any("weight" in rule.factors(settings, 1) for settings in problem.settings):
+        if not rule.elementwise or any("weight" in rule.factors(settings, problem.steps[:1]) for settings in problem.settings):
             raise ValueError(
                 "adjoint: an implicit gradient expected an elementwise rule whose weights decay through their gradient alone, "
                 f"got {rule!r}. Use an exact strategy such as rh.Checkpoint()"
@@ -45,10 +45,10 @@ class ImplicitRun(FloatRun):
 
     def walk_back(self, cotangents: Sequence[Tensor | None]) -> Cotangents:
         problem, groups = self.problem, self.groups
-        evaluation = problem.gradient(problem.steps - 1)
+        evaluation = problem.gradient(problem.steps[-1])
         for group in groups:
             group.gather_gradient(evaluation.gradients)
-        penalties = [[_Penalty(group, span, problem.steps - 1) for span in group.spans] for group in groups]
+        penalties = [[_Penalty(group, span, problem.steps[-1]) for span in group.spans] for group in groups]
 
         def products(us: list[Tensor], keep: bool) -> tuple[list[Tensor], Sequence[Tensor | None]]:
             directions: list[Tensor] = [torch.empty(0)] * len(problem.weights)

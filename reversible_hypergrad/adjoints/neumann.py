@@ -61,7 +61,7 @@ class NeumannRun(ImplicitRun):
         self.adjoint = adjoint
 
     def _rates(self) -> list[Tensor]:
-        own, step = self.adjoint.lr, self.problem.steps - 1
+        own, step = self.adjoint.lr, self.problem.steps[-1]
         if own is None and "lr" not in self.problem.rule.settings:
             raise ValueError(
                 "adjoint: Neumann takes the learning rates as its step size, and "

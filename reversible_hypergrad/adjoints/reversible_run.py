@@ -38,7 +38,7 @@ class ReversibleRun(Run):
         self.adjoint = adjoint
         self.problem = problem
         self.groups: list[ReversibleGroup] = []
-        self.starts: list[int] = [0]
+        self.starts: list[int] = [problem.steps.start]
         self.failure: str | None = None
         self.ends: dict[int, list[int]] = {}  # step -> hashes of the state before it, where segments meet and at the end
         self.begin: list[Tensor] = []  # the initial weights, where they must be trained from again
@@ -49,21 +49,22 @@ class ReversibleRun(Run):
         problem, adjoint = self.problem, self.adjoint
         self.groups = reversible_groups(problem, adjoint.state_bits, adjoint.verify_every, adjoint.buffer)
         bits = RunSize.of(problem).information_bits()
-        problem.report.limit_bits = float(bits.sum()) / max(problem.report.weights * problem.steps, 1)
+        problem.report.limit_bits = float(bits.sum()) / max(problem.report.weights * len(problem.steps), 1)
         problem.report.state_bytes = sum(group.state.nbytes for group in self.groups)
-        self.starts = adjoint.starts(bits, problem.report.state_bytes)
+        begin = problem.steps.start
+        self.starts = [begin + start for start in adjoint.starts(bits, problem.report.state_bytes)]
         if record and len(self.starts) > 1:
             self.begin = [weight.detach().clone() for weight in problem.weights]
         try:
-            with problem.progress("training", problem.steps) as bar:
-                for first, end in pairwise([*self.starts, problem.steps]):
-                    last = end == problem.steps
-                    if first > 0:
+            with problem.progress("training", len(problem.steps)) as bar:
+                for first, end in pairwise([*self.starts, problem.steps.stop]):
+                    last = end == problem.steps.stop
+                    if first > begin:
                         self._meet(first)
-                    if record and first > 0 and not last:
+                    if record and first > begin and not last:
                         self._keep_state()
                     self._train(first, end, record and last, bar)
-            self._meet(problem.steps)
+            self._meet(problem.steps.stop)
             problem.report.weights_below_eps = sum(group.weights_below_eps() for group in self.groups)
         except BaseException:
             self._let_go()
@@ -73,7 +74,7 @@ class ReversibleRun(Run):
     def _meet(self, step: int) -> None:
         """Where a segment ends, and a new one begins."""
         self._compare(step)
-        if step < self.problem.steps:
+        if step < self.problem.steps.stop:
             for group in self.groups:
                 group.begin_segment(step)
 
@@ -105,7 +106,7 @@ class ReversibleRun(Run):
             report = problem.report
             information = sum(group.information_bytes() for group in self.groups) - kept
             report.information_bytes = max(report.information_bytes, information)
-            report.information_bits = 8 * report.information_bytes / max(report.weights * problem.steps, 1)
+            report.information_bits = 8 * report.information_bytes / max(report.weights * len(problem.steps), 1)
             report.log_bytes = max(report.log_bytes, sum(group.log_bytes() for group in self.groups))
 
     def _step(self, step: int, gradients: Sequence[Tensor], record: bool) -> list[Outcome]:
@@ -128,13 +129,14 @@ class ReversibleRun(Run):
     def _train_again(self, first: int, end: int) -> None:
         """The segment before the one that has just been undone, recorded this time."""
         problem = self.problem
-        if first == 0:
+        begin = problem.steps.start
+        if first == begin:
             with torch.no_grad():
-                for weight, begin in zip(problem.weights, self.begin, strict=True):
-                    weight.copy_(begin)
+                for weight, initial in zip(problem.weights, self.begin, strict=True):
+                    weight.copy_(initial)
             self.begin = []
         for group in self.groups:
-            if first == 0:
+            if first == begin:
                 group.begin_again()
             else:
                 group.pop_state()
@@ -175,9 +177,9 @@ class ReversibleRun(Run):
             (ProgramPullBack if group.rule.program else RulePullBack)(problem.under(group.rule), group, cotangents, totals)
             for group in self.groups
         ]
-        with problem.progress("undoing", problem.steps) as bar:
-            for first, end in reversed(list(pairwise([*self.starts, problem.steps]))):
-                if end < problem.steps:
+        with problem.progress("undoing", len(problem.steps)) as bar:
+            for first, end in reversed(list(pairwise([*self.starts, problem.steps.stop]))):
+                if end < problem.steps.stop:
                     self._train_again(first, end)
                 self._undo_segment(first, end, adjoints, totals, bar)
         problem.report.restored = True
@@ -227,8 +229,8 @@ class ReversibleRun(Run):
     def _refuse(self, step: int, suspects: list[str]) -> None:
         verified = self.verified
         where = f"step {step}" if verified == step + 1 else f"the steps {step} to {verified - 1}"
-        if step == 0 and verified <= 1:
-            where = "step 0, at the end of the way back"
+        if step == self.problem.steps.start and verified <= step + 1:
+            where = f"step {step}, at the end of the way back"
         seen = self.problem.gradient.diagnose(step)
         raise ReversalError(
             f"undoing {where} did not restore the state before (near {', '.join(suspects[:3])}), so there is no exact "

@@ -52,9 +52,9 @@ class ScheduledRun(FloatRun):
         self._planned: dict[int, bool] = {}
 
     def keep(self, step: int) -> None:
-        if step == 0:
+        if step == self.problem.steps.start:
             self._stores = [open_store(self.place, group.device) for group in self.groups]
-            self._plan(0, self.problem.steps)
+            self._plan(step, self.problem.steps.stop)
         self._keep_if_planned(step)
 
     def forward(self, record: bool) -> None:
@@ -67,8 +67,9 @@ class ScheduledRun(FloatRun):
             raise
 
     def restore(self, step: int) -> None:
-        at, with_states = self._kept[-1] if self._kept else (0, False)
-        if at == 0:
+        first = self.problem.steps.start
+        at, with_states = self._kept[-1] if self._kept else (first, False)
+        if at == first:
             self.load(self.begin)
         else:
             for group, store in zip(self.groups, self._stores, strict=True):
@@ -89,7 +90,9 @@ class ScheduledRun(FloatRun):
         self.problem.report.steps_again += 1
 
     def _plan(self, start: int, stop: int) -> None:
-        steps = list(self.schedule.keep(start, stop, len(self._kept)))
+        # Schedules count from the beginning of the run.
+        first = self.problem.steps.start
+        steps = [first + step for step in self.schedule.keep(start - first, stop - first, len(self._kept))]
         self._planned = {s: self.with_states or after - s > 1 for s, after in pairwise([*steps, stop])}
 
     def _keep_if_planned(self, step: int) -> None:

@@ -58,16 +58,16 @@ class Truncated(Adjoint):
         return f"Truncated(steps={self.steps}, store={str(self.store)!r})"
 
     def start(self, problem: Problem) -> Run:
-        return TruncatedRun(problem, _Last(max(0, problem.steps - self.steps)), self.store)
+        return TruncatedRun(problem, _Last(max(0, len(problem.steps) - self.steps)), self.store)
 
 
 class TruncatedRun(ScheduledRun):
     def __init__(self, problem: Problem, schedule: "_Last", place: str | Path) -> None:
         super().__init__(problem, schedule, place)
-        self.first = schedule.first
+        self.first = problem.steps.start + schedule.first
 
     def finish(self, totals: Cotangents, aws: Sequence[Tensor]) -> None:
-        if self.first:
+        if self.first > self.problem.steps.start:
             totals.initial = [torch.zeros_like(weight, requires_grad=False) for weight in self.problem.weights]
         else:
             super().finish(totals, aws)

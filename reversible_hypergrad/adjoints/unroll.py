@@ -59,8 +59,8 @@ class UnrollRun(Run):
         self._leaves, self._initial = {}, weights
         states = [{name: torch.zeros_like(w) for name in problem.rule_of(i).states} for i, w in enumerate(weights)]
         losses: list[float] = []
-        with torch.enable_grad(), problem.progress("training", problem.steps) as bar:
-            for step in range(problem.steps):
+        with torch.enable_grad(), problem.progress("training", len(problem.steps)) as bar:
+            for step in problem.steps:
                 loss, gradients = problem.gradient.attached(problem.gradient.batch(step), weights)
                 losses.append(loss.item())
                 if not math.isfinite(losses[-1]):
@@ -73,10 +73,11 @@ class UnrollRun(Run):
         if self._losses is None:
             self._losses = losses
         if losses != self._losses:
-            step = next(step for step in range(problem.steps) if losses[step] != self._losses[step])
+            place = next(i for i, (a, b) in enumerate(zip(losses, self._losses, strict=True)) if a != b)
             raise ReversalError(
                 "training once more, for a second backward, did not end at the same weights: the loss of step "
-                f"{step} was {self._losses[step]:.9g} and is {losses[step]:.9g} now, and no gradient has been changed. {CAUSES}"
+                f"{problem.steps[place]} was {self._losses[place]:.9g} and is {losses[place]:.9g} now, and no gradient has been "
+                f"changed. {CAUSES}"
             )
         for own, w in zip(problem.weights, weights, strict=True):
             own.data.copy_(w.detach())
@@ -110,7 +111,7 @@ class UnrollRun(Run):
         leaf = self._leaves[setting]
         if setting.elementwise is not None:
             return _shaped(leaf, weight)
-        return leaf[step if len(leaf) > 1 else 0]
+        return leaf[step - setting.first if len(leaf) > 1 else 0]
 
     def pull_back(self, cotangents: Sequence[Tensor | None]) -> Cotangents:
         problem = self.problem
@@ -131,7 +132,9 @@ class UnrollRun(Run):
                 if setting.elementwise is not None:
                     chosen = zip(self._initial, problem.settings, strict=True)
                     g = _shaped(g, next(w for w, s in chosen if setting in s.values()))
-                target += g.reshape(target.shape).to(target.device)
+                    target += g.reshape(target.shape).to(target.device)
+                else:
+                    setting.accumulate_steps(totals.sources, setting.first, g)
         totals.add_hyperparameters(found[count + len(self._leaves) :])
         problem.report.restored = True
         for own, start in zip(problem.weights, self.begin, strict=True):

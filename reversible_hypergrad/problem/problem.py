@@ -25,7 +25,7 @@ class Problem:
     weights: list[Tensor]
     rule: "Rule"  # which may be made of several, each for some of the weights
     settings: list[Settings]  # of the rule, one mapping per weight
-    steps: int
+    steps: range  # from 0, unless the run continues another one
     gradient: Gradient
     sources: list[Tensor]  # the tensors given to the optimizer, detached
     hyperparameters: list[Tensor]  # those that want gradients, detached

@@ -13,20 +13,26 @@ __all__ = ["Setting", "Settings", "tree_sum"]
 class Setting:
     """One of a rule's settings, such as lr, for one or several parameters. Compared by identity."""
 
-    numbers: Sequence[float]  # one for all steps, or one per step; empty if elementwise
+    numbers: Sequence[float]  # one for all steps, or one per step of the run; empty if elementwise
     elementwise: Tensor | None = None  # one per weight, flat, in the weight's memory order
     source: int | None = None  # which tensor given to the optimizer gets its gradient; None: no gradient is wanted
+    first: int = 0  # the run's first step, counted as all steps are: from the first of the runs that this one continues
+    place: int | None = None  # where in the tensor the first step's number is; None: one for all steps
 
     def at(self, step: int) -> float:
-        return self.numbers[step] if len(self.numbers) > 1 else self.numbers[0]
+        return self.numbers[step - self.first] if len(self.numbers) > 1 else self.numbers[0]
+
+    def between(self, steps: range) -> Sequence[float]:
+        """One number for all steps, or those of ``steps``."""
+        return self.numbers[steps.start - self.first : steps.stop - self.first] if len(self.numbers) > 1 else self.numbers
 
     def accumulate(self, gradients: Sequence[Tensor], step: int, value: Tensor) -> None:
         """Adds one step's derivative. ``gradients`` holds one tensor per source, shaped as the source."""
         assert self.source is not None
         target = gradients[self.source]
         value = value.to(target.device)
-        if len(self.numbers) > 1:
-            target.view(-1)[step] += value
+        if self.place is not None:
+            target.view(-1)[self.place + step - self.first] += value
         else:
             target += value.reshape(target.shape)
 
@@ -35,8 +41,9 @@ class Setting:
         assert self.source is not None
         target = gradients[self.source]
         values = values.to(target.device)
-        if len(self.numbers) > 1:
-            target.view(-1)[first : first + len(values)] += values
+        if self.place is not None:
+            begin = self.place + first - self.first
+            target.view(-1)[begin : begin + len(values)] += values
         else:
             target += tree_sum(values).reshape(target.shape)
 

@@ -103,7 +103,7 @@ class ReversibleGroup(FlatGroup):
         real = torch.float64 if state_bits == 64 else torch.float32
         self.step_settings = StepSettings(problem, self.settings, weights, real)
         self.store = open_store(place, weights[0].device)
-        self.first = 0  # step of the present segment
+        self.first = problem.steps.start  # step of the present segment
         self._hash: int | Outcome | None = self.state.hash()  # of the present state, or who will know it
         self.log = RunLog(self._kinds())
         self._logged: list[Any] = []  # by the rule, step by step; of most rules nothing
@@ -112,7 +112,7 @@ class ReversibleGroup(FlatGroup):
     def _kinds(self) -> Any:
         """Slots decay alike where their settings are the same objects. A weight that the rule never decays is left out."""
         names = (*self.rule.states, "weight")
-        decays = self.rule.decay(self.step_settings.h(0, 0), 0) if self.steps else {}
+        decays = self.rule.decay(self.step_settings.h(0, self.first), self.first) if self.steps else {}
         return kinds_of([[(name, *own.values()) if name in decays else None for name in names] for own in self.settings])
 
     # Forward
@@ -155,7 +155,7 @@ class ReversibleGroup(FlatGroup):
         state = self.state
         state.allocate(state.weights, state.names, state.rule, state.format.state_bits)
         state.quantize_weights()
-        self.begin_segment(0)
+        self.begin_segment(self.steps.start)
 
     def push_state(self) -> None:
         """Keeps the present state, to begin a segment from again."""
@@ -187,10 +187,10 @@ class ReversibleGroup(FlatGroup):
 
     def suspects(self, step: int, weights: Outcome, states: Outcome, hash_before: int | None) -> list[str]:
         """Names of parameters that undoing ``step`` did not restore, by the outcomes of both phases; empty if all is as it was
-        (as far as checked). Of step 0 the state itself is looked at: call it while that is the present one."""
+        (as far as checked). Of the first step the state itself is looked at: call it while that is the present one."""
         flagged = [name for name, flag in zip(self.state.names, states.flags, strict=True) if flag]
         wrong_hash = hash_before is not None and combine(weights.hash, states.hash) != hash_before
-        left_over = step == 0 and not self.state.is_empty()
+        left_over = step == self.steps.start and not self.state.is_empty()
         return (flagged or self.state.names) if flagged or wrong_hash or left_over else []
 
     # Sizes
@@ -202,7 +202,7 @@ class ReversibleGroup(FlatGroup):
         def of_member(i: int) -> dict[str, Tensor]:
             return {name: self.state.value(i, k, self.dtype) for k, name in states}
 
-        return count_below_eps(self.rule, self.settings, self.steps - 1, of_member)
+        return count_below_eps(self.rule, self.settings, self.steps, of_member)
 
     def information_bytes(self) -> int:
         return self.store.nbytes

@@ -156,7 +156,7 @@ class ProgramPullBack(PullBack):
             self.sums.before_gradient,
         )
         self._products = [None] * len(group.members)
-        if step == 0:
+        if step == group.steps.start:
             state.restore_initial()  # the first gradient was taken there, not at the rounded weights
         return record, Outcome(words, len(state.sizes))
 

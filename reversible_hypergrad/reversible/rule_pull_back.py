@@ -31,7 +31,7 @@ class RulePullBack(PullBack):
         group, state = self.group, self.group.state
         record = group.pop_record(step)
         outcome = state.move_weights(record, back=True, with_hash=record.hash_before is not None)
-        if step == 0:
+        if step == group.steps.start:
             state.restore_initial()  # the first gradient was taken there, not at the rounded weights
         for i in range(len(group.members)):
             sigmas = record.numbers[i].tolist()

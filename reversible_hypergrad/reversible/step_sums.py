@@ -31,9 +31,9 @@ class StepSums:
     """
 
     def __init__(
-        self, group: FlatGroup, rule: Rule, steps: int, real: torch.dtype = torch.float64, left_out: Sequence[int] = ()
+        self, group: FlatGroup, rule: Rule, steps: range, real: torch.dtype = torch.float64, left_out: Sequence[int] = ()
     ) -> None:
-        self._rule, self._real = rule, real
+        self._rule, self._real, self._steps = rule, real, steps
         kinds: dict[tuple[Setting, ...], list[int]] = {}
         for i, settings in enumerate(group.settings):
             if i not in left_out and any(_is_learned(setting) for setting in settings.values()):
@@ -45,7 +45,7 @@ class StepSums:
         self.wanted_before, self.wanted_after = wanted[: len(rule.sums_before)], wanted[len(rule.sums_before) :]
         self._sums = [own for own, is_wanted in zip(sums, wanted, strict=True) if is_wanted]
         before = sum(self.wanted_before)
-        shape = max(min(LOOK_EVERY, steps), 1), before + sum(self.wanted_after), len(group.settings)
+        shape = max(min(LOOK_EVERY, len(steps)), 1), before + sum(self.wanted_after), len(group.settings)
         self._table = torch.zeros(shape, dtype=torch.float64, device=group.device)
         self._rows: list[tuple[Tensor, Tensor]] = [(row[:before], row[before:]) for row in self._table]
         self._filled = 0
@@ -53,8 +53,9 @@ class StepSums:
     def _wanted(self, sums: Sums) -> list[bool]:
         """Which inner products are by something that a learned setting enters."""
         found = [False] * len(sums)
+        later = max(self._steps.start, 1)  # in the very first step of all some settings are set aside
         for settings in self._settings:
-            _, outputs = self._outputs([settings], 1, 1, sums)
+            _, outputs = self._outputs([settings], range(later, later + 1), sums)
             found = [was or bool(output.requires_grad) for was, output in zip(found, outputs, strict=True)]
         return found
 
@@ -64,23 +65,21 @@ class StepSums:
         exact = numbers.detach()
         return torch.where(exact == 0, 1.0, exact.to(self._real).double() / exact)
 
-    def _outputs(
-        self, settings: Sequence[Settings], first: int, rows: int, sums: Sums
-    ) -> tuple[list[Mapping[str, Tensor]], list[Tensor]]:
-        """For members with ``settings``, each in ``rows`` steps from ``first`` on: the learned settings' numbers, each of shape
-        (rows,), and what the inner products are by, each of shape (len(settings) * rows,)."""
+    def _outputs(self, settings: Sequence[Settings], steps: range, sums: Sums) -> tuple[list[Mapping[str, Tensor]], list[Tensor]]:
+        """For members with ``settings``, each in all ``steps``: the learned settings' numbers, each of shape (steps,), and what
+        the inner products are by, each of shape (len(settings) * steps,)."""
         learned: list[Mapping[str, Tensor]] = []
         columns: dict[str, list[Tensor]] = {name: [] for name in self._rule.settings}
         for own in settings:
-            h = self._rule.columns(own, rows, first)
+            h = self._rule.columns(own, steps)
             leaves = {name: getattr(h, name).clone().requires_grad_() for name, s in own.items() if _is_learned(s)}
             learned.append(leaves)
             for name in columns:
-                aside = torch.from_numpy(self._rule.settings[name].set_aside_at(own, rows, first))
+                aside = torch.from_numpy(self._rule.settings[name].set_aside_at(own, steps))
                 column = leaves.get(name, getattr(h, name))
                 with torch.enable_grad():
                     columns[name].append(torch.where(aside, column.detach(), column))
-        t = torch.arange(first, first + rows, dtype=torch.float64).repeat(len(settings))
+        t = torch.arange(steps.start, steps.stop, dtype=torch.float64).repeat(len(settings))
 
         def of_row(h: dict[str, Tensor], t: Tensor) -> tuple[Tensor, ...]:
             space = SimpleNamespace(**h)
@@ -107,13 +106,13 @@ class StepSums:
         if not self._sums:
             return
         self._filled += 1
-        if self._filled == len(self._table) or step == 0:
+        if self._filled == len(self._table) or step == self._steps.start:
             self._add_to(totals, step)
 
     def _add_to(self, totals: Cotangents, first: int) -> None:
         rows = self._filled
         table = self._table[:rows].flip(0).cpu()
-        learned, outputs = self._outputs(self._settings, first, rows, self._sums)
+        learned, outputs = self._outputs(self._settings, range(first, first + rows), self._sums)
         cotangents = [
             torch.cat([sign * tree_sum(table[:, kind, members]) for members in self._members])
             for kind, (_, sign) in enumerate(self._sums)

@@ -153,7 +153,7 @@ class AdamW(Adam):
     ) -> None:
         super().__init__(lr, betas, eps, weight_decay, eps_root=eps_root)
 
-    def resolve(self, names: Sequence[str], weights: Sequence[Tensor], steps: int) -> Resolved:
+    def resolve(self, names: Sequence[str], weights: Sequence[Tensor], steps: range) -> Resolved:
         resolved = super().resolve(names, weights, steps)
         for name, own in zip(names, resolved.settings, strict=True):
             decay = own["weight_decay"]

@@ -136,7 +136,8 @@ class Rule(ABC):
     def irreversible(self, settings: Sequence[Settings]) -> str | None:
         """Why a run with these settings, one mapping per parameter, cannot be undone; None if it can."""
         for of_one in {tuple(of_one.values()): of_one for of_one in settings}.values():
-            steps = max((len(setting.numbers) for setting in of_one.values()), default=1)
+            longest = max(of_one.values(), key=lambda setting: len(setting.numbers))
+            steps = range(longest.first, longest.first + max(len(longest.numbers), 1))
             for name, factors in self.factors(of_one, steps).items():
                 bad = next((factor for factor in factors if not LEAST_FACTOR <= factor <= 1), None)
                 if bad is not None:
@@ -180,7 +181,7 @@ class Rule(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={shown(given)}' for name, given in self.given.items())})"
 
-    def resolve(self, names: Sequence[str], weights: Sequence[Tensor], steps: int) -> Resolved:
+    def resolve(self, names: Sequence[str], weights: Sequence[Tensor], steps: range) -> Resolved:
         """The settings of each parameter at each step. Reads the tensors.
 
         Raises:
@@ -188,28 +189,24 @@ class Rule(ABC):
         """
         return spread(self.settings, self.given, names, weights, steps)
 
-    def factors(self, settings: Settings, steps: int) -> dict[str, list[float]]:
+    def factors(self, settings: Settings, steps: range) -> dict[str, list[float]]:
         """What each state, and "weight", decays by: one number for all steps, or one per step."""
         if self.linear:
             constant = all(len(setting.numbers) < 2 for setting in settings.values())
-            columns = self.decay(self.columns(settings, min(steps, 2) if constant else steps), 0)
-            expanded = {
-                name: torch.as_tensor(factor, dtype=torch.float64).expand(min(steps, 2) if constant else steps)
-                for name, factor in columns.items()
-            }
+            seen = steps[:2] if constant else steps
+            columns = self.decay(self.columns(settings, seen), 0)
+            expanded = {name: torch.as_tensor(factor, dtype=torch.float64).expand(len(seen)) for name, factor in columns.items()}
             return {name: factors[-1 if constant else 0 :].tolist() for name, factors in expanded.items()}
-        rows = [self.decay(self.at(settings, t), t) for t in range(steps)]
+        rows = [self.decay(self.at(settings, t), t) for t in steps]
         return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else ())}
 
-    def columns(self, settings: Settings, steps: int, first: int = 0) -> SimpleNamespace:
-        """``h`` of one parameter in ``steps`` steps from ``first`` on: a float64 tensor of shape (steps,) per setting, NaN where
-        it has one number per weight."""
+    def columns(self, settings: Settings, steps: range) -> SimpleNamespace:
+        """``h`` of one parameter: a float64 tensor of shape (steps,) per setting, NaN where it has one number per weight."""
         h = SimpleNamespace()
         for name, spec in self.settings.items():
-            own = settings[name].numbers
-            rows = list(own[first : first + steps] if len(own) > 1 else own) or [math.nan]
-            numbers = torch.tensor(rows, dtype=torch.float64).expand(steps)
-            aside = torch.from_numpy(spec.set_aside_at(settings, steps, first))
+            rows = list(settings[name].between(steps)) or [math.nan]
+            numbers = torch.tensor(rows, dtype=torch.float64).expand(len(steps))
+            aside = torch.from_numpy(spec.set_aside_at(settings, steps))
             setattr(h, name, numbers if spec.first is None else torch.where(aside, spec.first, numbers))
         return h
 

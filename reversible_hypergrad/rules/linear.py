@@ -39,17 +39,19 @@ class LinearStep:
         TypeError: if the rule's functions are not linear.
     """
 
-    def __init__(self, rule: Rule, settings: Settings, steps: int) -> None:
+    def __init__(self, rule: Rule, settings: Settings, steps: range) -> None:
+        self._first = steps.start
         constant = all(len(setting.numbers) < 2 for setting in settings.values())
-        self._last = min(steps, 2) - 1 if constant else steps - 1  # all rows from there on are the same
+        rows = steps[:2] if constant else steps
+        self._last = len(rows) - 1  # all rows from there on are the same
         self._name = type(rule).__name__
         self._learned: dict[str, Tensor] = {}
         self._given: dict[str, Tensor] = {}  # 0 in the rows where a setting is set aside
-        h = rule.columns(settings, self._last + 1)
+        h = rule.columns(settings, rows)
         for name, spec in rule.settings.items():
             if settings[name].source is not None:
                 self._learned[name] = getattr(h, name).clone().requires_grad_()
-                self._given[name] = torch.from_numpy(~spec.set_aside_at(settings, self._last + 1))
+                self._given[name] = torch.from_numpy(~spec.set_aside_at(settings, rows))
                 setattr(h, name, self._learned[name])
         with torch.enable_grad():
             zeros = torch.zeros(self._last + 1, dtype=torch.float64)
@@ -65,7 +67,7 @@ class LinearStep:
 
     def move(self, step: int, g: Tensor, w: Tensor, z: Mapping[str, Tensor]) -> None:
         """The step, in place; or that of their tangents, which move alike."""
-        row = min(step, self._last)
+        row = self._row(step)
         for name, term in self._decay.items():
             if name != "weight":
                 z[name].mul_(term.factors[row])
@@ -84,7 +86,7 @@ class LinearStep:
         Args:
             before: what the step began with, if there are settings to learn.
         """
-        row = min(step, self._last)
+        row = self._row(step)
         by: dict[str, Tensor] = {}
         stages = None if before is None else self._stages(row, before)
         for term in self._update:
@@ -116,7 +118,10 @@ class LinearStep:
         """The rest of the transposed step, once the direction is used."""
         for name, term in self._decay.items():
             if name != "weight":
-                az[name].mul_(term.factors[min(step, self._last)])
+                az[name].mul_(term.factors[self._row(step)])
+
+    def _row(self, step: int) -> int:
+        return min(step - self._first, self._last)
 
     def _stages(self, row: int, before: Before) -> list[dict[str, Tensor]]:
         """What the increments see, one after the other, and then the update."""

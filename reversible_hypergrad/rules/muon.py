@@ -108,7 +108,7 @@ class Muon(Rule):
         traced = f", nesterov=True, trace_bits={self.trace_bits})" if self.nesterov else ")"
         return super().__repr__()[:-1] + traced
 
-    def resolve(self, names: Sequence[str], weights: Sequence[Tensor], steps: int) -> Resolved:
+    def resolve(self, names: Sequence[str], weights: Sequence[Tensor], steps: range) -> Resolved:
         for name, weight in zip(names, weights, strict=True):
             if weight.dim() != 2:
                 raise ValueError(

@@ -65,7 +65,7 @@ class PerParameter(Rule):
     def by_name(self, names: Sequence[str]) -> list[Rule]:
         return [self.rules[key] for key in keys_of("optimizer", self.rules, names)]
 
-    def resolve(self, names: Sequence[str], weights: Sequence[Tensor], steps: int) -> Resolved:
+    def resolve(self, names: Sequence[str], weights: Sequence[Tensor], steps: range) -> Resolved:
         of_each = self.by_name(names)
         settings: list[Settings] = [{} for _ in names]
         tensors: list[Tensor] = []

@@ -60,14 +60,13 @@ class SettingSpec:
             return False
         return step == 0 or (bool(self.needs) and settings[self.needs].elementwise is None and settings[self.needs].at(step) == 0)
 
-    def set_aside_at(self, settings: Settings, steps: int, first: int = 0) -> np.ndarray:
-        """The same for ``steps`` steps from ``first`` on at once."""
-        aside = np.zeros(steps, bool)
+    def set_aside_at(self, settings: Settings, steps: range) -> np.ndarray:
+        """The same for all ``steps`` at once."""
+        aside = np.zeros(len(steps), bool)
         if self.first is not None:
-            aside[: 1 if first == 0 else 0] = True
+            aside[: 1 if steps.start == 0 else 0] = True
             if self.needs and settings[self.needs].elementwise is None:
-                needed = settings[self.needs].numbers
-                aside |= np.asarray(needed[first : first + steps] if len(needed) > 1 else needed) == 0
+                aside |= np.asarray(settings[self.needs].between(steps)) == 0
         return aside
 
 
@@ -80,9 +79,11 @@ class Resolved:
 
 
 def spread(
-    specs: Mapping[str, SettingSpec], given: Mapping[str, Given], names: Sequence[str], weights: Sequence[Tensor], steps: int
+    specs: Mapping[str, SettingSpec], given: Mapping[str, Given], names: Sequence[str], weights: Sequence[Tensor], steps: range
 ) -> Resolved:
     """The settings of each parameter at each step. Reads the tensors.
+
+    A tensor with a value per step has those of ``steps``, or, in a run that continues another, of all steps from 0 on.
 
     Raises:
         ValueError: for shapes, keys and numbers that make no sense. It names the setting.
@@ -122,7 +123,7 @@ def _spread(
     given: Given,
     names: Sequence[str],
     weights: Sequence[Tensor],
-    steps: int,
+    steps: range,
     sources: list[Tensor],
 ) -> list[Setting]:
     made: dict[tuple[Any, ...], Setting] = {}
@@ -137,7 +138,7 @@ def _spread(
         else:
             identity = ("number", float(value))
         if identity not in made:
-            made[identity] = _read(spec, label, value, weight if per_weight else None, sources)
+            made[identity] = _read(spec, label, value, weight if per_weight else None, steps, sources)
         column.append(made[identity])
     return column
 
@@ -169,25 +170,28 @@ def keys_of(setting: str, given: Mapping[str, Any], names: Sequence[str]) -> lis
     return keys
 
 
-def _is_elementwise(spec: SettingSpec, label: str, value: Tensor, name: str, weight: Tensor, steps: int) -> bool:
+def _is_elementwise(spec: SettingSpec, label: str, value: Tensor, name: str, weight: Tensor, steps: range) -> bool:
     shape, own = tuple(value.shape), tuple(weight.shape)
-    schedule = shape in ((), (steps,), (steps, 1))
+    counts = dict.fromkeys((len(steps), steps.stop))
+    schedule = shape == () or (shape[1:] in ((), (1,)) and shape[0] in counts)
     elementwise = spec.per_weight and shape in (own, (1, *own)) and shape != ()
     if schedule and elementwise and value.numel() > 1:
         raise ValueError(
             f"{label}: a tensor of shape {shape} could be one value per step or one per weight of {name!r}. Give it shape "
-            f"({steps}, 1) for steps, or {(1, *own)} for weights"
+            f"({shape[0]}, 1) for steps, or {(1, *own)} for weights"
         )
     if not schedule and not elementwise:
         or_own = f", or {own} for a value per weight" if spec.per_weight else ""
+        per_step = " or ".join(f"({count},)" for count in counts)
+        continued = f" (from step 0 on: the run begins at step {steps.start})" if len(counts) > 1 else ""
         raise ValueError(
-            f"{label}: expected a tensor of shape () or ({steps},), one per step{or_own}, for the parameter {name!r}; got shape "
-            f"{shape}"
+            f"{label}: expected a tensor of shape () or {per_step}, one per step{continued}{or_own}, for the parameter {name!r}; "
+            f"got shape {shape}"
         )
     return elementwise and not schedule
 
 
-def _read(spec: SettingSpec, label: str, value: Value, weight: Tensor | None, sources: list[Tensor]) -> Setting:
+def _read(spec: SettingSpec, label: str, value: Value, weight: Tensor | None, steps: range, sources: list[Tensor]) -> Setting:
     source = None
     if isinstance(value, Tensor) and value.requires_grad:
         known = [i for i, tensor in enumerate(sources) if tensor is value]
@@ -205,7 +209,10 @@ def _read(spec: SettingSpec, label: str, value: Value, weight: Tensor | None, so
     numbers = _numbers(value) if isinstance(value, Tensor) else [float(value)]
     for number in numbers:
         _check_number(spec, label, number)
-    return Setting(numbers, None, source)
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return Setting(numbers, None, source)
+    place = steps.start if len(numbers) > len(steps) else 0
+    return Setting(numbers[place : place + len(steps)], None, source, steps.start, place)
 
 
 def _numbers(value: Tensor) -> list[float]:

@@ -61,11 +61,12 @@ def _logged(rule: Rule, h: Any, t: int, w: Tensor, z: States, signs: Tensor | No
     return rule.logged(h, t, w, z) if signs is None else signs
 
 
-def count_below_eps(rule: Rule, settings: Sequence[Settings], t: int, states: Callable[[int], States]) -> int:
-    """Of all tensors, with these settings, after step ``t``; ``states`` gives those of a tensor."""
+def count_below_eps(rule: Rule, settings: Sequence[Settings], steps: range, states: Callable[[int], States]) -> int:
+    """Of all tensors, with these settings, after the last of ``steps``; ``states`` gives those of a tensor."""
     found = 0
-    if type(rule).below_eps is Rule.below_eps or t < 0:
+    if type(rule).below_eps is Rule.below_eps or not steps:
         return found
+    t = steps[-1]
     for i, own in enumerate(settings):
         below = rule.below_eps(rule.at(own, t), t, states(i))
         found += 0 if below is None else int(below.sum())

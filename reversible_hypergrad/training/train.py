@@ -123,7 +123,8 @@ def train(
     starts = initial_weights(model, initial)
     weights = _own_weights(private, starts, initial or {})
     names = list(weights)
-    resolved = optimizer.resolve(names, list(weights.values()), steps)
+    span = range(steps)
+    resolved = optimizer.resolve(names, list(weights.values()), span)
     leaves = pytree.leaves(hyperparameters)
     wanted = those_wanted(leaves)
     gradient = LossGradient(private, weights, loss, batch_of, hyperparameters, seed)
@@ -132,7 +133,7 @@ def train(
         weights=list(weights.values()),
         rule=optimizer,
         settings=resolved.settings,
-        steps=steps,
+        steps=span,
         gradient=captured(gradient, hyperparameters) if cuda_graph else gradient,
         sources=[t.detach() for t in resolved.tensors],
         hyperparameters=[t.detach() for t in wanted],

@@ -17,7 +17,8 @@ def largest_error(name, make, dtype, state_bits):
 
     With 64 bits a step rounds velocities to some 2^-41 of a tensor's first gradient, 5e-13, and weights to some 2^-42 of its
     largest one. A hundred such steps, amplified by training, bound what float64 models can reach. With 32 bits it is 2^-23 at
-    momentum 0.9 and 2^-25, near the float32 of the model.
+    momentum 0.9 and 2^-25, near the float32 of the model: two errors of one size, and the model's depends on the processor's
+    order of summation (5e-6 to 1.1e-5 in the worst kind), so twice as much is allowed.
     """
     found = by_train(name, make, dtype, rh.Reversible(state_bits=state_bits), STEPS)
     expected = by_unroll(name, make, STEPS)
@@ -27,7 +28,7 @@ def largest_error(name, make, dtype, state_bits):
 PRECISIONS = [
     pytest.param(torch.float64, 64, 1e-9, id="float64-64"),
     pytest.param(torch.float32, 64, 1e-5, id="float32-64"),
-    pytest.param(torch.float32, 32, 1e-5, id="float32-32"),
+    pytest.param(torch.float32, 32, 2e-5, id="float32-32"),
 ]
 
 
