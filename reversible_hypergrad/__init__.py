@@ -25,9 +25,10 @@ from reversible_hypergrad.optim import (
     ReversibleTracedSGD,
 )
 from reversible_hypergrad.planning import Plan, plan
+from reversible_hypergrad.readouts import ExponentialAverage, LossAt, UniformAverage, WeightsAt
 from reversible_hypergrad.replay import ReplayableLoader
 from reversible_hypergrad.rules import LAMB, LARS, SGD, Adam, AdamW, Lion, Muon, PerParameter, RAdam, RMSprop, Rule, TracedSGD
-from reversible_hypergrad.training import TrainedWeights, check_replayable, train
+from reversible_hypergrad.training import Start, TrainedWeights, check_replayable, hypergradients, train
 
 __all__ = [
     "LAMB",
@@ -38,8 +39,10 @@ __all__ = [
     "Checkpoint",
     "ConjugateGradient",
     "DrMAD",
+    "ExponentialAverage",
     "ForwardMode",
     "Lion",
+    "LossAt",
     "Muon",
     "Neumann",
     "PerParameter",
@@ -60,12 +63,16 @@ __all__ = [
     "ReversibleTracedSGD",
     "Rule",
     "Snapshots",
+    "Start",
     "TracedSGD",
     "TrainedWeights",
     "Truncated",
+    "UniformAverage",
     "Unroll",
+    "WeightsAt",
     "check_replayable",
     "core",
+    "hypergradients",
     "plan",
     "train",
 ]

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree
 
-__all__ = ["Structure", "flatten", "leaves", "map_tensors", "paths", "register_dict", "unflatten"]
+__all__ = ["Structure", "flatten", "leaves", "map_tensors", "paths", "register", "register_dict", "unflatten"]
 
 Structure = _pytree.TreeSpec  # a nest without its leaves
 
@@ -32,6 +32,20 @@ def paths(nest: Any) -> list[str]:
 def map_tensors(function: Callable[[Tensor], Any], nest: Any) -> Any:
     """A nest with ``function`` of every tensor; other leaves are the same objects."""
     return _pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, nest)
+
+
+def register(
+    container: type[Any], children: Callable[[Any], tuple[list[Any], Any]], make: Callable[[Any, Any], Any], name: str
+) -> None:
+    """Lets a class count as a container.
+
+    Args:
+        container: the class.
+        children: what is in one, and what else it takes to make another one.
+        make: one, from other children and that.
+        name: stands for it where torch writes a structure down.
+    """
+    _pytree.register_pytree_node(container, children, make, serialized_type_name=name)
 
 
 def register_dict(container: type[dict[str, Any]], name: str) -> None:

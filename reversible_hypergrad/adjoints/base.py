@@ -2,20 +2,27 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from reversible_hypergrad.adjoints.cost import Cost, RunSize
-from reversible_hypergrad.problem.problem import Cotangents, Problem
+from reversible_hypergrad.problem.problem import Cotangents, Downstream, Problem
 
-__all__ = ["CAUSES", "Adjoint", "Run"]
+__all__ = ["CAUSES", "Adjoint", "End", "Run"]
 
 CAUSES = (
     "Likely causes: a batch that differs on the second call, randomness that is not torch's, NumPy's or Python's global one, a "
     "loss or module that depends on how often it was called (counters, running statistics used in the loss), a hyperparameter, "
     "file or setting that changed meanwhile, or damaged memory. rh.check_replayable(model, loss, batch) looks for the first ones"
 )
+
+
+class End(NamedTuple):
+    """Where a run ended, beside the weights."""
+
+    states: list[dict[str, Tensor]]  # per weight, of its shape
+    exact: Any = None  # integers that say it with more bits; None: there are none
 
 
 class Run(ABC):
@@ -30,11 +37,14 @@ class Run(ABC):
         """
 
     @abstractmethod
-    def pull_back(self, cotangents: Sequence[Tensor | None]) -> Cotangents:
-        """Gradients by everything that went in, from those by the trained weights. May be called again.
+    def end(self) -> End | None:
+        """Copies of what the run ended with; None once ``pull_back`` has gone back from there."""
 
-        Args:
-            cotangents: one tensor per weight, of its shape; None stands for zero.
+    @abstractmethod
+    def pull_back(self, downstream: Sequence[Downstream]) -> list[Cotangents]:
+        """Gradients by everything that went in, from those by what came out, of each of several losses. May be called again.
+
+        The bits are those that each loss would get alone.
 
         Raises:
             ReversalError: if the trajectory of training was not restored.

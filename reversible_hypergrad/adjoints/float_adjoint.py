@@ -7,7 +7,7 @@ from torch import Tensor
 
 from reversible_hypergrad.adjoints.float_span import FloatSpan
 from reversible_hypergrad.adjoints.floats import FloatGroup
-from reversible_hypergrad.problem.problem import Cotangents
+from reversible_hypergrad.problem.problem import Cotangents, Downstream
 from reversible_hypergrad.rules.linear import Before
 from reversible_hypergrad.rules.step import Halfway, pull_update
 
@@ -20,14 +20,17 @@ class FloatAdjoint:
     In turn, for every step, with the group as it was before it: :meth:`pull`, then :meth:`add`.
 
     Args:
-        cotangents: the gradients by the trained weights, one per weight of the problem; None stands for zero.
+        downstream: the gradients of one loss by what the run gave out.
         totals: get the derivatives by settings.
     """
 
-    def __init__(self, group: FloatGroup, cotangents: Sequence[Tensor | None], totals: Cotangents) -> None:
+    def __init__(self, group: FloatGroup, downstream: Downstream, totals: Cotangents) -> None:
         self.group, self.totals = group, totals
-        self.aw = group.gather(cotangents)
-        self.az = {name: group.vector() for name in group.rule.states}
+        self.aw = group.gather(downstream.weights)
+        count = len(totals.states)
+        self.az = {
+            name: group.gather([downstream.states_of(i).get(name) for i in range(count)]) for name in group.rule.states
+        }
         self._parts = [
             (span, span.of(self.aw), {name: span.of(vector) for name, vector in self.az.items()}) for span in group.spans
         ]

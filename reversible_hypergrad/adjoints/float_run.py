@@ -6,11 +6,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.adjoints.base import CAUSES, Run
+from reversible_hypergrad.adjoints.base import CAUSES, End, Run
 from reversible_hypergrad.adjoints.float_adjoint import FloatAdjoint
 from reversible_hypergrad.adjoints.floats import FloatGroup, FloatState, float_groups, needs_states
 from reversible_hypergrad.errors import ReversalError
-from reversible_hypergrad.problem.problem import Cotangents, Problem
+from reversible_hypergrad.problem.gradient import Evaluation
+from reversible_hypergrad.problem.problem import Cotangents, Downstream, Problem
 from reversible_hypergrad.reversible.lateness import LOOK_EVERY
 
 __all__ = ["FloatRun"]
@@ -36,6 +37,7 @@ class FloatRun(Run):
         self._losses = torch.empty(0)
         self._first_losses: Tensor | None = None  # of the run whose weights went out
         self._at_end = False
+        self._undone = False
 
     @abstractmethod
     def keep(self, step: int) -> None:
@@ -52,7 +54,10 @@ class FloatRun(Run):
         problem = self.problem
         self.groups = float_groups(problem)
         self.with_states = needs_states(problem)
-        self.begin = [group.state(False) for group in self.groups]
+        self.begin = [group.state(with_states=not group.is_fresh) for group in self.groups]
+        readouts, self._undone = problem.readouts, False
+        if readouts is not None and problem.sees_start:
+            readouts.begin(problem.steps.start)
         self._losses = torch.empty(len(problem.steps), dtype=torch.float64, device=self.groups[0].device)
         try:
             with problem.progress("training", len(problem.steps)) as bar:
@@ -60,6 +65,8 @@ class FloatRun(Run):
                     if record:
                         self.keep(step)
                     self.train(step)
+                    if readouts is not None:
+                        readouts.see(step + 1)
                     if self._place(step) % LOOK_EVERY == LOOK_EVERY - 1 or step == problem.steps[-1]:
                         self._refuse_non_finite(step)
                     bar.advance()
@@ -69,7 +76,17 @@ class FloatRun(Run):
             raise
         self._at_end = record
         if not record:
-            self._free()
+            self.let_go()
+            self.begin, self._losses = [], torch.empty(0)
+
+    def end(self) -> End | None:
+        if not self.groups or self._undone:
+            return None
+        states: list[dict[str, Tensor]] = [{} for _ in self.problem.weights]
+        for group in self.groups:
+            for m, own in zip(group.members, group.states(), strict=True):
+                states[m] = own
+        return End(states)
 
     def train(self, step: int) -> None:
         gradient = self.problem.gradient
@@ -78,55 +95,52 @@ class FloatRun(Run):
         for group in self.groups:
             group.step(step, gradients)
 
-    def pull_back(self, cotangents: Sequence[Tensor | None]) -> Cotangents:
+    def pull_back(self, downstream: Sequence[Downstream]) -> list[Cotangents]:
         if not self._at_end:
             self.problem.gradient.restart()
             self.forward(record=True)
         try:
             self._compare_runs()
-            return self.walk_back(cotangents)
+            self._undone = True
+            return self.walk_back(downstream)
         finally:
             self._rewind()
 
-    def walk_back(self, cotangents: Sequence[Tensor | None]) -> Cotangents:
-        problem, groups = self.problem, self.groups
-        totals = Cotangents.zeros(problem)
-        adjoints = [FloatAdjoint(group, cotangents, totals) for group in groups]
+    def walk_back(self, downstream: Sequence[Downstream]) -> list[Cotangents]:
+        problem = self.problem
+        losses = [_OfLoss(problem, self.groups, one) for one in downstream]
         again = self._losses.clone()
         steps = range(self.first, problem.steps.stop)
         with problem.progress("differentiating", len(steps)) as bar:
             for step in reversed(steps):
+                self._read(step + 1, losses)
                 self.restore(step)
-                again[self._place(step)] = self._differentiate(step, adjoints, totals)
+                again[self._place(step)] = self._differentiate(step, losses)
                 bar.advance()
         if self.replays:
             self._compare(again)
-        self.finish(totals, [adjoint.aw for adjoint in adjoints])
-        return totals
+        if problem.sees_start and self.first == problem.steps.start:
+            self._read(self.first, losses)
+        return [loss.result(self.groups) for loss in losses]
 
     def _place(self, step: int) -> int:
         """Of what is kept of ``step``."""
         return step - self.problem.steps.start
 
-    def _differentiate(self, step: int, adjoints: Sequence[FloatAdjoint], totals: Cotangents) -> Tensor:
+    def _differentiate(self, step: int, losses: Sequence["_OfLoss"]) -> Tensor:
         """The adjoint of one step, from the state before it. Returns its loss. Gradients and products die here, not later:
         training again between two steps must not find them in memory."""
         evaluation = self.problem.gradient(step)
-        directions: list[Tensor] = [torch.empty(0)] * len(self.problem.weights)
-        for adjoint in adjoints:
-            adjoint.pull(step, evaluation.gradients, directions)
-        by_weights, by_hyperparameters = evaluation.products(directions)
-        for adjoint in adjoints:
-            adjoint.add(step, by_weights)
-        totals.add_hyperparameters(by_hyperparameters)
+        for loss in losses:
+            loss.pull(step, evaluation, last=loss is losses[-1])
         return evaluation.value
 
-    def finish(self, totals: Cotangents, aws: Sequence[Tensor]) -> None:
-        """The gradients by the initial weights, from those by the weights before the first step."""
-        initial: list[Tensor] = [torch.empty(0)] * len(self.problem.weights)
-        for group, aw in zip(self.groups, aws, strict=True):
-            group.scatter(aw.to(group.w.dtype), initial)
-        totals.initial = [*initial]
+    def _read(self, taken: int, losses: Sequence["_OfLoss"]) -> None:
+        readouts = self.problem.readouts
+        if readouts is not None:
+            readouts.pull(
+                taken, [loss.downstream for loss in losses], [loss.views for loss in losses], [loss.totals for loss in losses]
+            )
 
     def load(self, states: Sequence[FloatState]) -> None:
         for group, state in zip(self.groups, states, strict=True):
@@ -192,3 +206,34 @@ class FloatRun(Run):
 def _first_difference(a: Tensor, b: Tensor) -> int | None:
     different = ((a != b) & ~(a.isnan() & b.isnan())).nonzero()
     return int(different[0]) if len(different) else None
+
+
+class _OfLoss:
+    """What one loss's gradients take on the way back."""
+
+    def __init__(self, problem: Problem, groups: Sequence[FloatGroup], downstream: Downstream) -> None:
+        self.downstream, self.totals = downstream, Cotangents.zeros(problem)
+        self._adjoints = [FloatAdjoint(group, downstream, self.totals) for group in groups]
+        self._directions: list[Tensor] = [torch.empty(0)] * len(problem.weights)
+        self.views: list[Tensor] = [torch.empty(0)] * len(problem.weights)
+        for group, adjoint in zip(groups, self._adjoints, strict=True):
+            group.scatter(adjoint.aw, self.views)
+
+    def pull(self, step: int, evaluation: Evaluation, last: bool) -> None:
+        """Back through ``step``. Keeps the evaluation's graph unless this loss is the ``last`` one."""
+        for adjoint in self._adjoints:
+            adjoint.pull(step, evaluation.gradients, self._directions)
+        by_weights, by_hyperparameters = evaluation.products(self._directions, keep=not last)
+        for adjoint in self._adjoints:
+            adjoint.add(step, by_weights)
+        self.totals.add_hyperparameters(by_hyperparameters)
+
+    def result(self, groups: Sequence[FloatGroup]) -> Cotangents:
+        """The gradients by the initial weights and states, from those before the first step."""
+        totals = self.totals
+        totals.initial = list(self.views)
+        for group, adjoint in zip(groups, self._adjoints, strict=True):
+            for i, m in enumerate(group.members):
+                totals.initial[m] = group.view(adjoint.aw.to(group.w.dtype), i)
+                totals.states[m] = {name: group.view(vector, i) for name, vector in adjoint.az.items()}
+        return totals

@@ -38,6 +38,10 @@ class FloatGroup(FlatGroup):
             view.copy_(weight.detach())
             weight.data = view
         self.z = {name: torch.zeros_like(self.w) for name in self.rule.states}
+        self.is_fresh = not any(problem.states[i] for i in members)  # whether all states begin at zero
+        for i, m in enumerate(members):
+            for name, values in problem.states[m].items():
+                self.view(self.z[name], i).copy_(values)
         self.g = torch.zeros_like(self.w)  # a step's gradient
         self._gradient_views = [self.view(self.g, i) for i in range(len(members))]
         self.spans = spans_of(self.rule, self, problem.steps)
@@ -70,8 +74,14 @@ class FloatGroup(FlatGroup):
         """A copy."""
         return FloatState(self.w.clone(), {name: state.clone() for name, state in self.z.items()} if with_states else {})
 
+    def states(self) -> list[dict[str, Tensor]]:
+        """Copies of the states, per member, in its weight's shape."""
+        return [
+            {name: self.view(state, i).clone() for name, state in self.z.items()} for i in range(len(self.members))
+        ]
+
     def load(self, state: FloatState) -> None:
-        """Without states they are the start's: zero."""
+        """Without states they are zero."""
         self.w.copy_(state.w)
         for name, own in self.z.items():
             if name in state.z:

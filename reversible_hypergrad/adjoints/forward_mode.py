@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.adjoints.base import Adjoint, Run
+from reversible_hypergrad.adjoints.base import Adjoint, End, Run
 from reversible_hypergrad.adjoints.cost import Cost, RunSize
 from reversible_hypergrad.adjoints.float_span import FloatSpan
 from reversible_hypergrad.adjoints.floats import FloatGroup, float_groups
+from reversible_hypergrad.adjoints.readout_tangents import ReadoutTangents
 from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.problem.gradient import Evaluation
-from reversible_hypergrad.problem.problem import Cotangents, Problem
+from reversible_hypergrad.problem.problem import Cotangents, Downstream, Problem
 from reversible_hypergrad.problem.setting import Setting
 from reversible_hypergrad.rules.step import step
 
@@ -86,16 +87,23 @@ class ForwardModeRun(Run):
 
     def __init__(self, problem: Problem, chunk: int) -> None:
         self.problem, self.chunk = problem, chunk
-        sizes = [t.numel() for t in (*problem.sources, *problem.hyperparameters, *(problem.weights[i] for i in problem.given))]
-        begins = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-        self.count = begins[-1]
-        sources, hyperparameters = len(problem.sources), len(problem.hyperparameters)
-        self._of_sources = begins[:sources]
-        self._of_hyperparameters = begins[sources : sources + hyperparameters]
-        self._of_initial = begins[sources + hyperparameters : -1]
+        inputs = [] if problem.readouts is None else problem.readouts.inputs
+        kinds: list[list[Tensor]] = [
+            problem.sources,
+            problem.hyperparameters,
+            inputs,
+            [problem.weights[i] for i in problem.given],
+            [problem.states[i][name] for i, name in problem.wanted_states],
+        ]
+        sizes = [t.numel() for kind in kinds for t in kind]
+        begins = [sum(sizes[:i]) for i in range(len(sizes))]
+        self.count = sum(sizes)
+        of_kinds = [[begins.pop(0) for _ in kind] for kind in kinds]
+        self._of_sources, self._of_hyperparameters, of_readouts, self._of_initial, self._of_states = of_kinds
         self.groups: list[FloatGroup] = []
         self._w: list[Tensor] = []
         self._z: list[dict[str, Tensor]] = []
+        self._readouts = ReadoutTangents(problem, self.count, of_readouts, self._of_hyperparameters)
 
     def forward(self, record: bool) -> None:
         problem = self.problem
@@ -106,6 +114,7 @@ class ForwardModeRun(Run):
                 {name: torch.zeros_like(w) for name in group.rule.states} for group, w in zip(self.groups, self._w, strict=True)
             ]
             self._begin()
+        self._readouts.begin(self.groups, self._w)
         with problem.progress("training", len(problem.steps)) as bar:
             for step in problem.steps:
                 # Not values(): their last bits may differ, and a run is the same one whether it is differentiated or not.
@@ -118,10 +127,17 @@ class ForwardModeRun(Run):
                     raise FloatingPointError(f"step {step}: the loss is {loss.item()}, expected a finite number. Lower lr")
                 for group in self.groups:
                     group.step(step, gradients)
+                self._readouts.see(step + 1)
                 bar.advance()
-        self._z = []
         rows = zip(self.groups, self._w, strict=False)  # without ``record`` there are none
         problem.report.kept_bytes = sum((1 + len(group.rule.states)) * w.nbytes for group, w in rows)
+
+    def end(self) -> End | None:
+        states: list[dict[str, Tensor]] = [{} for _ in self.problem.weights]
+        for group in self.groups:
+            for m, own in zip(group.members, group.states(), strict=True):
+                states[m] = own
+        return End(states)
 
     def _begin(self) -> None:
         for begin, m in zip(self._of_initial, self.problem.given, strict=True):
@@ -131,6 +147,13 @@ class ForwardModeRun(Run):
                     weight = group.weights[i]
                     unit = torch.eye(weight.numel(), dtype=w.dtype, device=w.device).reshape(-1, *weight.shape)
                     group.view_rows(w[begin : begin + weight.numel()], i).copy_(unit)
+        for begin, (m, name) in zip(self._of_states, self.problem.wanted_states, strict=True):
+            for group, z in zip(self.groups, self._z, strict=True):
+                if m in group.members:
+                    i = group.members.index(m)
+                    weight = group.weights[i]
+                    unit = torch.eye(weight.numel(), dtype=z[name].dtype, device=z[name].device).reshape(-1, *weight.shape)
+                    group.view_rows(z[name][begin : begin + weight.numel()], i).copy_(unit)
 
     def _advance(self, step: int, rows: slice, evaluation: Evaluation) -> None:
         """Some tangents of every group through one step. All see the state before it."""
@@ -203,20 +226,28 @@ class ForwardModeRun(Run):
             unit[torch.arange(first - rows.start, last - rows.start), torch.arange(first - begin, last - begin)] = 1.0
         return unit.reshape(-1, *tensor.shape)
 
-    def pull_back(self, cotangents: Sequence[Tensor | None]) -> Cotangents:
-        problem = self.problem
+    def pull_back(self, downstream: Sequence[Downstream]) -> list[Cotangents]:
+        self.problem.report.restored = True
+        return [self._pull_back(one) for one in downstream]
+
+    def _pull_back(self, downstream: Downstream) -> Cotangents:
+        problem, count = self.problem, len(self.problem.weights)
         totals = Cotangents.zeros(problem)
         found = torch.zeros(self.count, dtype=torch.float64, device=self.groups[0].device)
-        for group, w in zip(self.groups, self._w, strict=True):
-            found += w @ group.gather(cotangents)
-        for begin, target in zip(
-            (*self._of_sources, *self._of_hyperparameters), (*totals.sources, *totals.hyperparameters), strict=True
-        ):
+        for group, w, z in zip(self.groups, self._w, self._z, strict=True):
+            found += w @ group.gather(downstream.weights)
+            for name, rows in z.items():
+                found += rows @ group.gather([downstream.states_of(i).get(name) for i in range(count)])
+        found += self._readouts.pull_back(downstream)
+        begins = (*self._of_sources, *self._of_hyperparameters, *self._readouts.of_inputs)
+        targets = (*totals.sources, *totals.hyperparameters, *totals.readouts)
+        for begin, target in zip(begins, targets, strict=True):
             target += found[begin : begin + target.numel()].reshape(target.shape).to(target.device)
-        initial: list[Tensor | None] = [None] * len(problem.weights)
+        totals.initial = [None] * count
         for begin, m in zip(self._of_initial, problem.given, strict=True):
             weight = problem.weights[m]
-            initial[m] = found[begin : begin + weight.numel()].reshape(weight.shape).to(weight.dtype)
-        totals.initial = initial
-        problem.report.restored = True
+            totals.initial[m] = found[begin : begin + weight.numel()].reshape(weight.shape).to(weight.dtype)
+        for begin, (m, name) in zip(self._of_states, problem.wanted_states, strict=True):
+            weight = problem.weights[m]
+            totals.states[m][name] = found[begin : begin + weight.numel()].reshape(weight.shape)
         return totals

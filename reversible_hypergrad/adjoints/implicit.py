@@ -9,7 +9,8 @@ from torch import Tensor
 from reversible_hypergrad.adjoints.float_run import FloatRun
 from reversible_hypergrad.adjoints.float_span import FloatSpan
 from reversible_hypergrad.adjoints.floats import FloatGroup
-from reversible_hypergrad.problem.problem import Cotangents, Problem
+from reversible_hypergrad.problem.gradient import Evaluation
+from reversible_hypergrad.problem.problem import Cotangents, Downstream, Problem
 
 __all__ = ["ImplicitRun"]
 
@@ -26,6 +27,10 @@ class ImplicitRun(FloatRun):
         super().__init__(problem)
         if not problem.steps:
             raise ValueError("steps: expected at least one step for an implicit gradient, whose training loss is the last one's")
+        if problem.readouts is not None:
+            raise ValueError(
+                "readouts: an implicit gradient knows the weights at the end alone. Use an exact strategy such as rh.Checkpoint()"
+            )
         rule = problem.rule
         if not rule.elementwise or any("weight" in rule.factors(settings, problem.steps[:1]) for settings in problem.settings):
             raise ValueError(
@@ -43,12 +48,23 @@ class ImplicitRun(FloatRun):
     def solve(self, hessian: Callable[[list[Tensor]], list[Tensor]], right: list[Tensor]) -> list[Tensor]:
         """u of H u = right. Lists of vectors, one per group."""
 
-    def walk_back(self, cotangents: Sequence[Tensor | None]) -> Cotangents:
+    def walk_back(self, downstream: Sequence[Downstream]) -> list[Cotangents]:
         problem, groups = self.problem, self.groups
+        if any(any(own.values()) for one in downstream for own in one.states):
+            raise ValueError(
+                "adjoint: an implicit gradient knows weights at a minimum, not the optimizer's states there, through which a loss "
+                "was differentiated. Use an exact strategy such as rh.Checkpoint(), or detach trained.state"
+            )
         evaluation = problem.gradient(problem.steps[-1])
         for group in groups:
             group.gather_gradient(evaluation.gradients)
         penalties = [[_Penalty(group, span, problem.steps[-1]) for span in group.spans] for group in groups]
+        return [self._solve(evaluation, penalties, one, last=one is downstream[-1]) for one in downstream]
+
+    def _solve(
+        self, evaluation: Evaluation, penalties: Sequence[Sequence["_Penalty"]], downstream: Downstream, last: bool
+    ) -> Cotangents:
+        problem, groups = self.problem, self.groups
 
         def products(us: list[Tensor], keep: bool) -> tuple[list[Tensor], Sequence[Tensor | None]]:
             directions: list[Tensor] = [torch.empty(0)] * len(problem.weights)
@@ -61,10 +77,10 @@ class ImplicitRun(FloatRun):
                     penalty.add_product(result, u)
             return results, by_hyperparameters
 
-        u = self.solve(lambda us: products(us, True)[0], [group.gather(cotangents) for group in groups])
+        u = self.solve(lambda us: products(us, True)[0], [group.gather(downstream.weights) for group in groups])
         u = [-x for x in u]
         totals = Cotangents.zeros(problem)
-        totals.add_hyperparameters(products(u, False)[1])
+        totals.add_hyperparameters(products(u, not last)[1])
         for vector, row in zip(u, penalties, strict=True):
             for penalty in row:
                 penalty.add_settings(vector, totals)
@@ -108,6 +124,8 @@ class _Penalty:
         leaves = {name: x for name, x in vars(self._h).items() if isinstance(x, Tensor) and x.requires_grad}
         if leaves:
             cotangent = (self._span.of(u) / self._by_g).nan_to_num_(0.0, 0.0, 0.0)
-            found = torch.autograd.grad(self._f, list(leaves.values()), cotangent, allow_unused=True)
+            found = torch.autograd.grad(
+                self._f, list(leaves.values()), cotangent, allow_unused=True, retain_graph=True
+            )
             present = {name: by for name, by in zip(leaves, found, strict=True) if by is not None}
             self._span.add_to(totals, self._step, present)

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.adjoints.base import CAUSES, Run
+from reversible_hypergrad.adjoints.base import CAUSES, End, Run
 from reversible_hypergrad.adjoints.cost import RunSize
 from reversible_hypergrad.errors import ReversalError
-from reversible_hypergrad.problem.problem import Cotangents, Problem
+from reversible_hypergrad.problem.gradient import Evaluation
+from reversible_hypergrad.problem.problem import Cotangents, Downstream, Problem
+from reversible_hypergrad.readouts import Readouts
 from reversible_hypergrad.reversible.group import ReversibleGroup, reversible_groups
 from reversible_hypergrad.reversible.lateness import Lookout
 from reversible_hypergrad.reversible.outcome import Outcome, hash_of
@@ -43,6 +45,7 @@ class ReversibleRun(Run):
         self.ends: dict[int, list[int]] = {}  # step -> hashes of the state before it, where segments meet and at the end
         self.begin: list[Tensor] = []  # the initial weights, where they must be trained from again
         self.at_end = False  # the groups hold the trained state and all that undoing needs
+        self.undone = False  # they hold another one
         self.verified = 0  # on the way back: the state before this step is known to be right
 
     def forward(self, record: bool) -> None:
@@ -55,6 +58,8 @@ class ReversibleRun(Run):
         self.starts = [begin + start for start in adjoint.starts(bits, problem.report.state_bytes)]
         if record and len(self.starts) > 1:
             self.begin = [weight.detach().clone() for weight in problem.weights]
+        if problem.readouts is not None and problem.sees_start:
+            problem.readouts.begin(begin)
         try:
             with problem.progress("training", len(problem.steps)) as bar:
                 for first, end in pairwise([*self.starts, problem.steps.stop]):
@@ -63,13 +68,22 @@ class ReversibleRun(Run):
                         self._meet(first)
                     if record and first > begin and not last:
                         self._keep_state()
-                    self._train(first, end, record and last, bar)
+                    self._train(first, end, record and last, bar, problem.readouts)
             self._meet(problem.steps.stop)
             problem.report.weights_below_eps = sum(group.weights_below_eps() for group in self.groups)
         except BaseException:
             self._let_go()
             raise
-        self.at_end = record
+        self.at_end, self.undone = record, False
+
+    def end(self) -> End | None:
+        if not self.groups or self.undone:
+            return None
+        states: list[dict[str, Tensor]] = [{} for _ in self.problem.weights]
+        for group in self.groups:
+            for m, own in zip(group.members, group.states(), strict=True):
+                states[m] = own
+        return End(states, [group.freeze() for group in self.groups])
 
     def _meet(self, step: int) -> None:
         """Where a segment ends, and a new one begins."""
@@ -92,13 +106,15 @@ class ReversibleRun(Run):
         report = self.problem.report
         report.kept_bytes = max(report.kept_bytes, sum(group.store.nbytes for group in self.groups))
 
-    def _train(self, first: int, end: int, record: bool, bar: Any) -> None:
+    def _train(self, first: int, end: int, record: bool, bar: Any, readouts: Readouts | None = None) -> None:
         problem = self.problem
         kept = sum(group.store.nbytes for group in self.groups)
         with Lookout(self._check_step, self._make_room) as lookout:
             for step in range(first, end):
                 gradients = problem.gradient(step).gradients
                 lookout.add(step, self._step(step, gradients, record), gradients)
+                if readouts is not None:
+                    readouts.see(step + 1)
                 bar.advance(self._bits(step + 1 - first, kept) if bar.wants_text else "")
         for group in self.groups:
             group.store.flush()
@@ -151,7 +167,7 @@ class ReversibleRun(Run):
             group.store.close()
         self.groups, self.begin = [], []
 
-    def pull_back(self, cotangents: Sequence[Tensor | None]) -> Cotangents:
+    def pull_back(self, downstream: Sequence[Downstream]) -> list[Cotangents]:
         if self.failure is not None:
             raise ReversalError(f"an earlier backward through this run failed, so it cannot be undone any more: {self.failure}")
         self.failure = "it was interrupted"
@@ -160,7 +176,8 @@ class ReversibleRun(Run):
                 # An earlier backward has undone the run; its end was checked to be the very start.
                 self.problem.gradient.restart()
                 self.forward(record=True)
-            result = self._undo(cotangents)
+            self.undone = True
+            result = self._undo(downstream)
         except BaseException as error:
             self.failure = f"{type(error).__name__}: {error}"
             raise
@@ -170,49 +187,58 @@ class ReversibleRun(Run):
         self.failure = None
         return result
 
-    def _undo(self, cotangents: Sequence[Tensor | None]) -> Cotangents:
+    def _undo(self, downstream: Sequence[Downstream]) -> list[Cotangents]:
         problem = self.problem
-        totals = Cotangents.zeros(problem)
-        adjoints: list[PullBack] = [
-            (ProgramPullBack if group.rule.program else RulePullBack)(problem.under(group.rule), group, cotangents, totals)
-            for group in self.groups
-        ]
+        losses = [_OfLoss(problem, self.groups, one) for one in downstream]
         with problem.progress("undoing", len(problem.steps)) as bar:
             for first, end in reversed(list(pairwise([*self.starts, problem.steps.stop]))):
                 if end < problem.steps.stop:
                     self._train_again(first, end)
-                self._undo_segment(first, end, adjoints, totals, bar)
+                self._undo_segment(first, end, losses, bar)
         problem.report.restored = True
-        initial: list[Tensor] = [torch.empty(0)] * len(problem.weights)
-        for adjoint in adjoints:
-            adjoint.group.scatter(adjoint.finish(), initial)
-        totals.initial = [g.to(w.dtype, copy=True) for g, w in zip(initial, problem.weights, strict=True)]
-        return totals
+        for loss in losses:
+            for adjoint in loss.adjoints:
+                adjoint.finish()
+        if problem.sees_start:
+            self._read(problem.steps.start, losses)
+        return [loss.result(problem) for loss in losses]
 
-    def _undo_segment(self, first: int, end: int, adjoints: Sequence[PullBack], totals: Cotangents, bar: Any) -> None:
+    def _undo_segment(self, first: int, end: int, losses: Sequence["_OfLoss"], bar: Any) -> None:
         self.verified = end
         with Lookout(self._check_undone) as lookout:
             for step in reversed(range(first, end)):
-                self._undo_step(step, lookout, adjoints, totals)
+                self._undo_step(step, lookout, losses)
                 bar.advance(f"exact back to step {self.verified}" if bar.wants_text else "")
 
-    def _undo_step(self, step: int, lookout: Lookout, adjoints: Sequence[PullBack], totals: Cotangents) -> None:
-        """One step back, and its adjoint."""
-        undoing = [adjoint.undo_weights(step) for adjoint in adjoints]
+    def _undo_step(self, step: int, lookout: Lookout, losses: Sequence["_OfLoss"]) -> None:
+        """One step back, and its adjoint. The first loss takes the integers along."""
+        self._read(step + 1, losses)
+        leading, *others = losses
+        undoing = [adjoint.undo_weights(step) for adjoint in leading.adjoints]
+        records = [record for record, _ in undoing]
+        for loss in others:
+            for adjoint, record in zip(loss.adjoints, records, strict=True):
+                adjoint.pull_weights(step, record)
         evaluation = self.problem.gradient(step)
         gradients = evaluation.gradients
-        directions: list[Tensor] = [torch.empty(0)] * len(gradients)
         states = [
-            adjoint.undo_states(step, record, gradients, directions)
-            for adjoint, (record, _) in zip(adjoints, undoing, strict=True)
+            adjoint.undo_states(step, record, gradients, leading.directions)
+            for adjoint, record in zip(leading.adjoints, records, strict=True)
         ]
-        by_weights, by_hyperparameters = evaluation.products(directions)
-        totals.add_hyperparameters(by_hyperparameters)
-        vectors = [vector for adjoint in adjoints for vector in adjoint.vectors]
-        for adjoint in adjoints:
-            adjoint.add(by_weights, vectors)
+        for loss in others:
+            for adjoint, record in zip(loss.adjoints, records, strict=True):
+                adjoint.pull_states(step, record, gradients, loss.directions)
+        for loss in losses:
+            loss.multiply(evaluation, last=loss is losses[-1])
         outcomes = [*(weights for _, weights in undoing), *states]
-        lookout.add(step, outcomes, gradients, [hash_of(record.hash_before) for record, _ in undoing])
+        lookout.add(step, outcomes, gradients, [hash_of(record.hash_before) for record in records])
+
+    def _read(self, taken: int, losses: Sequence["_OfLoss"]) -> None:
+        readouts = self.problem.readouts
+        if readouts is not None:
+            readouts.pull(
+                taken, [loss.downstream for loss in losses], [loss.views for loss in losses], [loss.totals for loss in losses]
+            )
 
     def _check_undone(
         self, step: int, outcomes: Sequence[Outcome], expected: Sequence[int | None], gradients: Sequence[Tensor] | None
@@ -241,3 +267,37 @@ class ReversibleRun(Run):
         information = sum(group.information_bytes() for group in self.groups) - kept
         weight_steps = self.problem.report.weights * steps
         return f"{8 * information / max(weight_steps, 1):.3f} bits/weight/step"
+
+
+class _OfLoss:
+    """What one loss's gradients take on the way back."""
+
+    def __init__(self, problem: Problem, groups: Sequence[ReversibleGroup], downstream: Downstream) -> None:
+        self.downstream, self.totals = downstream, Cotangents.zeros(problem)
+        self.adjoints: list[PullBack] = [
+            (ProgramPullBack if group.rule.program else RulePullBack)(problem.under(group.rule), group, downstream, self.totals)
+            for group in groups
+        ]
+        self.views: list[Tensor] = [torch.empty(0)] * len(problem.weights)
+        for adjoint in self.adjoints:
+            adjoint.views(self.views)
+        self.directions: list[Tensor] = [torch.empty(0)] * len(problem.weights)
+
+    def multiply(self, evaluation: Evaluation, last: bool) -> None:
+        """The directions times the second derivatives. They are kept until the step before, so unless this loss is the ``last``
+        one they are copied: the next products may be written over them."""
+        by_weights, by_hyperparameters = evaluation.products(self.directions, keep=not last)
+        self.totals.add_hyperparameters(by_hyperparameters)
+        if not last:
+            by_weights = [None if product is None else product.clone() for product in by_weights]
+        vectors = [vector for adjoint in self.adjoints for vector in adjoint.vectors]
+        for adjoint in self.adjoints:
+            adjoint.add(by_weights, vectors)
+
+    def result(self, problem: Problem) -> Cotangents:
+        self.totals.initial = [view.to(w.dtype, copy=True) for view, w in zip(self.views, problem.weights, strict=True)]
+        self.totals.states = [{} for _ in problem.weights]
+        for adjoint in self.adjoints:
+            for m, own in zip(adjoint.group.members, adjoint.by_states(), strict=True):
+                self.totals.states[m] = own
+        return self.totals

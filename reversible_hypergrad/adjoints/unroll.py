@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.adjoints.base import CAUSES, Adjoint, Run
+from reversible_hypergrad.adjoints.attached_readouts import AttachedReadouts
+from reversible_hypergrad.adjoints.base import CAUSES, Adjoint, End, Run
 from reversible_hypergrad.errors import ReversalError
-from reversible_hypergrad.problem.problem import Cotangents, Problem
+from reversible_hypergrad.problem.problem import Cotangents, Downstream, Problem
 from reversible_hypergrad.problem.setting import Setting, Settings
 from reversible_hypergrad.rules.base import Rule
 from reversible_hypergrad.rules.step import step as step_of
@@ -50,15 +51,21 @@ class UnrollRun(Run):
         self.begin = [weight.detach().clone() for weight in problem.weights]
         self._leaves: dict[Setting, Tensor] = {}
         self._initial: list[Tensor] = []
+        self._first_states: list[dict[str, Tensor]] = []
         self._trained: list[Tensor] = []
+        self._states: list[dict[str, Tensor]] = []
+        self._readouts = AttachedReadouts(problem)
         self._losses: list[float] | None = None  # of the run whose weights went out
+        self._undone = False
 
     def forward(self, record: bool) -> None:
         problem = self.problem
         weights = [start.clone().requires_grad_() for start in self.begin]
         self._leaves, self._initial = {}, weights
-        states = [{name: torch.zeros_like(w) for name in problem.rule_of(i).states} for i, w in enumerate(weights)]
+        self._first_states = [self._states_of(i, w) for i, w in enumerate(weights)]
+        states = [dict(own) for own in self._first_states]
         losses: list[float] = []
+        self._readouts.begin(weights, record)
         with torch.enable_grad(), problem.progress("training", len(problem.steps)) as bar:
             for step in problem.steps:
                 loss, gradients = problem.gradient.attached(problem.gradient.batch(step), weights)
@@ -69,19 +76,36 @@ class UnrollRun(Run):
                 if not record:
                     weights = [w.detach().requires_grad_() for w in weights]
                     states = [{name: z.detach() for name, z in own.items()} for own in states]
+                self._readouts.see(step + 1, weights)
                 bar.advance()
+        self._compare(losses)
+        for own, w in zip(problem.weights, weights, strict=True):
+            own.data.copy_(w.detach())
+        self._readouts.publish()
+        self._trained, self._undone, self._states = weights if record else [], False, states
+
+    def _states_of(self, i: int, weight: Tensor) -> dict[str, Tensor]:
+        given = self.problem.states[i]
+        return {
+            name: given[name].detach().to(weight.dtype, copy=True).requires_grad_() if name in given else torch.zeros_like(weight)
+            for name in self.problem.rule_of(i).states
+        }
+
+    def _compare(self, losses: list[float]) -> None:
         if self._losses is None:
             self._losses = losses
         if losses != self._losses:
             place = next(i for i, (a, b) in enumerate(zip(losses, self._losses, strict=True)) if a != b)
             raise ReversalError(
                 "training once more, for a second backward, did not end at the same weights: the loss of step "
-                f"{problem.steps[place]} was {self._losses[place]:.9g} and is {losses[place]:.9g} now, and no gradient has been "
-                f"changed. {CAUSES}"
+                f"{self.problem.steps[place]} was {self._losses[place]:.9g} and is {losses[place]:.9g} now, and no gradient has "
+                f"been changed. {CAUSES}"
             )
-        for own, w in zip(problem.weights, weights, strict=True):
-            own.data.copy_(w.detach())
-        self._trained = weights if record else []
+
+    def end(self) -> End | None:
+        if self._undone or not self._states:
+            return None
+        return End([{name: z.detach().clone() for name, z in own.items()} for own in self._states])
 
     def _step(
         self, t: int, weights: Sequence[Tensor], states: list[dict[str, Tensor]], gradients: Sequence[Tensor | None]
@@ -113,33 +137,56 @@ class UnrollRun(Run):
             return _shaped(leaf, weight)
         return leaf[step - setting.first if len(leaf) > 1 else 0]
 
-    def pull_back(self, cotangents: Sequence[Tensor | None]) -> Cotangents:
+    def pull_back(self, downstream: Sequence[Downstream]) -> list[Cotangents]:
         problem = self.problem
         if not self._trained:
             problem.gradient.restart()
             self.forward(record=True)
-        pairs = [(w, c) for w, c in zip(self._trained, cotangents, strict=True) if c is not None]
-        inputs = [*self._initial, *self._leaves.values(), *problem.gradient.wanted]
-        found = torch.autograd.grad([w for w, _ in pairs], inputs, [c for _, c in pairs], allow_unused=True)
-        self._trained = []
-        totals = Cotangents.zeros(problem)
-        count = len(self._initial)
-        totals.initial = [torch.zeros_like(w) if g is None else g for w, g in zip(self._initial, found, strict=False)]
-        for setting, g in zip(self._leaves, found[count:], strict=False):
-            if g is not None:
-                assert setting.source is not None
-                target = totals.sources[setting.source]
-                if setting.elementwise is not None:
-                    chosen = zip(self._initial, problem.settings, strict=True)
-                    g = _shaped(g, next(w for w, s in chosen if setting in s.values()))
-                    target += g.reshape(target.shape).to(target.device)
-                else:
-                    setting.accumulate_steps(totals.sources, setting.first, g)
-        totals.add_hyperparameters(found[count + len(self._leaves) :])
+        self._undone = True
+        found = [self._differentiate(one, last=one is downstream[-1]) for one in downstream]
+        self._trained, self._states = [], []
         problem.report.restored = True
         for own, start in zip(problem.weights, self.begin, strict=True):
             own.data.copy_(start)
+        return found
+
+    def _differentiate(self, downstream: Downstream, last: bool) -> Cotangents:
+        problem = self.problem
+        pairs = [(w, c) for w, c in zip(self._trained, downstream.weights, strict=True) if c is not None]
+        for i, own in enumerate(self._states):
+            pairs += [(own[name], c.to(own[name].dtype)) for name, c in downstream.states_of(i).items() if own[name].requires_grad]
+        pairs += [(out, c) for out, c in zip(self._readouts.outputs, downstream.readouts, strict=False) if c is not None]
+        totals = Cotangents.zeros(problem)
+        firsts = [(i, name, z) for i, own in enumerate(self._first_states) for name, z in own.items() if z.requires_grad]
+        groups = [self._initial, list(self._leaves.values()), problem.gradient.wanted, self._readouts.leaves]
+        inputs = [*(tensor for group in groups for tensor in group), *(z for _, _, z in firsts)]
+        tensors, cotangents = [w for w, _ in pairs], [c for _, c in pairs]
+        found = list(torch.autograd.grad(tensors, inputs, cotangents, allow_unused=True, retain_graph=not last))
+        by_initial, by_settings, by_wanted, by_readouts = (
+            [found.pop(0) for _ in group] for group in groups
+        )
+        totals.initial = [torch.zeros_like(w) if g is None else g for w, g in zip(self._initial, by_initial, strict=True)]
+        self._add_settings(totals, by_settings)
+        totals.add_hyperparameters(by_wanted)
+        for total, g in zip(totals.readouts, by_readouts, strict=True):
+            if g is not None:
+                total += g.to(total.device)
+        for (i, name, z), g in zip(firsts, found, strict=True):
+            totals.states[i][name] = torch.zeros_like(z) if g is None else g
         return totals
+
+    def _add_settings(self, totals: Cotangents, by_settings: Sequence[Tensor | None]) -> None:
+        for setting, g in zip(self._leaves, by_settings, strict=True):
+            if g is None:
+                continue
+            assert setting.source is not None
+            if setting.elementwise is None:
+                setting.accumulate_steps(totals.sources, setting.first, g)
+                continue
+            chosen = zip(self._initial, self.problem.settings, strict=True)
+            g = _shaped(g, next(w for w, s in chosen if setting in s.values()))
+            target = totals.sources[setting.source]
+            target += g.reshape(target.shape).to(target.device)
 
 
 def _shaped(flat: Tensor, weight: Tensor) -> Tensor:

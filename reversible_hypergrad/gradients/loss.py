@@ -1,6 +1,7 @@
 """The training loss's gradient as a function of the step: one code path for training and for its reversal."""
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from reversible_hypergrad.gradients.loss_checks import check_loss, check_second_
 from reversible_hypergrad.gradients.side_effects import Buffers, LossSideEffects
 from reversible_hypergrad.problem.gradient import Gradient
 from reversible_hypergrad.replay.batches import BatchOf
-from reversible_hypergrad.replay.environment import seed_step
+from reversible_hypergrad.replay.environment import mix, seed_step
 
 __all__ = ["Loss", "LossGradient"]
 
@@ -78,11 +79,40 @@ class LossGradient(Gradient):
         return loss.detach(), [dense(n, w, g) for n, w, g in zip(self.names, self.weights, gradients, strict=True)]
 
     def attached(self, batch: Any, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
-        named = {f"model.{name}": weight for name, weight in zip(self.names, weights, strict=True)}
         with torch.enable_grad():
-            loss = torch.func.functional_call(self._bound, named, (batch, self._hyperparameters))
+            loss = self.value_at(batch, weights)
             gradients = self._differentiate(loss, weights)
         return loss, gradients
+
+    def with_loss(self, loss: Loss, batches: BatchOf) -> "LossGradient":
+        """Of another loss of the same model, weights and hyperparameters, with random numbers of its own."""
+        other = copy(self)
+        other._loss, other._batches, other._seed, other._checked = loss, batches, mix(self._seed), False
+        other._bound = _Bound(self._model, loss)
+        return other
+
+    def value(self, batch: Any) -> Tensor:
+        """The loss alone."""
+        with torch.no_grad():
+            loss = self._loss_of(batch)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise TypeError(f"readouts: expected a loss that returns a scalar tensor, got {loss!r:.60}. Reduce it")
+        return loss
+
+    def value_at(self, batch: Any, weights: Sequence[Tensor]) -> Tensor:
+        """The loss as a differentiable function of ``weights``."""
+        named = {f"model.{name}": weight for name, weight in zip(self.names, weights, strict=True)}
+        with torch.enable_grad():
+            loss: Tensor = torch.func.functional_call(self._bound, named, (batch, self._hyperparameters))
+        return loss
+
+    def first_order(self, batch: Any) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """The gradients by weights and by hyperparameters, without a graph."""
+        with torch.enable_grad():
+            loss = self._loss_of(batch)
+        check_loss(loss, [*self.weights, *self.wanted])
+        found = torch.autograd.grad(loss, [*self.weights, *self.wanted], allow_unused=True)
+        return list(found[: len(self.weights)]), list(found[len(self.weights) :])
 
     def _loss_of(self, batch: Any) -> Tensor:
         # Inside of somebody's autocast, even a disabled one, an autocast in the loss would find its casts of earlier weights.

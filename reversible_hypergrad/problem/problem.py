@@ -1,7 +1,7 @@
 """A training run before it runs, and the gradients by everything that goes into it."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,9 +12,10 @@ from reversible_hypergrad.problem.report import Report
 from reversible_hypergrad.problem.setting import Settings
 
 if TYPE_CHECKING:  # rules stand on this room, not beneath it
+    from reversible_hypergrad.readouts import Readouts
     from reversible_hypergrad.rules.base import Rule
 
-__all__ = ["Cotangents", "Problem"]
+__all__ = ["Cotangents", "Downstream", "Problem"]
 
 
 @dataclass
@@ -32,9 +33,15 @@ class Problem:
     report: Report
     progress: Callable[[str, int], Any]  # a bar, or something that looks like one
     given: Sequence[int] = ()  # weights whose initial values were given as tensors that require grad
+    states: Sequence[Mapping[str, Tensor]] = ()  # first states, per weight; those left out are zero
+    wanted_states: Sequence[tuple[int, str]] = ()  # those of the first states that require grad
+    readouts: "Readouts | None" = None
+    sees_start: bool = True  # whether readouts look at the first weights, too: not if another part of the run has
+    exact: Any = None  # the integers that weights and states come from, if a run in fixed point is continued
 
     def __post_init__(self) -> None:
         self._rules = self.rule.by_name(self.names)
+        self.states = self.states or [{} for _ in self.names]
 
     @property
     def rules(self) -> "list[Rule]":
@@ -64,12 +71,44 @@ class Problem:
 
 
 @dataclass
+class Downstream:
+    """Gradients of one loss downstream, by everything that a run gave out. None, or what is left out, stands for zero."""
+
+    weights: Sequence[Tensor | None]
+    states: Sequence[Mapping[str, Tensor]] = ()  # per weight
+    readouts: Sequence[Tensor | None] = ()  # by the outputs of all readouts
+
+    def plus(self, other: "Downstream") -> "Downstream":
+        """Of the sum of two losses."""
+
+        def both(one: Tensor | None, another: Tensor | None) -> Tensor | None:
+            return another if one is None else one if another is None else one + another
+
+        states = []
+        for i in range(len(self.weights)):
+            mine, theirs = self.states_of(i), other.states_of(i)
+            sums = {name: both(mine.get(name), theirs.get(name)) for name in {**mine, **theirs}}
+            states.append({name: by for name, by in sums.items() if by is not None})
+        return Downstream(
+            [both(a, b) for a, b in zip(self.weights, other.weights, strict=True)],
+            states,
+            [both(a, b) for a, b in zip(self.readouts, other.readouts, strict=True)],
+        )
+
+    def states_of(self, i: int) -> Mapping[str, Tensor]:
+        """Of one weight."""
+        return self.states[i] if self.states else {}
+
+
+@dataclass
 class Cotangents:
-    """Gradients of something downstream, by everything that went into a run."""
+    """Gradients of one loss downstream, by everything that went into a run."""
 
     initial: list[Tensor | None]  # by the initial weights; None where a strategy does not give one
     sources: list[Tensor]
     hyperparameters: list[Tensor]
+    states: list[dict[str, Tensor]] = field(default_factory=list)  # by the first states, per weight
+    readouts: list[Tensor] = field(default_factory=list)  # by the coefficients of readouts
 
     @staticmethod
     def zeros(problem: Problem) -> "Cotangents":
@@ -88,7 +127,9 @@ class Cotangents:
             return torch.zeros(tensor.shape, dtype=torch.float64, device=device)
 
         sources = [zeros(t, places.get(i, t.device)) for i, t in enumerate(problem.sources)]
-        return Cotangents([], sources, [zeros(t, t.device) for t in problem.hyperparameters])
+        readouts = [] if problem.readouts is None else problem.readouts.zeros()
+        own = [zeros(t, t.device) for t in problem.hyperparameters]
+        return Cotangents([], sources, own, [{} for _ in problem.weights], readouts)
 
     def add_hyperparameters(self, products: Sequence[Tensor | None]) -> None:
         for total, product in zip(self.hyperparameters, products, strict=True):

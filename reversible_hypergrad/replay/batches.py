@@ -10,12 +10,13 @@ __all__ = ["BatchOf", "batches_by_step"]
 BatchOf = Callable[[int], Any]
 
 
-def batches_by_step(batches: Any, steps: int | None) -> tuple[BatchOf, int]:
-    """A function from step to batch, and the number of steps.
+def batches_by_step(batches: Any, steps: int | None, first: int = 0) -> tuple[BatchOf, range]:
+    """A function from step to batch, and the steps.
 
     Args:
         batches: a sequence, or a function of the step.
-        steps: how many; None: as many as there are batches.
+        steps: how many; None: as many as there are batches left.
+        first: the first step.
 
     Raises:
         TypeError: for an iterator, or anything else that cannot give a batch again.
@@ -27,7 +28,7 @@ def batches_by_step(batches: Any, steps: int | None) -> tuple[BatchOf, int]:
     if callable(batches):
         if steps is None and length is None:
             raise ValueError("steps: expected a number, since a function of the step has no length; got None")
-        return batches, steps if steps is not None else int(length or 0)
+        return batches, range(first, first + steps if steps is not None else max(int(length or 0), first))
     if hasattr(batches, "__next__"):
         raise TypeError(
             f"batches: got an iterator ({type(batches).__name__}), which is consumed by the forward run, but undoing a step "
@@ -39,10 +40,11 @@ def batches_by_step(batches: Any, steps: int | None) -> tuple[BatchOf, int]:
             "batch of a step again. Pass list(batches), or rh.ReplayableLoader(dataset, ...) in place of a DataLoader"
         )
     if steps is None:
-        steps = length
-    if steps > length:
+        steps = max(length - first, 0)
+    if first + steps > length:
+        begun = f" after the {first} that have been taken" if first else ""
         raise ValueError(
-            f"steps: expected at most {length}, the number of batches, got {steps}. To go through them again, pass "
-            "lambda step: batches[step % len(batches)]"
+            f"steps: expected at most {max(length - first, 0)}, the number of batches{begun}, got {steps}. To go through them "
+            "again, pass lambda step: batches[step % len(batches)]"
         )
-    return batches.__getitem__, steps
+    return batches.__getitem__, range(first, first + steps)

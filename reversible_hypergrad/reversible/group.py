@@ -11,6 +11,7 @@ from torch import Tensor
 
 from reversible_hypergrad.problem.problem import Problem
 from reversible_hypergrad.problem.setting import Setting, Settings
+from reversible_hypergrad.reversible.beginning import Frozen, begin
 from reversible_hypergrad.reversible.flat import FlatGroup
 from reversible_hypergrad.reversible.lateness import LOOK_AT_FIRST
 from reversible_hypergrad.reversible.outcome import Outcome
@@ -104,7 +105,11 @@ class ReversibleGroup(FlatGroup):
         self.step_settings = StepSettings(problem, self.settings, weights, real)
         self.store = open_store(place, weights[0].device)
         self.first = problem.steps.start  # step of the present segment
-        self._hash: int | Outcome | None = self.state.hash()  # of the present state, or who will know it
+        self._given = [problem.states[i] for i in members]
+        self._exact: Sequence[Frozen] = problem.exact or ()
+        self._begin()
+        self._first_hash = self.state.hash()
+        self._hash: int | Outcome | None = self._first_hash  # of the present state, or who will know it
         self.log = RunLog(self._kinds())
         self._logged: list[Any] = []  # by the rule, step by step; of most rules nothing
         self._kept: list[tuple[ScaleState, Any, Any]] = []  # beside the integers of kept states
@@ -155,7 +160,14 @@ class ReversibleGroup(FlatGroup):
         state = self.state
         state.allocate(state.weights, state.names, state.rule, state.format.state_bits)
         state.quantize_weights()
+        self._begin()
         self.begin_segment(self.steps.start)
+
+    def _begin(self) -> None:
+        """At the initial weights, with the states of a run that is continued, if one is."""
+        if self._exact or any(self._given):
+            factors = self.step_settings.at(self.steps.start).factors if self.steps else np.ones(self.state.slots)
+            begin(self.state, self._given, self._exact, factors)
 
     def push_state(self) -> None:
         """Keeps the present state, to begin a segment from again."""
@@ -190,8 +202,21 @@ class ReversibleGroup(FlatGroup):
         (as far as checked). Of the first step the state itself is looked at: call it while that is the present one."""
         flagged = [name for name, flag in zip(self.state.names, states.flags, strict=True) if flag]
         wrong_hash = hash_before is not None and combine(weights.hash, states.hash) != hash_before
-        left_over = step == self.steps.start and not self.state.is_empty()
+        left_over = step == self.steps.start and self.state.hash() != self._first_hash
         return (flagged or self.state.names) if flagged or wrong_hash or left_over else []
+
+    # At the end
+
+    def states(self) -> list[dict[str, Tensor]]:
+        """Copies of what the states stand for, per member, in its weight's shape."""
+        names = list(self.rule.states)
+        return [
+            {name: self.view_of_flat(self.state.value(i, k, self.dtype), i) for k, name in enumerate(names)}
+            for i in range(len(self.members))
+        ]
+
+    def freeze(self) -> Frozen:
+        return Frozen.of(self.state, at_start=not self.steps)
 
     # Sizes
 

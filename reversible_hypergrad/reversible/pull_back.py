@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reversible_hypergrad._ops import ops
-from reversible_hypergrad.problem.problem import Cotangents, Problem
+from reversible_hypergrad.problem.problem import Cotangents, Downstream, Problem
 from reversible_hypergrad.reversible.group import ReversibleGroup
 from reversible_hypergrad.reversible.moves import ProgramMoves
 from reversible_hypergrad.reversible.outcome import Outcome
@@ -25,19 +25,21 @@ class PullBack(ABC):
     """``aw`` and ``az``, the gradients by a group's weights and states, on their way back through its steps.
 
     In turn, for every step: :meth:`undo_weights`, then, with the gradient at the weights that stand there,
-    :meth:`undo_states`, then :meth:`add` with the directions' products.
+    :meth:`undo_states`, then :meth:`add` with the directions' products. Of several losses, one undoes the steps, and the others
+    have :meth:`pull_weights` and :meth:`pull_states` called in place of these, right after it.
 
     Args:
         problem: the run.
         group: its parameters of one device.
-        cotangents: the gradients by the trained weights, one per weight of the problem; None stands for zero.
+        downstream: the gradients of one loss by what the run gave out.
         totals: get the derivatives by settings.
     """
 
-    def __init__(self, problem: Problem, group: ReversibleGroup, cotangents: Sequence[Tensor | None], totals: Cotangents) -> None:
+    def __init__(self, problem: Problem, group: ReversibleGroup, downstream: Downstream, totals: Cotangents) -> None:
         self.group, self.totals, self.rule = group, totals, problem.rule
-        self.aw = group.gather(cotangents)
-        self.az = [group.vector() for _ in problem.rule.states]
+        self.aw = group.gather(downstream.weights)
+        count = len(problem.weights)
+        self.az = [group.gather([downstream.states_of(i).get(name) for i in range(count)]) for name in problem.rule.states]
 
     @property
     @abstractmethod
@@ -48,6 +50,10 @@ class PullBack(ABC):
     def undo_weights(self, step: int) -> tuple[Record, Outcome]:
         """Weights back to before ``step``, and the adjoint of its update. Returns the step's record, and an outcome with the hash
         of the weights."""
+
+    @abstractmethod
+    def pull_weights(self, step: int, record: Record) -> None:
+        """The adjoint of the update alone, where another loss's :meth:`undo_weights` has just returned ``record``."""
 
     @abstractmethod
     def undo_states(self, step: int, record: Record, gradients: Sequence[Tensor], into: list[Tensor]) -> Outcome:
@@ -61,6 +67,10 @@ class PullBack(ABC):
         """
 
     @abstractmethod
+    def pull_states(self, step: int, record: Record, gradients: Sequence[Tensor], into: list[Tensor]) -> None:
+        """The rest of the adjoint alone, after another loss's :meth:`undo_states` with the same arguments but ``into``."""
+
+    @abstractmethod
     def add(self, products: Sequence[Tensor | None], vectors: Sequence[Tensor]) -> None:
         """What flows through the gradient.
 
@@ -70,8 +80,20 @@ class PullBack(ABC):
         """
 
     @abstractmethod
-    def finish(self) -> Tensor:
-        """The gradient by the weights before the first step."""
+    def finish(self) -> None:
+        """Makes ``aw`` and ``az`` the gradients by weights and states before the first step."""
+
+    def views(self, into: list[Tensor]) -> None:
+        """Those of ``aw`` to the members' places in ``into``."""
+        self.group.scatter(self.aw, into)
+
+    def by_states(self) -> list[dict[str, Tensor]]:
+        """Views of ``az``, per member."""
+        names = list(self.rule.states)
+        return [
+            {name: self.group.view(vector, i) for name, vector in zip(names, self.az, strict=True)}
+            for i in range(len(self.group.members))
+        ]
 
     def value(self, i: int, slot: int, sigma: float) -> Tensor:
         """What a slot of the ``i``-th tensor stands for, flat."""
@@ -108,8 +130,8 @@ class ProgramPullBack(PullBack):
     """In the kernels that undo the steps. The products, and the decays of the states, enter the vectors when the step before is
     undone."""
 
-    def __init__(self, problem: Problem, group: ReversibleGroup, cotangents: Sequence[Tensor | None], totals: Cotangents) -> None:
-        super().__init__(problem, group, cotangents, totals)
+    def __init__(self, problem: Problem, group: ReversibleGroup, downstream: Downstream, totals: Cotangents) -> None:
+        super().__init__(problem, group, downstream, totals)
         # Where several settings meet in one number of the program and one of them has a value per weight, an inner product does
         # not tell their derivatives.
         by_functions = [
@@ -135,8 +157,18 @@ class ProgramPullBack(PullBack):
         return [self.aw, *self.az, *([] if self._direction is None else [self._direction])]
 
     def undo_weights(self, step: int) -> tuple[Record, Outcome]:
-        group, state = self.group, self.group.state
+        group = self.group
         record = group.pop_record(step)
+        outcome = self._weights(step, record, moved=False)
+        if step == group.steps.start:
+            group.state.restore_initial()  # the first gradient was taken there, not at the rounded weights
+        return record, outcome
+
+    def pull_weights(self, step: int, record: Record) -> None:
+        self._weights(step, record, moved=True)
+
+    def _weights(self, step: int, record: Record, moved: bool) -> Outcome:
+        group, state = self.group, self.group.state
         for i in self._by_functions:
             self._pull_update(i, step, record)
         moves = state.moves
@@ -154,13 +186,18 @@ class ProgramPullBack(PullBack):
             self.sums.wanted_before,
             self._partials,
             self.sums.before_gradient,
+            **({"moved": True} if moved else {}),
         )
         self._products = [None] * len(group.members)
-        if step == group.steps.start:
-            state.restore_initial()  # the first gradient was taken there, not at the rounded weights
-        return record, Outcome(words, len(state.sizes))
+        return Outcome(words, len(state.sizes))
 
     def undo_states(self, step: int, record: Record, gradients: Sequence[Tensor], into: list[Tensor]) -> Outcome:
+        return self._states(step, record, gradients, into, moved=False)
+
+    def pull_states(self, step: int, record: Record, gradients: Sequence[Tensor], into: list[Tensor]) -> None:
+        self._states(step, record, gradients, into, moved=True)
+
+    def _states(self, step: int, record: Record, gradients: Sequence[Tensor], into: list[Tensor], moved: bool) -> Outcome:
         group, state = self.group, self.group.state
         own = [gradients[m] for m in group.members]
         moves = state.moves
@@ -179,6 +216,7 @@ class ProgramPullBack(PullBack):
             self.sums.wanted_after,
             self._partials,
             self.sums.after_gradient,
+            **({"moved": True} if moved else {}),
         )
         state.scales.state = record.scales
         for i in self._by_functions:
@@ -191,12 +229,16 @@ class ProgramPullBack(PullBack):
         own = apart_from(vectors, [products[m] for m in self.group.members])
         self._products = [self._dense(i, product) for i, product in enumerate(own)]
 
-    def finish(self) -> Tensor:
+    def finish(self) -> None:
+        group = self.group
         for i, product in enumerate(self._products):
             if product is not None:
-                self.group.view(self.aw, i).add_(product)
+                group.view(self.aw, i).add_(product)
+            for k, carry in enumerate(self._carries.of(i)):
+                if carry != 1:
+                    part = group.state.part(i, self.az[k])
+                    part.copy_(part.double() * carry)
         self._products = [None] * len(self._products)
-        return self.aw
 
     def _directions(self, record: Record, into: list[Tensor]) -> list[Tensor]:
         """Where the kernels write a tensor's direction; empty where it is the first state's vector as it is."""
@@ -264,3 +306,8 @@ class _Carries:
 
     def next(self, given: StepNumbers) -> None:
         self._before = given.factors
+
+    def of(self, i: int) -> list[float]:
+        """What is still to be multiplied into the vectors of the ``i``-th tensor's states."""
+        carries: list[float] = np.broadcast_to(self._before, (self._tensors, self._before.shape[-1]))[i, :-1].tolist()
+        return carries

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from torch import Tensor
 
-from reversible_hypergrad.problem.problem import Cotangents, Problem
+from reversible_hypergrad.problem.problem import Cotangents, Downstream, Problem
 from reversible_hypergrad.reversible.group import ReversibleGroup
 from reversible_hypergrad.reversible.outcome import Outcome
 from reversible_hypergrad.reversible.pull_back import PullBack
@@ -19,8 +19,8 @@ __all__ = ["RulePullBack"]
 class RulePullBack(PullBack):
     """By vector-Jacobian products of the rule's functions, one tensor after the other."""
 
-    def __init__(self, problem: Problem, group: ReversibleGroup, cotangents: Sequence[Tensor | None], totals: Cotangents) -> None:
-        super().__init__(problem, group, cotangents, totals)
+    def __init__(self, problem: Problem, group: ReversibleGroup, downstream: Downstream, totals: Cotangents) -> None:
+        super().__init__(problem, group, downstream, totals)
         self._direction = group.vector()
 
     @property
@@ -33,6 +33,11 @@ class RulePullBack(PullBack):
         outcome = state.move_weights(record, back=True, with_hash=record.hash_before is not None)
         if step == group.steps.start:
             state.restore_initial()  # the first gradient was taken there, not at the rounded weights
+        self.pull_weights(step, record)
+        return record, outcome
+
+    def pull_weights(self, step: int, record: Record) -> None:
+        group, state = self.group, self.group.state
         for i in range(len(group.members)):
             sigmas = record.numbers[i].tolist()
             z = {name: self._seen(i, self.value(i, k, sigmas[k])) for k, name in enumerate(self.rule.states)}
@@ -45,13 +50,17 @@ class RulePullBack(PullBack):
                 if by is not None:
                     self._seen(i, state.part(i, vector)).add_(by)
             self._add_settings(i, step, pulled.settings)
-        return record, outcome
 
     def undo_states(self, step: int, record: Record, gradients: Sequence[Tensor], into: list[Tensor]) -> Outcome:
         group, state = self.group, self.group.state
         own = [gradients[m] for m in group.members]
         outcome = state.undo_states(record, own, record.hash_before is not None)
-        for i, gradient in enumerate(own):
+        self.pull_states(step, record, gradients, into)
+        return outcome
+
+    def pull_states(self, step: int, record: Record, gradients: Sequence[Tensor], into: list[Tensor]) -> None:
+        group, state = self.group, self.group.state
+        for i, gradient in enumerate([gradients[m] for m in group.members]):
             z = {name: self._seen(i, self.value(i, k, state.sigma(i, k))) for k, name in enumerate(self.rule.states)}
             w = self._seen(i, self.value(i, -1, record.numbers[i, len(z)].item()))
             g = self._seen(i, gradient.detach().as_strided((gradient.numel(),), (1,)).to(self.aw.dtype))
@@ -67,7 +76,6 @@ class RulePullBack(PullBack):
                 vector.copy_(pulled.z[name])
             self._add_settings(i, step, pulled.settings)
         group.scatter(self._direction, into)
-        return outcome
 
     def add(self, products: Sequence[Tensor | None], vectors: Sequence[Tensor]) -> None:
         for i, m in enumerate(self.group.members):
@@ -75,8 +83,8 @@ class RulePullBack(PullBack):
             if product is not None:
                 self.group.view(self.aw, i).add_(product)
 
-    def finish(self) -> Tensor:
-        return self.aw
+    def finish(self) -> None:
+        pass
 
     def _signs(self, i: int, record: Record) -> Tensor | None:
         if record.signs is None:

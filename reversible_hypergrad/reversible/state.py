@@ -65,7 +65,7 @@ class State(Integers):
         super().allocate(weights, names, rule, state_bits)
         self.unset = np.ones((len(self.sizes), len(self.z)), bool)
         self._factors = np.ones((1, self.slots))  # of the last step
-        self._steps = 0  # so far; undoing them does not count
+        self.taken = 0  # so far; undoing them does not count
         self._no_room = np.zeros((len(self.sizes), self.slots), np.int64)
         self.more_room = self._no_room  # bits by which the next step shifts, to make room
         self._shown_exponents: NDArray[np.int64] | None = None  # with which no weight can be too large to be shown
@@ -152,7 +152,7 @@ class State(Integers):
 
     def record(self, given: StepNumbers, active: list[bool], room: NDArray[np.int64] | None = None) -> Record:
         """A step's record, its planes empty. The scales are those after it from now on."""
-        scales, self._factors, self._steps = self.scales.state, given.factors, self._steps + 1
+        scales, self._factors, self.taken = self.scales.state, given.factors, self.taken + 1
         taking_part = None if all(active) else np.array(active)
         owed = room if room is not None and room is not self._no_room and room.any() else None
         move = self.scales.decay(given.factors, given.of_rule, taking_part, owed)
@@ -223,7 +223,7 @@ class State(Integers):
         room[:] = [*(own.increment_bits for own in self.formats[:-1]), self.format.limit_bits]
         for slot in np.flatnonzero(self.wide).tolist():
             own = self.formats[slot]
-            most = max(self._steps.bit_length() - 1, 0)
+            most = max(self.taken.bit_length() - 1, 0)
             gains = [min(gain_bits(float(factor)), most) for factor in np.broadcast_to(self._factors[..., slot], shape[:1])]
             room[:, slot] = [min(own.limit_bits, own.increment_bits + gain) for gain in gains]
         return room
@@ -249,11 +249,16 @@ class State(Integers):
                 continue
             seen = self._magnitudes(i, gradient, given)
             factors = np.broadcast_to(given.factors, exponent.shape)[i, :-1]
-            for slot, (name, factor) in enumerate(zip(self.rule.states, factors, strict=True)):
+            for slot, factor in enumerate(factors.tolist()):
                 if self.unset[i, slot] and 0 < seen[slot] < math.inf:
-                    room = self.rule.headroom.get(name, _SQUARES_ROOM if self.wide[slot] else None)
-                    exponent[i, slot] = exponent_of_increments(seen[slot], float(factor), self.formats[slot], room)
+                    exponent[i, slot] = exponent_of_increments(
+                        seen[slot], factor, self.formats[slot], self.headroom(slot)
+                    )
         self.scales.state = replace(now, exponent=exponent)
+
+    def headroom(self, slot: int) -> int | None:
+        """Bits to leave above a state's first increments; None: as many as suit its layout."""
+        return self.rule.headroom.get(list(self.rule.states)[slot], _SQUARES_ROOM if self.wide[slot] else None)
 
     def _magnitudes(self, i: int, gradient: Tensor, given: StepNumbers) -> list[float]:
         """The largest magnitudes of what a step would add to the states of the tensor ``i``, and of its update."""
@@ -333,6 +338,7 @@ class State(Integers):
         """Of the whole state at rest."""
         nothing = StepNumbers(np.ones(self.slots), np.zeros(self.moves.numbers))
         still = self.record(nothing, [False] * len(self.weights))
+        self.taken -= 1
         x = self.move_weights(still, back=True, with_hash=True)
         z = self.undo_states(still, [None] * len(self.weights), with_hash=True)
         read([x, z])

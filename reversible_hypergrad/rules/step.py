@@ -160,8 +160,9 @@ class Halfway:
 
 def looks_at_states(rule: Rule, settings: Settings) -> bool:
     """Whether the transposed step of one parameter needs the old states: not where they enter linearly, and no derivative by a
-    setting holds them. Seen from the graph of the derivative; a rule that is not elementwise counts as if it did."""
-    if not rule.elementwise:
+    setting holds them. Seen from the graph of the derivative; a rule that is not elementwise counts as if it did, and one that
+    keeps signs, which are made of states and have no graph."""
+    if not rule.elementwise or rule.keeps_signs:
         return True
     with torch.enable_grad():
 

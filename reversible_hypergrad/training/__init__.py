@@ -2,8 +2,10 @@
 
 from reversible_hypergrad.gradients.check import Replayability, check_replayable
 from reversible_hypergrad.problem.report import Report
+from reversible_hypergrad.problem.start import Start
 from reversible_hypergrad.rules.sgd import SGD
+from reversible_hypergrad.training.hypergradients import hypergradients
 from reversible_hypergrad.training.train import train
 from reversible_hypergrad.training.trained import TrainedWeights
 
-__all__ = ["SGD", "Replayability", "Report", "TrainedWeights", "check_replayable", "train"]
+__all__ = ["SGD", "Replayability", "Report", "Start", "TrainedWeights", "check_replayable", "hypergradients", "train"]

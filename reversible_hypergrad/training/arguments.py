@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from reversible_hypergrad.adjoints import Adjoint
 from reversible_hypergrad.checks import check_integer
+from reversible_hypergrad.readouts import Readout
 from reversible_hypergrad.rules.base import Rule
 
-__all__ = ["check_options", "initial_weights", "those_wanted"]
+__all__ = ["check_options", "check_readouts", "those_wanted"]
 
 
 def check_options(optimizer: Any, adjoint: Any, budget: Any, seed: Any, cuda_graph: Any) -> None:
@@ -25,34 +26,14 @@ def check_options(optimizer: Any, adjoint: Any, budget: Any, seed: Any, cuda_gra
         raise TypeError(f"cuda_graph: expected True or False, got {cuda_graph!r}")
 
 
-def initial_weights(model: nn.Module, initial: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Name -> initial weight, attached to its graph, for every trained parameter.
-
-    Raises:
-        TypeError: for something in ``initial`` that is no tensor.
-        ValueError: for a parameter that is not initialized, none to train, and what does not fit in ``initial``.
-    """
-    starts: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise ValueError(f"model: the parameter {name!r} is not initialized. Run the model once on a batch")
-        if parameter.requires_grad:
-            starts[name] = parameter
-    if not starts:
-        raise ValueError("model: expected parameters that require grad, got none to train")
-    for name, value in (initial or {}).items():
-        if name not in starts:
-            raise ValueError(f"initial: {name!r} is not a trained parameter of the model; they are {', '.join(starts)}")
-        expected = starts[name]
-        if not isinstance(value, Tensor):
-            raise TypeError(f"initial[{name!r}]: expected a tensor, got {type(value).__name__}")
-        if value.shape != expected.shape or value.dtype != expected.dtype or value.device != expected.device:
-            raise ValueError(
-                f"initial[{name!r}]: expected shape {tuple(expected.shape)}, {expected.dtype} on {expected.device}, got "
-                f"{tuple(value.shape)}, {value.dtype} on {value.device}"
-            )
-        starts[name] = value
-    return starts
+def check_readouts(readouts: Any) -> dict[str, Readout]:
+    """Raises TypeError for what is no dict of readouts."""
+    if readouts is not None and not isinstance(readouts, Mapping):
+        raise TypeError(f"readouts: expected a dict of name -> readout such as rh.WeightsAt([100]), got {type(readouts).__name__}")
+    for name, readout in (readouts or {}).items():
+        if not isinstance(readout, Readout):
+            raise TypeError(f"readouts[{name!r}]: expected a readout such as rh.WeightsAt([100]), got {type(readout).__name__}")
+    return dict(readouts or {})
 
 
 def those_wanted(leaves: Sequence[Any]) -> list[Tensor]:

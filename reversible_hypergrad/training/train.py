@@ -15,11 +15,14 @@ from reversible_hypergrad.planning.memory import Budget
 from reversible_hypergrad.planning.plan import plan_for
 from reversible_hypergrad.problem.problem import Problem
 from reversible_hypergrad.problem.report import Report
+from reversible_hypergrad.problem.start import Start
+from reversible_hypergrad.readouts import Readout, Readouts
 from reversible_hypergrad.replay.batches import batches_by_step
 from reversible_hypergrad.replay.environment import Environment
 from reversible_hypergrad.reversible.parameters import check_parameter
 from reversible_hypergrad.rules.base import Rule
-from reversible_hypergrad.training.arguments import check_options, initial_weights, those_wanted
+from reversible_hypergrad.training.arguments import check_options, check_readouts, those_wanted
+from reversible_hypergrad.training.beginning import check_start, first_states, initial_weights, load_buffers
 from reversible_hypergrad.training.node import Call, Training
 from reversible_hypergrad.training.progress import bars
 from reversible_hypergrad.training.trained import TrainedWeights
@@ -36,6 +39,8 @@ def train(
     optimizer: Rule,
     hyperparameters: Any = None,
     initial: Mapping[str, Tensor] | None = None,
+    start: Start | None = None,
+    readouts: Mapping[str, Readout] | None = None,
     adjoint: Adjoint | str | None = None,
     budget: Budget | None = None,
     seed: int = 0,
@@ -55,11 +60,16 @@ def train(
         loss: ``loss(model, batch, hyperparameters)`` -> scalar tensor. ``model`` is the copy at the present weights, whether
             called or asked for ``named_parameters()``. A weight that the loss does not use has gradient zero.
         batches: a sequence, a function from step to batch, or :class:`ReplayableLoader`. It is asked for each step twice.
-        steps: how many, at least 0; ``len(batches)`` if None.
+        steps: how many, at least 0; as many as there are batches if None.
         optimizer: an :class:`SGD`, or another :class:`Rule`; several, each for some parameters, as a :class:`PerParameter`.
         hyperparameters: any nest (dict, list, tuple) of tensors, passed to ``loss``. They may be of any shape, and be results
             of other computations. Do not modify them in place before ``backward``.
         initial: name -> initial weight of the parameter's shape, dtype and device, for some or all trained parameters.
+        start: ``trained.state`` of a run to go on from, or a :class:`Start`. Steps are counted on: batches, seeds and schedules
+            are those of the steps from ``start.step`` on, and a schedule has a value for each of this run's steps, or for all
+            steps from the very first one.
+        readouts: name -> :class:`WeightsAt`, :class:`ExponentialAverage`, :class:`UniformAverage` or :class:`LossAt`: what to take
+            from the run beside its last weights, as ``trained.readouts[name]``, differentiable together with them.
         adjoint: the memory strategy, such as :class:`Checkpoint` (); :class:`Reversible` () if None; "auto": the fastest exact
             one that fits ``budget`` by :func:`plan`. ``.report.adjoint`` says which it was.
         budget: for "auto": bytes, or text such as "500 MB"; None: nine tenths of what is free on the weights' device.
@@ -71,7 +81,8 @@ def train(
             operations: small models and batches. See below for what it asks of the loss.
 
     Returns:
-        A dict of name -> trained tensor, with ``.buffers`` and ``.report``; works with ``torch.func.functional_call``.
+        A dict of name -> trained tensor, with ``.buffers``, ``.readouts``, ``.report``, and ``.state`` to go on from; works with
+        ``torch.func.functional_call``.
 
     Raises:
         TypeError: for an argument of another type, by name, and a model that is spread over processes.
@@ -118,16 +129,20 @@ def train(
     Source: Maclaurin, Duvenaud, Adams, *Gradient-based Hyperparameter Optimization through Reversible Learning*, ICML 2015.
     """
     check_options(optimizer, adjoint, budget, seed, cuda_graph)
-    batch_of, steps = batches_by_step(batches, steps)
+    start, readouts = check_start(start, initial), check_readouts(readouts)
+    batch_of, span = batches_by_step(batches, steps, start.step)
     private = private_copy(model)
-    starts = initial_weights(model, initial)
-    weights = _own_weights(private, starts, initial or {})
+    given = start.weights or initial or {}
+    starts = initial_weights(model, given, "start: weights" if start.weights else "initial")
+    weights = _own_weights(private, starts, given)
+    load_buffers(private, start)
     names = list(weights)
-    span = range(steps)
+    states = first_states(start, names, list(weights.values()), optimizer.by_name(names))
     resolved = optimizer.resolve(names, list(weights.values()), span)
     leaves = pytree.leaves(hyperparameters)
     wanted = those_wanted(leaves)
     gradient = LossGradient(private, weights, loss, batch_of, hyperparameters, seed)
+    taken = Readouts(readouts, span, names, list(weights.values()), gradient.with_loss) if readouts else None
     problem = Problem(
         names=names,
         weights=list(weights.values()),
@@ -138,23 +153,31 @@ def train(
         sources=[t.detach() for t in resolved.tensors],
         hyperparameters=[t.detach() for t in wanted],
         report=Report(
-            steps=steps,
+            steps=len(span),
             weights=sum(w.numel() for w in weights.values()),
             hyperparameters=sum(t.numel() for t in (*resolved.tensors, *wanted)),
-            trajectory_bytes=steps * sum(w.nbytes for w in weights.values()),
+            trajectory_bytes=len(span) * sum(w.nbytes for w in weights.values()),
         ),
         progress=bars(progress),
-        given=[i for i, name in enumerate(names) if initial and name in initial and initial[name].requires_grad],
+        given=[i for i, name in enumerate(names) if name in given and given[name].requires_grad],
+        states=[{name: values.detach() for name, values in own.items()} for own in states],
+        wanted_states=[(i, name) for i, own in enumerate(states) for name, values in own.items() if values.requires_grad],
+        readouts=taken,
+        exact=start.exact,
     )
     chosen = _choose(adjoint, problem, budget, cuda_graph)
-    inputs = [*starts.values(), *resolved.tensors, *wanted]
+    first = [states[i][name] for i, name in problem.wanted_states]
+    inputs = [*starts.values(), *first, *resolved.tensors, *wanted, *([] if taken is None else taken.inputs)]
     unchanged = [t for t in (*leaves, *_given_tensors(optimizer)) if isinstance(t, Tensor)]
     record = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     environment = Environment.current({w.device for w in weights.values()})
-    call = Call(chosen.start(problem), problem, environment, unchanged, record)
-    outputs = Training.apply(call, *inputs)  # type: ignore[no-untyped-call]
+    call = Call(chosen.start(problem), problem, environment, inputs, unchanged, record)
+    outputs: tuple[Tensor, ...] = Training.apply(call, *inputs)  # type: ignore[no-untyped-call]
     buffers = {name: buffer.detach().clone() for name, buffer in private.named_buffers()}
-    return TrainedWeights(dict(zip(names, outputs, strict=True)), buffers, problem.report)
+    count, places = len(names), len(names) + len(call.states)
+    results = {} if taken is None else taken.results(outputs[places:])
+    trained = dict(zip(names, outputs, strict=False))
+    return TrainedWeights(trained, buffers, problem.report, results, call, list(outputs[count:places]))
 
 
 def _own_weights(private: nn.Module, starts: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -> dict[str, Tensor]:
