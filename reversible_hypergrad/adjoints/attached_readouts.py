@@ -66,9 +66,7 @@ class AttachedReadouts:
                 if term is None:
                     continue
                 factor = term.coefficient if leaf is None or term.place is None else leaf[term.place]
-                self._sums[j] = [
-                    total + (w * factor).to(w.dtype) for total, w in zip(self._sums[j], weights, strict=True)
-                ]
+                self._sums[j] = [total + (w * factor).to(w.dtype) for total, w in zip(self._sums[j], weights, strict=True)]
             for losses, values in zip(readouts.losses, self._losses, strict=True):
                 if taken in losses.places:
                     before = losses.loss.side_effects()

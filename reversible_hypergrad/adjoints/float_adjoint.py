@@ -28,9 +28,7 @@ class FloatAdjoint:
         self.group, self.totals = group, totals
         self.aw = group.gather(downstream.weights)
         count = len(totals.states)
-        self.az = {
-            name: group.gather([downstream.states_of(i).get(name) for i in range(count)]) for name in group.rule.states
-        }
+        self.az = {name: group.gather([downstream.states_of(i).get(name) for i in range(count)]) for name in group.rule.states}
         self._parts = [
             (span, span.of(self.aw), {name: span.of(vector) for name, vector in self.az.items()}) for span in group.spans
         ]

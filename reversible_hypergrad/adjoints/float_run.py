@@ -9,6 +9,7 @@ from torch import Tensor
 from reversible_hypergrad.adjoints.base import CAUSES, End, Run
 from reversible_hypergrad.adjoints.float_adjoint import FloatAdjoint
 from reversible_hypergrad.adjoints.floats import FloatGroup, FloatState, float_groups, needs_states
+from reversible_hypergrad.adjoints.norms import AdjointNorms
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.problem.gradient import Evaluation
 from reversible_hypergrad.problem.problem import Cotangents, Downstream, Problem
@@ -32,7 +33,6 @@ class FloatRun(Run):
         self.problem = problem
         self.groups: list[FloatGroup] = []
         self.begin: list[FloatState] = []  # per group, to start once more from
-        self.first = problem.steps.start  # the walk back ends with this step
         self.with_states = False
         self._losses = torch.empty(0)
         self._first_losses: Tensor | None = None  # of the run whose weights went out
@@ -109,18 +109,22 @@ class FloatRun(Run):
     def walk_back(self, downstream: Sequence[Downstream]) -> list[Cotangents]:
         problem = self.problem
         losses = [_OfLoss(problem, self.groups, one) for one in downstream]
+        norms = AdjointNorms(losses[0].vectors, problem.steps)
         again = self._losses.clone()
-        steps = range(self.first, problem.steps.stop)
+        steps = problem.steps
         with problem.progress("differentiating", len(steps)) as bar:
             for step in reversed(steps):
                 self._read(step + 1, losses)
+                norms.note(step + 1)
                 self.restore(step)
                 again[self._place(step)] = self._differentiate(step, losses)
                 bar.advance()
         if self.replays:
             self._compare(again)
-        if problem.sees_start and self.first == problem.steps.start:
-            self._read(self.first, losses)
+        if problem.sees_start:
+            self._read(steps.start, losses)
+        norms.note(steps.start)
+        norms.finish(problem.report)
         return [loss.result(self.groups) for loss in losses]
 
     def _place(self, step: int) -> int:
@@ -161,7 +165,7 @@ class FloatRun(Run):
     def _compare(self, again: Tensor) -> None:
         place = _first_difference(again, self._losses)
         report = self.problem.report
-        report.checks += self.problem.steps.stop - self.first
+        report.checks += len(self.problem.steps)
         if place is None:
             report.restored = True
             return
@@ -218,6 +222,11 @@ class _OfLoss:
         self.views: list[Tensor] = [torch.empty(0)] * len(problem.weights)
         for group, adjoint in zip(groups, self._adjoints, strict=True):
             group.scatter(adjoint.aw, self.views)
+
+    @property
+    def vectors(self) -> list[Tensor]:
+        """The gradient by the weights, per group."""
+        return [adjoint.aw for adjoint in self._adjoints]
 
     def pull(self, step: int, evaluation: Evaluation, last: bool) -> None:
         """Back through ``step``. Keeps the evaluation's graph unless this loss is the ``last`` one."""

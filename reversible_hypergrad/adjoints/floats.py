@@ -76,9 +76,7 @@ class FloatGroup(FlatGroup):
 
     def states(self) -> list[dict[str, Tensor]]:
         """Copies of the states, per member, in its weight's shape."""
-        return [
-            {name: self.view(state, i).clone() for name, state in self.z.items()} for i in range(len(self.members))
-        ]
+        return [{name: self.view(state, i).clone() for name, state in self.z.items()} for i in range(len(self.members))]
 
     def load(self, state: FloatState) -> None:
         """Without states they are zero."""

@@ -52,8 +52,8 @@ class ImplicitRun(FloatRun):
         problem, groups = self.problem, self.groups
         if any(any(own.values()) for one in downstream for own in one.states):
             raise ValueError(
-                "adjoint: an implicit gradient knows weights at a minimum, not the optimizer's states there, through which a loss "
-                "was differentiated. Use an exact strategy such as rh.Checkpoint(), or detach trained.state"
+                "adjoint: an implicit gradient knows weights at a minimum, not the optimizer's states there, on which a loss "
+                "depends. Use an exact strategy such as rh.Checkpoint(), or detach trained.state"
             )
         evaluation = problem.gradient(problem.steps[-1])
         for group in groups:
@@ -124,8 +124,6 @@ class _Penalty:
         leaves = {name: x for name, x in vars(self._h).items() if isinstance(x, Tensor) and x.requires_grad}
         if leaves:
             cotangent = (self._span.of(u) / self._by_g).nan_to_num_(0.0, 0.0, 0.0)
-            found = torch.autograd.grad(
-                self._f, list(leaves.values()), cotangent, allow_unused=True, retain_graph=True
-            )
+            found = torch.autograd.grad(self._f, list(leaves.values()), cotangent, allow_unused=True, retain_graph=True)
             present = {name: by for name, by in zip(leaves, found, strict=True) if by is not None}
             self._span.add_to(totals, self._step, present)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from reversible_hypergrad.adjoints.base import CAUSES, End, Run
 from reversible_hypergrad.adjoints.cost import RunSize
+from reversible_hypergrad.adjoints.norms import AdjointNorms
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.problem.gradient import Evaluation
 from reversible_hypergrad.problem.problem import Cotangents, Downstream, Problem
@@ -190,31 +191,35 @@ class ReversibleRun(Run):
     def _undo(self, downstream: Sequence[Downstream]) -> list[Cotangents]:
         problem = self.problem
         losses = [_OfLoss(problem, self.groups, one) for one in downstream]
+        norms = AdjointNorms([adjoint.aw for adjoint in losses[0].adjoints], problem.steps)
         with problem.progress("undoing", len(problem.steps)) as bar:
             for first, end in reversed(list(pairwise([*self.starts, problem.steps.stop]))):
                 if end < problem.steps.stop:
                     self._train_again(first, end)
-                self._undo_segment(first, end, losses, bar)
+                self._undo_segment(first, end, losses, norms, bar)
         problem.report.restored = True
         for loss in losses:
             for adjoint in loss.adjoints:
                 adjoint.finish()
         if problem.sees_start:
             self._read(problem.steps.start, losses)
+        norms.note(problem.steps.start)
+        norms.finish(problem.report)
         return [loss.result(problem) for loss in losses]
 
-    def _undo_segment(self, first: int, end: int, losses: Sequence["_OfLoss"], bar: Any) -> None:
+    def _undo_segment(self, first: int, end: int, losses: Sequence["_OfLoss"], norms: AdjointNorms, bar: Any) -> None:
         self.verified = end
         with Lookout(self._check_undone) as lookout:
             for step in reversed(range(first, end)):
-                self._undo_step(step, lookout, losses)
+                self._undo_step(step, lookout, losses, norms)
                 bar.advance(f"exact back to step {self.verified}" if bar.wants_text else "")
 
-    def _undo_step(self, step: int, lookout: Lookout, losses: Sequence["_OfLoss"]) -> None:
+    def _undo_step(self, step: int, lookout: Lookout, losses: Sequence["_OfLoss"], norms: AdjointNorms) -> None:
         """One step back, and its adjoint. The first loss takes the integers along."""
         self._read(step + 1, losses)
         leading, *others = losses
         undoing = [adjoint.undo_weights(step) for adjoint in leading.adjoints]
+        norms.note(step + 1)  # now that the products of the step after it have entered
         records = [record for record, _ in undoing]
         for loss in others:
             for adjoint, record in zip(loss.adjoints, records, strict=True):

@@ -154,7 +154,9 @@ class UnrollRun(Run):
         problem = self.problem
         pairs = [(w, c) for w, c in zip(self._trained, downstream.weights, strict=True) if c is not None]
         for i, own in enumerate(self._states):
-            pairs += [(own[name], c.to(own[name].dtype)) for name, c in downstream.states_of(i).items() if own[name].requires_grad]
+            pairs += [
+                (own[name], c.to(own[name].dtype)) for name, c in downstream.states_of(i).items() if own[name].requires_grad
+            ]
         pairs += [(out, c) for out, c in zip(self._readouts.outputs, downstream.readouts, strict=False) if c is not None]
         totals = Cotangents.zeros(problem)
         firsts = [(i, name, z) for i, own in enumerate(self._first_states) for name, z in own.items() if z.requires_grad]
@@ -162,9 +164,7 @@ class UnrollRun(Run):
         inputs = [*(tensor for group in groups for tensor in group), *(z for _, _, z in firsts)]
         tensors, cotangents = [w for w, _ in pairs], [c for _, c in pairs]
         found = list(torch.autograd.grad(tensors, inputs, cotangents, allow_unused=True, retain_graph=not last))
-        by_initial, by_settings, by_wanted, by_readouts = (
-            [found.pop(0) for _ in group] for group in groups
-        )
+        by_initial, by_settings, by_wanted, by_readouts = ([found.pop(0) for _ in group] for group in groups)
         totals.initial = [torch.zeros_like(w) if g is None else g for w, g in zip(self._initial, by_initial, strict=True)]
         self._add_settings(totals, by_settings)
         totals.add_hyperparameters(by_wanted)

@@ -1,6 +1,7 @@
 """What a run took."""
 
-from dataclasses import dataclass
+from array import array
+from dataclasses import dataclass, field
 
 __all__ = ["Report"]
 
@@ -30,6 +31,8 @@ class Report:
         kept_bytes: the most that snapshots, checkpoints or states between segments took at a time.
         steps_again: steps that were trained once more for a backward, over all backwards.
         checks: steps back that were compared with the hash of the step forward, over all backwards.
+        adjoint_norms: Euclidean norm of the gradient by the weights after each number of steps taken, the first one by the
+            initial weights, of the last backward and its first loss; empty before. Where it explodes, training is chaotic.
         restored: whether the last backward went through the trajectory of training: :class:`Reversible` ended at the initial
             weights, bit for bit; with plain floats, every step's loss was the same.
     """
@@ -53,3 +56,4 @@ class Report:
     steps_again: int = 0
     checks: int = 0
     restored: bool = False
+    adjoint_norms: "array[float]" = field(default_factory=lambda: array("d"), repr=False)

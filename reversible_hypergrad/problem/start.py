@@ -20,8 +20,8 @@ class Start:
 
     Args:
         weights: name -> weight; those left out are the model's own.
-        states: name of a weight -> name of the optimizer's state ("v" of :class:`SGD`, "m" and "s" of :class:`AdamW`) -> tensor of
-            the weight's shape; those left out are zero.
+        states: name of a weight -> name of the optimizer's state ("v" of :class:`SGD`, "m" and "s" of :class:`AdamW`) -> tensor
+            of the weight's shape; those left out are zero.
         buffers: name -> buffer; those left out are the model's own.
         step: how many steps have been taken. Batches, seeds and schedules go on from there, and whatever a rule does in its
             first steps is over.
@@ -49,7 +49,10 @@ class Start:
 
 pytree.register(
     Start,
-    lambda start: ([dict(start.weights), {n: dict(z) for n, z in start.states.items()}, dict(start.buffers)], (start.step, start.exact)),
+    lambda start: (
+        [dict(start.weights), {n: dict(z) for n, z in start.states.items()}, dict(start.buffers)],
+        (start.step, start.exact),
+    ),
     lambda children, rest: Start(*children, *rest),
     "reversible_hypergrad.problem.Start",
 )

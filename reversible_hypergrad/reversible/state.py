@@ -251,9 +251,7 @@ class State(Integers):
             factors = np.broadcast_to(given.factors, exponent.shape)[i, :-1]
             for slot, factor in enumerate(factors.tolist()):
                 if self.unset[i, slot] and 0 < seen[slot] < math.inf:
-                    exponent[i, slot] = exponent_of_increments(
-                        seen[slot], factor, self.formats[slot], self.headroom(slot)
-                    )
+                    exponent[i, slot] = exponent_of_increments(seen[slot], factor, self.formats[slot], self.headroom(slot))
         self.scales.state = replace(now, exponent=exponent)
 
     def headroom(self, slot: int) -> int | None:

@@ -29,7 +29,9 @@ def check_options(optimizer: Any, adjoint: Any, budget: Any, seed: Any, cuda_gra
 def check_readouts(readouts: Any) -> dict[str, Readout]:
     """Raises TypeError for what is no dict of readouts."""
     if readouts is not None and not isinstance(readouts, Mapping):
-        raise TypeError(f"readouts: expected a dict of name -> readout such as rh.WeightsAt([100]), got {type(readouts).__name__}")
+        raise TypeError(
+            f"readouts: expected a dict of name -> readout such as rh.WeightsAt([100]), got {type(readouts).__name__}"
+        )
     for name, readout in (readouts or {}).items():
         if not isinstance(readout, Readout):
             raise TypeError(f"readouts[{name!r}]: expected a readout such as rh.WeightsAt([100]), got {type(readout).__name__}")

@@ -58,9 +58,7 @@ def initial_weights(model: nn.Module, given: Mapping[str, Tensor], argument: str
     return starts
 
 
-def first_states(
-    start: Start, names: Sequence[str], weights: Sequence[Tensor], rules: Sequence[Rule]
-) -> list[dict[str, Tensor]]:
+def first_states(start: Start, names: Sequence[str], weights: Sequence[Tensor], rules: Sequence[Rule]) -> list[dict[str, Tensor]]:
     """The states of ``start``, attached, per weight.
 
     Raises:
@@ -101,7 +99,11 @@ def load_buffers(model: nn.Module, start: Start) -> None:
 def _check_tensor(label: str, value: Any, like: Tensor, dtype: torch.dtype | None) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{label}: expected a tensor, got {type(value).__name__}")
-    if value.shape != like.shape or value.device != like.device or (value.dtype != dtype if dtype else not value.is_floating_point()):
+    if (
+        value.shape != like.shape
+        or value.device != like.device
+        or (value.dtype != dtype if dtype else not value.is_floating_point())
+    ):
         raise ValueError(
             f"{label}: expected shape {tuple(like.shape)}, {dtype or 'floating point'} on {like.device}, got "
             f"{tuple(value.shape)}, {value.dtype} on {value.device}"

@@ -68,8 +68,8 @@ def train(
         start: ``trained.state`` of a run to go on from, or a :class:`Start`. Steps are counted on: batches, seeds and schedules
             are those of the steps from ``start.step`` on, and a schedule has a value for each of this run's steps, or for all
             steps from the very first one.
-        readouts: name -> :class:`WeightsAt`, :class:`ExponentialAverage`, :class:`UniformAverage` or :class:`LossAt`: what to take
-            from the run beside its last weights, as ``trained.readouts[name]``, differentiable together with them.
+        readouts: name -> :class:`WeightsAt`, :class:`ExponentialAverage`, :class:`UniformAverage` or :class:`LossAt`: what to
+            take from the run beside its last weights, as ``trained.readouts[name]``, differentiable together with them.
         adjoint: the memory strategy, such as :class:`Checkpoint` (); :class:`Reversible` () if None; "auto": the fastest exact
             one that fits ``budget`` by :func:`plan`. ``.report.adjoint`` says which it was.
         budget: for "auto": bytes, or text such as "500 MB"; None: nine tenths of what is free on the weights' device.

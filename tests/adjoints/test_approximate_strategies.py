@@ -381,7 +381,6 @@ def test_forward_mode_and_initial_weights(ridge):
         (lambda: rh.Snapshots(store="missing"), NotADirectoryError, "store: expected 'device', 'host' or .* got 'missing'"),
         (lambda: rh.Checkpoint(store="missing"), NotADirectoryError, "store"),
         (lambda: rh.RecursiveCheckpoint(store="missing"), NotADirectoryError, "store"),
-        (lambda: rh.Truncated(3, store="missing"), NotADirectoryError, "store"),
     ],
 )
 def test_arguments_of_the_strategies(make, error_type, message):

@@ -20,7 +20,7 @@ MAKERS = {
     "checkpoint": lambda store: rh.Checkpoint(store=store),
     "tree": lambda store: rh.RecursiveCheckpoint(store=store),
     "slots": lambda store: rh.RecursiveCheckpoint(slots=3, store=store),
-    "truncated": lambda store: rh.Truncated(20, store=store),
+    "truncated": lambda store: rh.Truncated(20, rh.Snapshots(store=store)),
 }
 
 
