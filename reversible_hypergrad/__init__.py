@@ -28,7 +28,7 @@ from reversible_hypergrad.planning import Plan, plan
 from reversible_hypergrad.readouts import ExponentialAverage, LossAt, UniformAverage, WeightsAt
 from reversible_hypergrad.replay import ReplayableLoader
 from reversible_hypergrad.rules import LAMB, LARS, SGD, Adam, AdamW, Lion, Muon, PerParameter, RAdam, RMSprop, Rule, TracedSGD
-from reversible_hypergrad.training import Start, TrainedWeights, check_replayable, hypergradients, train
+from reversible_hypergrad.training import Resume, Start, TrainedWeights, check_replayable, hypergradients, train
 
 __all__ = [
     "LAMB",
@@ -51,6 +51,7 @@ __all__ = [
     "RMSprop",
     "RecursiveCheckpoint",
     "ReplayableLoader",
+    "Resume",
     "ReversalError",
     "Reversible",
     "ReversibleAdam",

@@ -59,11 +59,14 @@ class Adjoint(ABC):
         approximation: what an inexact one leaves out, in one sentence; empty if exact.
         graphable: whether its runs ask the problem's gradient for evaluations, their products, and values alone, which
             ``train(cuda_graph=True)`` can capture; not for ``attached`` or ``tangents``.
+        chains: whether its runs give gradients by their first weights and states, so that one can be walked back through in
+            parts.
     """
 
     exact: ClassVar[bool] = True
     approximation: ClassVar[str] = ""
     graphable: ClassVar[bool] = True
+    chains: ClassVar[bool] = True
 
     @abstractmethod
     def start(self, problem: Problem) -> Run:

@@ -51,6 +51,7 @@ class ForwardMode(Adjoint):
     """
 
     graphable = False
+    chains = False
 
     def __init__(self, chunk: int = 16, limit: int = 100, force: bool = False) -> None:
         check_integer("chunk", chunk, least=1)

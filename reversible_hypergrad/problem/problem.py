@@ -131,6 +131,16 @@ class Cotangents:
         own = [zeros(t, t.device) for t in problem.hyperparameters]
         return Cotangents([], sources, own, [{} for _ in problem.weights], readouts)
 
+    def add(self, other: "Cotangents") -> None:
+        """Those of a part of the run; what goes on through its beginning is left out."""
+        for mine, theirs in (
+            (self.sources, other.sources),
+            (self.hyperparameters, other.hyperparameters),
+            (self.readouts, other.readouts),
+        ):
+            for total, one in zip(mine, theirs, strict=True):
+                total += one
+
     def add_hyperparameters(self, products: Sequence[Tensor | None]) -> None:
         for total, product in zip(self.hyperparameters, products, strict=True):
             if product is not None:

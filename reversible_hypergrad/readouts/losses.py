@@ -41,19 +41,19 @@ class Losses:
     def __init__(self, loss: LossOf, moments: Sequence[int]) -> None:
         self.loss = loss
         self.places = {taken: place for place, taken in enumerate(moments)}
-        self._values: list[Tensor | None] = []
+        self.values: list[Tensor | None] = []
 
     def begin(self) -> None:
-        self._values = [None] * len(self.places)
+        self.values = [None] * len(self.places)
 
     def see(self, taken: int) -> None:
         if taken in self.places:
             before = self.loss.side_effects()
-            self._values[self.places[taken]] = self.loss.value(self.loss.batch(taken))
+            self.values[self.places[taken]] = self.loss.value(self.loss.batch(taken))
             before.put_back()
 
     def output(self, like: Tensor) -> Tensor:
-        values = [like.new_zeros((), requires_grad=False) if value is None else value.reshape(()) for value in self._values]
+        values = [like.new_zeros((), requires_grad=False) if value is None else value.reshape(()) for value in self.values]
         return torch.stack(values)
 
     def pull(

@@ -88,6 +88,16 @@ class Readouts:
             else:
                 torch._foreach_add_(kept, [w.detach().to(_wide(w)) for w in self.weights], alpha=coefficient)
 
+    def kept(self) -> list[Any]:
+        """What :meth:`restore` takes, to go on from here in another process."""
+        return [[None if own is None else list(own) for own in self._taken], [losses.values for losses in self.losses]]
+
+    def restore(self, kept: list[Any]) -> None:
+        taken, values = kept
+        self._taken = [None if own is None else [t.clone() for t in own] for own in taken]
+        for losses, own in zip(self.losses, values, strict=True):
+            losses.values = list(own)
+
     def outputs(self) -> list[Tensor]:
         found = []
         for kept in self._taken:

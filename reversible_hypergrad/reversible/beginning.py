@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +46,35 @@ class Frozen:
             more_room=state.more_room.copy(),
             taken=state.taken,
             initial=tuple(state.initial) if at_start else (None,) * len(state.names),
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """As a nest of tensors and plain values, for a file."""
+        return {
+            "kind": [list(self.names), self.rule, self.state_bits],
+            "integers": [self.x, *self.z],
+            "scales": [torch.from_numpy(own.copy()) for own in (self.scales.a, self.scales.count, self.scales.exponent)],
+            "unset": torch.from_numpy(self.unset.copy()),
+            "more_room": torch.from_numpy(np.ascontiguousarray(self.more_room)),
+            "taken": self.taken,
+            "initial": [None if own is None else [own.index, own.value] for own in self.initial],
+        }
+
+    @staticmethod
+    def from_plain(kept: dict[str, Any], device: torch.device) -> "Frozen":
+        names, rule, state_bits = kept["kind"]
+        x, *z = (own.to(device) for own in kept["integers"])
+        return Frozen(
+            tuple(names),
+            rule,
+            state_bits,
+            x=x,
+            z=tuple(z),
+            scales=ScaleState(*(own.numpy() for own in kept["scales"])),
+            unset=kept["unset"].numpy(),
+            more_room=kept["more_room"].numpy(),
+            taken=kept["taken"],
+            initial=tuple(None if own is None else InitialWeights(*own) for own in kept["initial"]),
         )
 
     def fits(self, state: State) -> bool:

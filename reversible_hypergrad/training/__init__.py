@@ -5,7 +5,8 @@ from reversible_hypergrad.problem.report import Report
 from reversible_hypergrad.problem.start import Start
 from reversible_hypergrad.rules.sgd import SGD
 from reversible_hypergrad.training.hypergradients import hypergradients
+from reversible_hypergrad.training.resume import Resume
 from reversible_hypergrad.training.train import train
 from reversible_hypergrad.training.trained import TrainedWeights
 
-__all__ = ["SGD", "Replayability", "Report", "Start", "TrainedWeights", "check_replayable", "hypergradients", "train"]
+__all__ = ["SGD", "Replayability", "Report", "Resume", "Start", "TrainedWeights", "check_replayable", "hypergradients", "train"]

@@ -1,13 +1,14 @@
 """train(): a whole training run as one node of autograd."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from reversible_hypergrad import pytree
-from reversible_hypergrad.adjoints import Adjoint, Reversible
+from reversible_hypergrad.adjoints import Adjoint, Reversible, Run
 from reversible_hypergrad.gradients.captured import captured
 from reversible_hypergrad.gradients.loss import Loss, LossGradient
 from reversible_hypergrad.gradients.private_copy import private_copy
@@ -25,6 +26,7 @@ from reversible_hypergrad.training.arguments import check_options, check_readout
 from reversible_hypergrad.training.beginning import check_start, first_states, initial_weights, load_buffers
 from reversible_hypergrad.training.node import Call, Training
 from reversible_hypergrad.training.progress import bars
+from reversible_hypergrad.training.resume import Resume, check_resume, resumable_run
 from reversible_hypergrad.training.trained import TrainedWeights
 
 __all__ = ["train"]
@@ -46,6 +48,7 @@ def train(
     seed: int = 0,
     progress: bool = False,
     cuda_graph: bool = False,
+    resume: str | Path | Resume | None = None,
 ) -> TrainedWeights:
     """Trains a copy of ``model`` and returns the trained weights as a differentiable function of everything that went in.
 
@@ -79,6 +82,8 @@ def train(
         cuda_graph: capture the gradient of the loss, and its products, as CUDA graphs, one for each shape of the batch, and
             replay them forwards and backwards. The bits are the same. It pays where a GPU waits for the host to launch
             operations: small models and batches. See below for what it asks of the loss.
+        resume: a directory, or :class:`Resume` (directory, every): the run is kept there, and after a kill the same call goes on
+            from the last kept point, to the same bits. Removed when the run has been walked back through.
 
     Returns:
         A dict of name -> trained tensor, with ``.buffers``, ``.readouts``, ``.report``, and ``.state`` to go on from; works with
@@ -129,7 +134,7 @@ def train(
     Source: Maclaurin, Duvenaud, Adams, *Gradient-based Hyperparameter Optimization through Reversible Learning*, ICML 2015.
     """
     check_options(optimizer, adjoint, budget, seed, cuda_graph)
-    start, readouts = check_start(start, initial), check_readouts(readouts)
+    start, readouts, resume = check_start(start, initial), check_readouts(readouts), check_resume(resume)
     batch_of, span = batches_by_step(batches, steps, start.step)
     private = private_copy(model)
     given = start.weights or initial or {}
@@ -171,7 +176,11 @@ def train(
     unchanged = [t for t in (*leaves, *_given_tensors(optimizer)) if isinstance(t, Tensor)]
     record = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     environment = Environment.current({w.device for w in weights.values()})
-    call = Call(chosen.start(problem), problem, environment, inputs, unchanged, record)
+    run: Run = chosen.start(problem)
+    if resume is not None:
+        said = {"seed": str(seed), "readouts": repr(readouts)}
+        run = resumable_run(resume, chosen, problem, lambda: dict(private.named_buffers()), leaves, said)
+    call = Call(run, problem, environment, inputs, unchanged, record)
     outputs: tuple[Tensor, ...] = Training.apply(call, *inputs)  # type: ignore[no-untyped-call]
     buffers = {name: buffer.detach().clone() for name, buffer in private.named_buffers()}
     count, places = len(names), len(names) + len(call.states)
