@@ -14,6 +14,7 @@ from reversible_hypergrad.adjoints import (
     Unroll,
 )
 from reversible_hypergrad.errors import ReversalError
+from reversible_hypergrad.gradients.clip import clip_norm, clip_value
 from reversible_hypergrad.optim import (
     ReversibleAdam,
     ReversibleAdamW,
@@ -25,7 +26,7 @@ from reversible_hypergrad.optim import (
     ReversibleTracedSGD,
 )
 from reversible_hypergrad.planning import Plan, plan
-from reversible_hypergrad.replay import ReplayableLoader
+from reversible_hypergrad.replay import MicroBatches, ReplayableLoader
 from reversible_hypergrad.rules import LAMB, LARS, SGD, Adam, AdamW, Lion, Muon, PerParameter, RAdam, RMSprop, Rule, TracedSGD
 from reversible_hypergrad.training import TrainedWeights, check_replayable, train
 
@@ -40,6 +41,7 @@ __all__ = [
     "DrMAD",
     "ForwardMode",
     "Lion",
+    "MicroBatches",
     "Muon",
     "Neumann",
     "PerParameter",
@@ -65,6 +67,8 @@ __all__ = [
     "Truncated",
     "Unroll",
     "check_replayable",
+    "clip_norm",
+    "clip_value",
     "core",
     "plan",
     "train",

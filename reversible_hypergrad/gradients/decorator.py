@@ -24,8 +24,11 @@ class Decorator(Gradient):
         self.inner = inner
         self.names, self.weights, self.wanted = inner.names, inner.weights, inner.wanted
 
-    def batch(self, step: int) -> Any:
-        return self.inner.batch(step)
+    def load(self, step: int) -> Any:
+        return self.inner.load(step)
+
+    def prepare(self, step: int, data: Any, part: int = 0) -> Any:
+        return self.inner.prepare(step, data, part)
 
     def of(self, batch: Any) -> Evaluation:
         return self.inner.of(batch)

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from reversible_hypergrad.adjoints import Adjoint
 from reversible_hypergrad.checks import check_integer
+from reversible_hypergrad.gradients.clip import Clip
 from reversible_hypergrad.rules.base import Rule
 
-__all__ = ["check_options", "initial_weights", "those_wanted"]
+__all__ = ["check_gradient_options", "check_options", "initial_weights", "those_wanted"]
 
 
 def check_options(optimizer: Any, adjoint: Any, budget: Any, seed: Any, cuda_graph: Any) -> None:
@@ -23,6 +24,13 @@ def check_options(optimizer: Any, adjoint: Any, budget: Any, seed: Any, cuda_gra
     check_integer("seed", seed)
     if not isinstance(cuda_graph, bool):
         raise TypeError(f"cuda_graph: expected True or False, got {cuda_graph!r}")
+
+
+def check_gradient_options(clip: Any, accumulate: Any) -> None:
+    """The same for what is done to the loss's gradients."""
+    if clip is not None and not isinstance(clip, Clip):
+        raise TypeError(f"clip: expected rh.clip_norm(...), rh.clip_value(...) or None, got {clip!r}")
+    check_integer("accumulate", accumulate, least=1)
 
 
 def initial_weights(model: nn.Module, initial: Mapping[str, Tensor] | None) -> dict[str, Tensor]:

@@ -8,18 +8,22 @@ from torch import Tensor, nn
 
 from reversible_hypergrad import pytree
 from reversible_hypergrad.adjoints import Adjoint, Reversible
+from reversible_hypergrad.gradients.accumulated import Accumulated
 from reversible_hypergrad.gradients.captured import captured
+from reversible_hypergrad.gradients.clip import Clip
+from reversible_hypergrad.gradients.clipped import Clipped
 from reversible_hypergrad.gradients.loss import Loss, LossGradient
 from reversible_hypergrad.gradients.private_copy import private_copy
 from reversible_hypergrad.planning.memory import Budget
 from reversible_hypergrad.planning.plan import plan_for
+from reversible_hypergrad.problem.gradient import Gradient
 from reversible_hypergrad.problem.problem import Problem
 from reversible_hypergrad.problem.report import Report
 from reversible_hypergrad.replay.batches import batches_by_step
 from reversible_hypergrad.replay.environment import Environment
 from reversible_hypergrad.reversible.parameters import check_parameter
 from reversible_hypergrad.rules.base import Rule
-from reversible_hypergrad.training.arguments import check_options, initial_weights, those_wanted
+from reversible_hypergrad.training.arguments import check_gradient_options, check_options, initial_weights, those_wanted
 from reversible_hypergrad.training.node import Call, Training
 from reversible_hypergrad.training.progress import bars
 from reversible_hypergrad.training.trained import TrainedWeights
@@ -41,6 +45,8 @@ def train(
     seed: int = 0,
     progress: bool = False,
     cuda_graph: bool = False,
+    clip: Clip | None = None,
+    accumulate: int = 1,
 ) -> TrainedWeights:
     """Trains a copy of ``model`` and returns the trained weights as a differentiable function of everything that went in.
 
@@ -118,6 +124,7 @@ def train(
     Source: Maclaurin, Duvenaud, Adams, *Gradient-based Hyperparameter Optimization through Reversible Learning*, ICML 2015.
     """
     check_options(optimizer, adjoint, budget, seed, cuda_graph)
+    check_gradient_options(clip, accumulate)
     batch_of, steps = batches_by_step(batches, steps)
     private = private_copy(model)
     starts = initial_weights(model, initial)
@@ -126,14 +133,21 @@ def train(
     resolved = optimizer.resolve(names, list(weights.values()), steps)
     leaves = pytree.leaves(hyperparameters)
     wanted = those_wanted(leaves)
-    gradient = LossGradient(private, weights, loss, batch_of, hyperparameters, seed)
+    gradient: Gradient = LossGradient(private, weights, loss, batch_of, hyperparameters, seed)
+    if cuda_graph:
+        gradient = captured(gradient, hyperparameters)
+    gradient = Accumulated(gradient, accumulate)
+    if clip is not None:
+        limits = clip.resolve(steps, gradient.weights[0].device)
+        gradient = Clipped(gradient, clip, limits)
+        wanted += [limits] if limits.requires_grad else []
     problem = Problem(
         names=names,
         weights=list(weights.values()),
         rule=optimizer,
         settings=resolved.settings,
         steps=steps,
-        gradient=captured(gradient, hyperparameters) if cuda_graph else gradient,
+        gradient=gradient,
         sources=[t.detach() for t in resolved.tensors],
         hyperparameters=[t.detach() for t in wanted],
         report=Report(
@@ -147,7 +161,7 @@ def train(
     )
     chosen = _choose(adjoint, problem, budget, cuda_graph)
     inputs = [*starts.values(), *resolved.tensors, *wanted]
-    unchanged = [t for t in (*leaves, *_given_tensors(optimizer)) if isinstance(t, Tensor)]
+    unchanged = [t for t in (*leaves, *_given_tensors(optimizer), clip and clip.limit) if isinstance(t, Tensor)]
     record = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     environment = Environment.current({w.device for w in weights.values()})
     call = Call(chosen.start(problem), problem, environment, unchanged, record)
