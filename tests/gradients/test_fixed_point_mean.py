@@ -14,16 +14,11 @@ from reversible_hypergrad.gradients.fixed_point_mean import Exponents, FixedPoin
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
-def rounded(x):
-    """A fraction to the nearest integer, halves to even."""
-    return round(x)
-
-
 def by_integers(terms, exponent, dtype):
     """The mean of floats, in the very steps that the class says it takes."""
     shift = 62 - (len(terms) - 1).bit_length() - exponent
     quantum = Fraction(2) ** -shift
-    total = sum(rounded(Fraction(x) / quantum) for x in terms)
+    total = sum(round(Fraction(x) / quantum) for x in terms)  # to the nearest, halves to even
     assert abs(total) <= 2**62
     # An integer to float64, and its quotient, are rounded to nearest by Python, too; a power of two is exact.
     return torch.tensor(float(total) / len(terms) * float(quantum), dtype=torch.float64).to(dtype)
@@ -71,11 +66,11 @@ def test_every_order_gives_the_same_bits():
 
 @pytest.mark.parametrize("magnitude", [5e-324, 1e-300, 1e-30, 1.0, 65504.0, 3e38, 1.7976931348623157e308])
 def test_every_magnitude_fits(magnitude):
-    """The largest numbers do not overflow where their mean does not; below 2^-1022 or so they are rounded to zero."""
+    """The largest numbers do not overflow where their mean does not; the quantum is never below 2^-1020."""
     weights = [torch.zeros(2, dtype=torch.float64)]
     for signs in ((1, 1, 1), (1, -1, 1)):
-        (found,), (exponent,) = mean(weights, [[torch.tensor([s * magnitude, 0.0]).double()] for s in signs])
-        expected = magnitude / 3 * sum(signs)
+        (found,), (exponent,) = mean(weights, [[torch.tensor([s * magnitude, 0.0], dtype=torch.float64)] for s in signs])
+        expected = sum(signs) / 3 * magnitude
         assert found.tolist() == [pytest.approx(expected, rel=1e-15, abs=2.0**-1021), 0.0]
         assert exponent >= exponent_of(magnitude)
 
