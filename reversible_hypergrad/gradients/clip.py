@@ -39,17 +39,23 @@ class Clip(ABC):
             limit: of this step, a scalar.
         """
 
-    def resolve(self, steps: int, device: torch.device) -> Tensor:
-        """The limits on ``device``, attached to what was given. Reads them.
+    def resolve(self, steps: range, device: torch.device) -> Tensor:
+        """The limits on ``device``, attached to what was given: one for all steps, or one per step. Reads them.
+
+        Args:
+            steps: of the run. One that continues another may be given limits from step 0 on.
+            device: of the first weight.
 
         Raises:
             ValueError: for another shape, and for numbers that make no sense. It names the argument.
         """
         given = self.limit if isinstance(self.limit, Tensor) else torch.tensor(float(self.limit), dtype=torch.float64)
-        if given.shape not in ((), (steps,)):
+        counts = dict.fromkeys((len(steps), steps.stop))
+        if given.ndim > 1 or (given.ndim == 1 and len(given) not in counts):
+            per_step = " or ".join(f"({count},)" for count in counts)
             raise ValueError(
-                f"{self.name}: expected a number, or a tensor of shape () or ({steps},), one per step; got shape "
-                f"{tuple(given.shape)}. A limit per weight would not be a norm's; scale the loss's terms instead"
+                f"{self.name}: expected a number, or a tensor of shape () or {per_step}, one per step; got shape "
+                f"{tuple(given.shape)}. There is no limit per weight"
             )
         bad = given.detach()[~((given > 0) & given.isfinite())].reshape(-1)
         if len(bad):

@@ -20,11 +20,12 @@ class Clipped(Decorator):
         inner: what is clipped.
         clip: the formula.
         limits: of ``clip``, as it has resolved them: one, or one per step.
+        stop: the step that the last limit is before.
     """
 
-    def __init__(self, inner: Gradient, clip: Clip, limits: Tensor) -> None:
+    def __init__(self, inner: Gradient, clip: Clip, limits: Tensor, stop: int) -> None:
         super().__init__(inner)
-        self.clip = clip
+        self.clip, self.stop = clip, stop
         self.limits = limits.detach().requires_grad_(limits.requires_grad)
         if limits.requires_grad:
             self.wanted = [*inner.wanted, self.limits]
@@ -47,7 +48,7 @@ class Clipped(Decorator):
         return value, [None if g is None else next(after) for g in gradients]
 
     def at(self, step: int, gradients: Sequence[Tensor], limits: Tensor) -> list[Tensor]:
-        return self.clip(gradients, limits[step] if limits.ndim else limits)
+        return self.clip(gradients, limits[step - self.stop] if limits.ndim else limits)
 
 
 class ClippedEvaluation(Evaluation):

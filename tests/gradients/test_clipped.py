@@ -185,7 +185,7 @@ def test_forth_and_back_and_alone():
         model, dict(model.named_parameters()), lambda m, i, _: nn.functional.cross_entropy(m(x[i]), y[i]), batch_indices
     )
     clip = rh.clip_norm(leaf(0.2))
-    gradient = Clipped(inner, clip, clip.resolve(STEPS, torch.device("cpu")))
+    gradient = Clipped(inner, clip, clip.resolve(range(STEPS), torch.device("cpu")), STEPS)
     evaluation = gradient(2)
     value, gradients = gradient.values(gradient.batch(2))
     assert torch.equal(value, evaluation.value)
@@ -195,6 +195,23 @@ def test_forth_and_back_and_alone():
     first, again = (evaluation.products(directions, keep=keep) for keep in (True, False))
     for found, right in zip(first, again, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(found, right, strict=True))
+
+
+@pytest.mark.parametrize("count", [3, 8])
+def test_a_run_that_begins_later(count):
+    """One limit for each of its own steps, or for all from step 0 on."""
+    limits = torch.arange(1.0, 9.0)[-count:]
+    clip = rh.clip_norm(limits)
+    model, x, y = problem("mlp", torch.float32)
+    inner = LossGradient(
+        model, dict(model.named_parameters()), lambda m, i, _: 1e3 * nn.functional.cross_entropy(m(x[i]), y[i]), batch_indices
+    )
+    gradient = Clipped(inner, clip, clip.resolve(range(5, 8), torch.device("cpu")), 8)
+    for step in (5, 6, 7):
+        norm = torch.cat([g.reshape(-1) for g in gradient(step).gradients]).norm()
+        assert float(norm) == pytest.approx(step + 1, rel=1e-5)
+    with pytest.raises(ValueError, match=r"shape \(\) or \(2,\) or \(8,\), one per step; got shape"):
+        clip.resolve(range(6, 8), torch.device("cpu")) if count == 3 else rh.clip_norm(torch.ones(4)).resolve(range(6, 8), None)
 
 
 def test_the_same_tensor_may_be_a_hyperparameter_too():
