@@ -58,7 +58,7 @@ class FixedPointMean:
         together = torch.stack([m.to(largest[0].device, torch.float64) for m in largest])
         self._largest = together if self._largest is None else torch.maximum(self._largest, together)
         for total, gradient, shift in zip(self._sums, gradients, self._shifts, strict=True):
-            total += (gradient.to(torch.float64) * 2.0**shift).round_().to(torch.int64)
+            total += gradient.to(torch.float64, copy=True).mul_(2.0**shift).round_().to(torch.int64)
 
     def largest(self) -> list[float]:
         """The largest magnitude of each tensor in any term; NaN or infinity if one was there. Waits for the device."""
