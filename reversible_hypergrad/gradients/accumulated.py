@@ -12,6 +12,7 @@ from reversible_hypergrad.gradients.decorator import Decorator
 from reversible_hypergrad.gradients.diagnosis import diagnose
 from reversible_hypergrad.gradients.evaluation import dense
 from reversible_hypergrad.gradients.fixed_point_mean import Exponents, FixedPointMean, fitting
+from reversible_hypergrad.gradients.means import Means, mean_loss, straight_through
 from reversible_hypergrad.gradients.same_bits import same_bits
 from reversible_hypergrad.problem.gradient import Evaluation, Gradient, Products, SideEffects
 from reversible_hypergrad.replay.micro_batches import micro_batches
@@ -62,8 +63,8 @@ class Accumulated(Decorator):
         terms = [[g for g in column if g is not None] for column in zip(*(gradients for _, gradients in results), strict=True)]
         count = len(results)
         with torch.enable_grad():
-            value = _straight_through(mean_loss(losses), [loss.reshape(()) for loss, _ in results], count)
-            gradients = [_straight_through(m, own, count) if own else None for m, own in zip(means, terms, strict=True)]
+            value = straight_through(mean_loss(losses), [loss.reshape(()) for loss, _ in results], count)
+            gradients = [straight_through(m, own, count) if own else None for m, own in zip(means, terms, strict=True)]
         return value, gradients
 
     def diagnose(self, step: int) -> str:
@@ -153,7 +154,7 @@ class AccumulatedEvaluation(Evaluation):
 
     def _mean_of(self, count: int, ask: Callable[[Evaluation], Sequence[Tensor | None]]) -> list[Tensor | None]:
         """Of what is asked of each micro-batch's evaluation, ``count`` tensors."""
-        owner, totals = self._owner, _Means(count, len(self._batch.parts))
+        owner, totals = self._owner, Means(count, len(self._batch.parts))
         if not self._is_attached:
             return totals.tensors()
         after, losses = owner.side_effects(), []
@@ -167,44 +168,11 @@ class AccumulatedEvaluation(Evaluation):
         return totals.tensors()
 
 
-class _Means:
-    """Of tensors that may be None for zero. Terms of 16 bits are added up in float32."""
-
-    def __init__(self, count: int, parts: int) -> None:
-        self._share = 1 / parts
-        self._totals: list[tuple[Tensor, torch.dtype] | None] = [None] * count
-
-    def add(self, terms: Sequence[Tensor | None]) -> None:
-        for i, term in enumerate(terms):
-            if term is None:
-                continue
-            total = self._totals[i]
-            if total is None:
-                self._totals[i] = term.detach().to(torch.promote_types(term.dtype, torch.float32)) * self._share, term.dtype
-            else:
-                total[0].add_(term.detach(), alpha=self._share)
-
-    def tensors(self) -> list[Tensor | None]:
-        return [None if total is None else total[0].to(total[1]) for total in self._totals]
-
-
 class _Batch(NamedTuple):
     step: int
     part: int  # the number of the first micro-batch
     parts: list[Any]
     first: Any  # micro-batch, ready to be evaluated
-
-
-def mean_loss(losses: Sequence[Tensor]) -> Tensor:
-    """In the order of their sizes, so that theirs does not matter."""
-    together = torch.stack([loss.reshape(()) for loss in losses])
-    return together.to(torch.float64).sort().values.mean().to(together.dtype)
-
-
-def _straight_through(value: Tensor, terms: Sequence[Tensor], count: int) -> Tensor:
-    """``value``, with the derivative of the mean of ``terms``, where those that are not there are zero."""
-    mean = sum(terms[1:], terms[0]) / count
-    return value + (mean - mean.detach())
 
 
 def _own(parts: Sequence[Any], i: int) -> Any:

@@ -220,7 +220,7 @@ class Counting(nn.Module):
 
 
 def test_evaluated_again_with_the_buffers_of_before():
-    """Within a step: that they count steps is what makes the way back fail, as without micro-batches."""
+    """The loss depends on them, so the tangents, which evaluate each micro-batch again, would see another one."""
     _, x, y = problem("mlp", torch.float32)
     trained = rh.train(
         Counting(),

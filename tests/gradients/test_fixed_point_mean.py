@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from reversible_hypergrad.gradients.fixed_point_mean import Exponents, FixedPointMean, exponent_of, fitting
+from reversible_hypergrad.gradients.means import mean_loss
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -113,3 +114,9 @@ def test_exponents_are_those_of_training():
     assert log.at(100) == [10, 4]
     log.keep(1, [99, 99])  # a step that was trained before
     assert [log.at(step) for step in range(4)] == expected
+
+
+def test_the_mean_of_losses_in_any_order():
+    losses = [torch.tensor(x) for x in (1e8, 1.0, -1e8, 3e-3, 7.0)]
+    values = {float(mean_loss(order)) for order in itertools.permutations(losses)}
+    assert values == {float(torch.tensor(8.003 / 5))}
