@@ -14,6 +14,7 @@ from reversible_hypergrad.adjoints import (
     Unroll,
 )
 from reversible_hypergrad.errors import ReversalError
+from reversible_hypergrad.gradients.clip import clip_norm, clip_value
 from reversible_hypergrad.optim import (
     ReversibleAdam,
     ReversibleAdamW,
@@ -26,7 +27,7 @@ from reversible_hypergrad.optim import (
 )
 from reversible_hypergrad.planning import Plan, plan
 from reversible_hypergrad.readouts import ExponentialAverage, LossAt, UniformAverage, WeightsAt
-from reversible_hypergrad.replay import ReplayableLoader
+from reversible_hypergrad.replay import MicroBatches, ReplayableLoader
 from reversible_hypergrad.rules import LAMB, LARS, SGD, Adam, AdamW, Lion, Muon, PerParameter, RAdam, RMSprop, Rule, TracedSGD
 from reversible_hypergrad.training import Resume, Start, TrainedWeights, check_replayable, hypergradients, train
 
@@ -43,6 +44,7 @@ __all__ = [
     "ForwardMode",
     "Lion",
     "LossAt",
+    "MicroBatches",
     "Muon",
     "Neumann",
     "PerParameter",
@@ -72,6 +74,8 @@ __all__ = [
     "Unroll",
     "WeightsAt",
     "check_replayable",
+    "clip_norm",
+    "clip_value",
     "core",
     "hypergradients",
     "plan",

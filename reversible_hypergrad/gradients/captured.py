@@ -62,13 +62,13 @@ class CapturedGradient(Decorator):
         self._shapes: list[_Shape] = []
         self._places: list[int] = []
 
-    def batch(self, step: int) -> "_Batch":
+    def prepare(self, step: int, data: Any, part: int = 0) -> "_Batch":
         places = [weight.data_ptr() for weight in self.weights]
         if places != self._places:  # a strategy has moved the weights' memory, which the graphs read
             self.let_go()
             self._places = places
         self.asked += 1
-        return _Batch(step, self._shape_of(step, self.inner.batch(step)))
+        return _Batch(step, self._shape_of(step, self.inner.prepare(step, data, part)))
 
     def of(self, batch: "_Batch") -> "CapturedEvaluation":
         return CapturedEvaluation(self, batch)

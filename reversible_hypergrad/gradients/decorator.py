@@ -24,8 +24,11 @@ class Decorator(Gradient):
         self.inner = inner
         self.names, self.weights, self.wanted = inner.names, inner.weights, inner.wanted
 
-    def batch(self, step: int) -> Any:
-        return self.inner.batch(step)
+    def load(self, step: int) -> Any:
+        return self.inner.load(step)
+
+    def prepare(self, step: int, data: Any, part: int = 0) -> Any:
+        return self.inner.prepare(step, data, part)
 
     def of(self, batch: Any) -> Evaluation:
         return self.inner.of(batch)
@@ -44,6 +47,12 @@ class Decorator(Gradient):
 
     def side_effects(self) -> SideEffects:
         return self.inner.side_effects()
+
+    def memory(self) -> Any:
+        return self.inner.memory()
+
+    def remember(self, memory: Any) -> None:
+        self.inner.remember(memory)
 
     def let_go(self) -> None:
         self.inner.let_go()

@@ -33,7 +33,7 @@ class LossGradient(Gradient):
         loss: the user's function.
         batches: step -> batch.
         hyperparameters: any nest; tensors in it that require grad get gradients.
-        seed: with the step, of the random numbers of batch and loss.
+        seed: with the step, and the part of its batch, of the random numbers of batch and loss.
         check: looks at the first loss and its gradients, which have graphs, and may raise.
     """
 
@@ -58,10 +58,15 @@ class LossGradient(Gradient):
         self._first_buffers = Buffers(model)
         self._check, self._checked = check, False
 
-    def batch(self, step: int) -> Any:
+    def load(self, step: int) -> Any:
         seed_step(self._seed, step, self._cuda_devices)
         with torch.enable_grad():
             return self._batches(step)
+
+    def prepare(self, step: int, data: Any, part: int = 0) -> Any:
+        if part:
+            seed_step(self._seed, step, self._cuda_devices, part)
+        return data
 
     def of(self, batch: Any) -> LossEvaluation:
         with torch.enable_grad():

@@ -61,8 +61,9 @@ class Gradient(ABC):
     """The gradient as a function of the step, at the present weights: the same bits whenever the weights are the same.
 
     In two halves: what a step brings, ``batch(step)``, and what the loss makes of it, ``of(batch)``. Between the two nothing may
-    draw random numbers, and a batch is valid until the next one. A gradient made of another one, such as a clipped or a captured
-    one, uses this interface of it and nothing else, see :class:`Decorator`.
+    draw random numbers, and a batch is valid until the next one. The first half has two halves itself, ``load`` and ``prepare``,
+    since what is loaded once may be prepared and evaluated part by part. A gradient made of another one, such as a clipped or a
+    captured one, uses this interface of it and nothing else, see :class:`Decorator`.
     """
 
     names: list[str]  # of the weights
@@ -72,9 +73,23 @@ class Gradient(ABC):
     def __call__(self, step: int) -> Evaluation:
         return self.of(self.batch(step))
 
-    @abstractmethod
     def batch(self, step: int) -> Any:
         """The batch of ``step``; the random numbers that follow are those of its loss."""
+        return self.prepare(step, self.load(step))
+
+    @abstractmethod
+    def load(self, step: int) -> Any:
+        """What the run was given for ``step``. Random numbers begin anew."""
+
+    @abstractmethod
+    def prepare(self, step: int, data: Any, part: int = 0) -> Any:
+        """A batch that :meth:`of`, :meth:`values` and :meth:`attached` take.
+
+        Args:
+            step: that ``data`` is of.
+            data: what was loaded, or a part of it that is like it.
+            part: its number. Random numbers go on from ``load`` for part 0, and begin anew for every other one.
+        """
 
     @abstractmethod
     def of(self, batch: Any) -> Evaluation:
@@ -102,6 +117,13 @@ class Gradient(ABC):
     @abstractmethod
     def side_effects(self) -> SideEffects:
         """To evaluate more often than the run does, and leave no trace."""
+
+    def memory(self) -> Any:
+        """What it knows of the steps so far that later ones depend on, in plain values; None: nothing."""
+        return None
+
+    def remember(self, memory: Any) -> None:  # noqa: B027
+        """Goes on where another one was that gave its ``memory``."""
 
     def let_go(self) -> None:  # noqa: B027
         """Frees what is kept between evaluations. There may be more of them all the same."""

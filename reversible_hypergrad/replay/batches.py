@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from reversible_hypergrad.checks import check_integer
+from reversible_hypergrad.replay.micro_batches import MicroBatches
 
 __all__ = ["BatchOf", "batches_by_step"]
 
@@ -24,6 +25,11 @@ def batches_by_step(batches: Any, steps: int | None, first: int = 0) -> tuple[Ba
     """
     if steps is not None:
         check_integer("steps", steps, least=0, otherwise="None")
+    if isinstance(batches, MicroBatches):
+        raise TypeError(
+            "batches: expected a sequence or a function step -> batch, got rh.MicroBatches, which is the batch of one step. Pass "
+            "[rh.MicroBatches([...]), ...], one per step"
+        )
     length = len(batches) if hasattr(batches, "__len__") else None
     if callable(batches):
         if steps is None and length is None:

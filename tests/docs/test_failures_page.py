@@ -66,6 +66,13 @@ def unseeded():
     differentiate(train(loss=noisy))
 
 
+def changing_its_batch():
+    def noisy(model, batch, hyperparameters):
+        return F.mse_loss(model(batch[0].add_(0.1)), batch[1])
+
+    train(loss=noisy, batches=lambda step: (X[step].clone(), Y[step]), steps=STEPS, accumulate=2)
+
+
 def unseeded_in_floats():
     own = torch.Generator()
 
@@ -295,6 +302,7 @@ PROVOKED: dict[str, list[Callable[..., object]]] = {
         lambda: differentiate(train(sgd=LooksAtItself())),
     ],
     "step …: its loss was … in training and … on the way back": [unseeded_in_floats],
+    "accumulate: step …: the loss or gradient of … was another one when it was evaluated again": [changing_its_batch],
     "an earlier backward through this run failed": [a_second_try],
     "training once more did not come to the same weights as before at step …": [lambda: a_setting_that_changes(1)],
     "the trajectory's file … was damaged": [a_damaged_file],
