@@ -145,6 +145,7 @@ class ProgramPullBack(PullBack):
         products = [self._none if product is None else product for product in self._products]
         ops.undo_weights_adjoint(
             *moves.without_gradients(record),
+            False,  # moved before
             record.hash_before is not None,
             words,
             self.aw,
@@ -170,6 +171,7 @@ class ProgramPullBack(PullBack):
         ops.undo_states_adjoint(
             *moves.with_gradients(record, own),
             state.skipped,
+            False,  # moved before
             record.hash_before is not None,
             words,
             self.aw,
