@@ -67,6 +67,7 @@ class Backward:
         assert isinstance(moves, ProgramMoves)
         ops.undo_weights_adjoint(
             *moves.without_gradients(self.records[-1]),
+            False,  # moved before
             True,
             moves.words(),
             self.aw,
@@ -85,6 +86,7 @@ class Backward:
         ops.undo_states_adjoint(
             *moves.with_gradients(record, self.gradients),
             state.skipped,
+            False,  # moved before
             True,
             moves.words(),
             self.aw,

@@ -51,7 +51,7 @@ class AdjointBucket(Bucket):
         none = torch.empty(0)
         products = [none if p is None else p.to(self.device) for p in adjoint.products]
         carries = torch.tensor(adjoint.carries, dtype=torch.float64).view(-1, 1)
-        state = self.x, self.states, record.numbers, record.shifts, self.elements(step), record.planes, True, self.outcome
+        state = self.x, self.states, record.numbers, record.shifts, self.elements(step), record.planes, False, True, self.outcome
         vectors = self.aw, [self.av], products, carries, [adjoint.by_lr], self.partials, self.by_lr
         return self.rule.name, self.weights, *state, *vectors
 
@@ -62,10 +62,10 @@ class AdjointBucket(Bucket):
         self.directions = [
             self._guarded("vectors", size if on else 0, self.aw.dtype) for size, on in zip(self.sizes, directed, strict=True)
         ]
-        state = self.x, self.states, record.numbers, record.shifts, self.elements(step), record.planes, self.skipped, True
+        state = self.x, self.states, record.numbers, record.shifts, self.elements(step), record.planes, self.skipped, False
         sigma_before = torch.tensor([[own[0].sigma] for own in record.before], dtype=torch.float64)
         vectors = self.aw, [self.av], self.directions, sigma_before, list(adjoint.wanted), self.partials, self.sums
-        return self.rule.name, self.weights, self.gradients(step), *state, self.outcome, *vectors
+        return self.rule.name, self.weights, self.gradients(step), *state, True, self.outcome, *vectors
 
     def undo_weights_adjoint(self, step: Step, record: Record, adjoint: AdjointStep) -> None:
         self.ops.undo_weights_adjoint(*self.weights_adjoint_arguments(step, record, adjoint))
@@ -241,6 +241,12 @@ def assert_same_trace(mine: list[list[torch.Tensor]], expected: list[list[torch.
     for t, (row, other) in enumerate(zip(mine, expected, strict=True)):
         for i, (a, b) in enumerate(zip(row, other, strict=True)):
             assert same_bits(a, b), f"phase {t}, tensor {i}"
+
+
+def as_moved(op, arguments: tuple) -> tuple:
+    """Arguments of an op, for integers that have moved."""
+    names = [one.name for one in op.default._schema.arguments]
+    return tuple(True if name == "moved" else given for name, given in zip(names, arguments, strict=True))
 
 
 def adjoint_sample(state_bits: int) -> dict[str, tuple]:

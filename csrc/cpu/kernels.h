@@ -19,8 +19,8 @@ struct Outcome {
 // Blocks [first, last) of one tensor.
 using Move = Outcome (*)(Phase phase, const Slice& slice, int64_t first, int64_t last, bool hash, bool stream);
 
-// The adjoint beside it, right after it: Phase::undo_weights or Phase::undo_states, on the same blocks. A block that was refused
-// is left as it is and adds nothing.
+// The adjoint beside it, on blocks that Phase::undo_weights or Phase::undo_states has moved: right after it, while they are in
+// cache, or later for other vectors. A block that was refused is left as it is and adds nothing.
 using MoveAdjoint = void (*)(Phase phase, const Slice& slice, const AdjointSlice& adjoint, int64_t first, int64_t last);
 
 struct Kernels {

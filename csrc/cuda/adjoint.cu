@@ -14,6 +14,7 @@ struct AdjointShared : Shared {
   double* sums[kSums];      // one per tensor
   // What the wanted sums are of.
   bool reads_state[K], reads_weight, reads_gradient;
+  bool moved;  // the integers, by an earlier call
 };
 
 struct AdjointEntry : Entry {
@@ -46,6 +47,7 @@ struct StepAdjoint {
 
   __device__ __forceinline__ StepAdjoint(const Shared& of, const Entry& e) : shared(of), entry(e) {}
 
+  __device__ __forceinline__ bool moves() const { return !shared.moved; }
   __device__ __forceinline__ R* weights() const { return static_cast<R*>(shared.weights); }
   __device__ __forceinline__ R* states(int k) const { return static_cast<R*>(shared.states[k]); }
 
@@ -197,6 +199,8 @@ cudaError_t StepAdjoint<R>::end(const Table& table, cudaStream_t stream) {
 AdjointShared adjoint_shared_of(const CudaMove& move) {
   AdjointShared shared{};
   static_cast<Shared&>(shared) = shared_of(move);
+  shared.moved = move.moved;
+  shared.hash = move.hash && !move.moved;  // a hash is of what moves
   if (move.slices.empty()) return shared;
   const AdjointSlice& first = move.adjoint[0];
   const bool before = move.phase == Phase::undo_weights;
@@ -249,8 +253,11 @@ cudaError_t move_with(const CudaMove& move, const AdjointShared& shared, const s
 const char* move_with_adjoint(const CudaMove& move) {
   const AdjointShared shared = adjoint_shared_of(move);
   std::vector<AdjointEntry> entries;
-  for (size_t i = 0; i < move.slices.size(); ++i)
-    if (move.slices[i].size > 0) entries.push_back(adjoint_entry_of(move, shared, i));
+  for (size_t i = 0; i < move.slices.size(); ++i) {
+    if (move.slices[i].size == 0) continue;
+    const AdjointEntry entry = adjoint_entry_of(move, shared, i);
+    if (entry.has_work || !move.moved) entries.push_back(entry);
+  }
   // All weights are of double, or none is.
   const bool wide = !move.slices.empty() && move.slices[0].type == ScalarType::float64;
   const cudaError_t status = wide ? move_with<double>(move, shared, entries) : move_with<float>(move, shared, entries);

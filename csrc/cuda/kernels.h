@@ -17,6 +17,7 @@ struct CudaMove {
   const std::vector<int64_t>& first_block;   // of each slice among the blocks of all
   const std::vector<AdjointSlice>& adjoint;  // one per slice, or none
   double* const* sums;                       // with an adjoint: kMaxSums pointers to one number per slice; null: not wanted
+  bool moved;                                // with an adjoint: nothing else is left to do
   Ticket ticket;
   bool hash;
   // On the device: becomes the hash of what the move wrote (0 without `hash`), then per slice its flags and what its slots use,

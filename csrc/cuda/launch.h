@@ -24,6 +24,8 @@ struct NoAdjoint {
   static constexpr int kResident = 9 - 2 * K;
 
   __device__ __forceinline__ NoAdjoint(const Shared&, const Entry&) {}
+  // Whether the integers are to move; else they have, and are only read.
+  __device__ __forceinline__ static constexpr bool moves() { return true; }
   // Reads a part of a row whose weights or states are about to move.
   template <class Part>
   __device__ __forceinline__ void load(const Thread&, const Part&) {}
@@ -59,8 +61,10 @@ __device__ __forceinline__ void move(const Thread& thread, Found& found, Adjoint
   } else if constexpr (phase == Phase::undo_weights) {
     thread.undo_weights<kWhole>(found, adjoint);
   } else {
+    const bool moves = adjoint.moves();
+    if (!moves && skipped && *skipped) return;  // as if it were refused again
     const bool done = thread.undo_states<kWhole>(found, adjoint);
-    if (skipped && thread.first == 0) *skipped = !done;
+    if (moves && skipped && thread.first == 0) *skipped = !done;
   }
 }
 

@@ -262,6 +262,7 @@ struct Thread {
 
   template <bool kWhole, class Adjoint>
   __device__ __forceinline__ void undo_weights(Found& found, Adjoint& adjoint) const {
+    const bool moves = adjoint.moves();
 #pragma unroll 1
     for (int row = 0; row < size; row += kRow) {
       const auto part = row_part<kWhole>(row);
@@ -271,12 +272,14 @@ struct Thread {
       load_states(part, z);
       load_numbers(part, numbers);
       adjoint.load(*this, part);
+      if (moves) {
 #pragma unroll
-      for (int j = 0; j < L; ++j)
-        if (j < part.count) x.at[j] = wrapping_add(x.at[j], change(lane(j, z, numbers)));
-      expand<K>(part, x);
-      part.store(integers<K>(), position(), x);
-      show(entry.type, entry.weight, begin, part, x, entry.sigma_before);
+        for (int j = 0; j < L; ++j)
+          if (j < part.count) x.at[j] = wrapping_add(x.at[j], change(lane(j, z, numbers)));
+        expand<K>(part, x);
+        part.store(integers<K>(), position(), x);
+        show(entry.type, entry.weight, begin, part, x, entry.sigma_before);
+      }
       adjoint.before_gradient(*this, part, x, z, numbers);
       if (shared.hash) found.sums[K] += hash_row(part, x);
     }
@@ -284,12 +287,13 @@ struct Thread {
   }
 
   // Returns false, with nothing changed, if the gradient cannot have led to these states and undoing would lose bits. To know it,
-  // a block with planes is gone through twice.
+  // a block with planes is gone through twice, unless it has moved.
   template <bool kWhole, class Adjoint>
   __device__ __forceinline__ bool undo_states(Found& found, Adjoint& adjoint) const {
+    const bool moves = adjoint.moves();
     bool shifts = false;
 #pragma unroll
-    for (int k = 0; k < K; ++k) shifts |= entry.shifts[k] != 0;
+    for (int k = 0; k < K; ++k) shifts |= moves && entry.shifts[k] != 0;
 #pragma unroll 1
     for (int pass = shifts ? 0 : 1; pass < 2; ++pass) {
       const bool writes = pass == 1;
@@ -300,23 +304,25 @@ struct Thread {
         Vector<Integer> x{};
         Vector<Real> numbers[N];
         load_states(part, z);
-        if (entry.looks_at_weight) x = load_slot<K>(part);
+        if (moves && entry.looks_at_weight) x = load_slot<K>(part);
         load_numbers(part, numbers);
         if (writes) adjoint.load(*this, part);
-        const Vector<Real> g = read<Real>(entry.type, entry.gradient, begin, part);
+        if (moves) {
+          const Vector<Real> g = read<Real>(entry.type, entry.gradient, begin, part);
 #pragma unroll
-        for (int j = 0; j < L; ++j)
-          if (j < part.count) {
-            Lane now = lane(j, z, numbers);
-            subtract_increments(g.at[j], weight_before(x.at[j]), now, found);
-            for_states([&](auto k) { get<k>(z).at[j] = get<k>(now.z); });
-          }
-        if (!writes) continue;
-        for_states([&](auto k) {
-          expand<k>(part, get<k>(z));
-          part.store(integers<k>(), position(), get<k>(z));
-          if (shared.hash) found.sums[k] += hash_row(part, get<k>(z));
-        });
+          for (int j = 0; j < L; ++j)
+            if (j < part.count) {
+              Lane now = lane(j, z, numbers);
+              subtract_increments(g.at[j], weight_before(x.at[j]), now, found);
+              for_states([&](auto k) { get<k>(z).at[j] = get<k>(now.z); });
+            }
+          if (!writes) continue;
+          for_states([&](auto k) {
+            expand<k>(part, get<k>(z));
+            part.store(integers<k>(), position(), get<k>(z));
+            if (shared.hash) found.sums[k] += hash_row(part, get<k>(z));
+          });
+        }
         adjoint.with_gradient(*this, part, z, numbers);
       }
       if (!writes && __any_sync(group_mask(), found.foreign)) return false;

@@ -44,6 +44,7 @@ struct AdjointCall {
   std::vector<Tensor> directions;      // one per weight, empty: not written; no entries in the first half
   std::optional<Tensor> carries;       // of the first half, with a last column for the weights if the rule decays them
   std::optional<Tensor> sigma_before;  // of the second half
+  bool moved;                          // the integers were, by a call with other vectors; see ops.h
   std::vector<bool> wanted;            // which sums
   Tensor partials, sums;
 };
@@ -55,6 +56,7 @@ struct Arguments {
   Ticket ticket;
   std::vector<AdjointSlice> adjoint;  // empty, or one per slice
   double* sums[kMaxSums];             // one number per slice; null: not wanted
+  bool moved;                         // only the adjoint is left to do
 };
 
 // Raises an error that names the argument which does not fit, before anything moves.

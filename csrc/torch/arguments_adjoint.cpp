@@ -74,6 +74,7 @@ void check_adjoint(Phase phase, const AdjointCall& adjoint, const Call& call, co
   const int64_t blocks = arguments.first_block.back();
   const int most = phase == Phase::undo_weights ? shape.sums_before : shape.sums_after;
   const auto wanted = static_cast<int64_t>(std::count(adjoint.wanted.begin(), adjoint.wanted.end(), true));
+  arguments.moved = adjoint.moved;
   check_vectors(adjoint, call);
   STD_TORCH_CHECK(adjoint.products.empty() || adjoint.products.size() == count, "products: expected ", count, " tensors");
   STD_TORCH_CHECK(adjoint.directions.empty() || adjoint.directions.size() == count, "directions: expected ", count, " tensors");

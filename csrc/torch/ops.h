@@ -58,9 +58,13 @@ void move_weights(StringHandle rule, std::vector<Tensor> weights, Tensor x, std:
 // of a rule that decays weights, what its weights decayed by in this one. sigma_before: a row per tensor: sigma of its states
 // before the step. `partials` is scratch memory. `sums` gets the wanted inner products, one kind after the other, each with one
 // number per tensor.
+//
+// Gradients of several losses need the adjoint for each one's vectors, but their step is undone once. `moved`: it has been, by
+// this very op with the first loss's; then the integers are only read, and what else a move writes (weights, planes, skipped)
+// stays as it is, too. The vectors get the bits that a call which moves gives them; `outcome` becomes zeros.
 template <const Device& device>
 void undo_weights_adjoint(StringHandle rule, std::vector<Tensor> weights, Tensor x, std::vector<Tensor> states, Tensor numbers,
-                          Tensor shifts, std::vector<Tensor> elements, Tensor planes, bool hash, Tensor outcome,
+                          Tensor shifts, std::vector<Tensor> elements, Tensor planes, bool moved, bool hash, Tensor outcome,
                           Tensor weights_adjoint, std::vector<Tensor> states_adjoint, std::vector<Tensor> products,
                           Tensor carries, std::vector<bool> wanted, Tensor partials, Tensor sums) {
   const Call call{take_string(rule),
@@ -77,19 +81,27 @@ void undo_weights_adjoint(StringHandle rule, std::vector<Tensor> weights, Tensor
                   outcome};
   const RuleShape shape = device.shape(call.rule);
   Arguments arguments = check_arguments(Phase::undo_weights, call, shape);
-  check_adjoint(
-      Phase::undo_weights,
-      {weights_adjoint, std::move(states_adjoint), std::move(products), {}, carries, {}, std::move(wanted), partials, sums}, call,
-      shape, arguments);
+  check_adjoint(Phase::undo_weights,
+                {weights_adjoint,
+                 std::move(states_adjoint),
+                 std::move(products),
+                 {},
+                 carries,
+                 {},
+                 moved,
+                 std::move(wanted),
+                 partials,
+                 sums},
+                call, shape, arguments);
   device.move(Phase::undo_weights, arguments, call);
 }
 
 template <const Device& device>
 void undo_states_adjoint(StringHandle rule, std::vector<Tensor> weights, std::vector<Tensor> gradients, Tensor x,
                          std::vector<Tensor> states, Tensor numbers, Tensor shifts, std::vector<Tensor> elements, Tensor planes,
-                         Tensor skipped, bool hash, Tensor outcome, Tensor weights_adjoint, std::vector<Tensor> states_adjoint,
-                         std::vector<Tensor> directions, Tensor sigma_before, std::vector<bool> wanted, Tensor partials,
-                         Tensor sums) {
+                         Tensor skipped, bool moved, bool hash, Tensor outcome, Tensor weights_adjoint,
+                         std::vector<Tensor> states_adjoint, std::vector<Tensor> directions, Tensor sigma_before,
+                         std::vector<bool> wanted, Tensor partials, Tensor sums) {
   const Call call{take_string(rule),
                   std::move(weights),
                   std::move(gradients),
@@ -111,6 +123,7 @@ void undo_states_adjoint(StringHandle rule, std::vector<Tensor> weights, std::ve
                  std::move(directions),
                  {},
                  sigma_before,
+                 moved,
                  std::move(wanted),
                  partials,
                  sums},
@@ -134,12 +147,12 @@ void define_moves(Library& m) {
       " int number=0) -> ()");
   m.def(
       "undo_weights_adjoint(str rule, Tensor(a!)[] weights, Tensor(b!) x, Tensor[] states, Tensor numbers, Tensor shifts,"
-      " Tensor[] elements, Tensor planes, bool hash, Tensor(c!) outcome, Tensor(d!) weights_adjoint,"
+      " Tensor[] elements, Tensor planes, bool moved, bool hash, Tensor(c!) outcome, Tensor(d!) weights_adjoint,"
       " Tensor(e!)[] states_adjoint, Tensor[] products, Tensor carries, bool[] wanted, Tensor(f!) partials, Tensor(g!) sums)"
       " -> ()");
   m.def(
       "undo_states_adjoint(str rule, Tensor[] weights, Tensor[] gradients, Tensor x, Tensor(a!)[] states, Tensor numbers,"
-      " Tensor shifts, Tensor[] elements, Tensor planes, Tensor(b!) skipped, bool hash, Tensor(c!) outcome,"
+      " Tensor shifts, Tensor[] elements, Tensor planes, Tensor(b!) skipped, bool moved, bool hash, Tensor(c!) outcome,"
       " Tensor(d!) weights_adjoint, Tensor[] states_adjoint, Tensor(e!)[] directions, Tensor sigma_before, bool[] wanted,"
       " Tensor(f!) partials, Tensor(g!) sums) -> ()");
 }

@@ -110,6 +110,7 @@ class ResumableRun(Run):
                 "exact": None if end.exact is None else [frozen.plain() for frozen in end.exact],
                 "buffers": {name: b.detach() for name, b in self.buffers().items()},
                 "readouts": None if readouts is None else readouts.kept(),
+                "memory": self.problem.gradient.memory(),
             },
         )
 
@@ -124,6 +125,8 @@ class ResumableRun(Run):
                 own[name].copy_(values)
         if self.problem.readouts is not None and kept["readouts"] is not None:
             self.problem.readouts.restore(kept["readouts"])
+        if kept["memory"] is not None:
+            self.problem.gradient.remember(kept["memory"])
         return self._end_of_kept(kept)
 
     def _end_of_kept(self, kept: dict[str, Any]) -> End:

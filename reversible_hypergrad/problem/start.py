@@ -27,6 +27,7 @@ class Start:
             first steps is over.
         exact: the integers of a run in fixed point, which hold more bits than the weights. They are used where they still stand
             for the same weights and states.
+        memory: what the gradient knows of the steps before, such as the exponents of micro-batches.
 
     >>> import torch, reversible_hypergrad as rh
     >>> velocity = torch.zeros(1, 3, requires_grad=True)
@@ -45,14 +46,12 @@ class Start:
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     step: int = 0
     exact: Any = field(default=None, repr=False)
+    memory: Any = field(default=None, repr=False)
 
 
-pytree.register(
-    Start,
-    lambda start: (
-        [dict(start.weights), {n: dict(z) for n, z in start.states.items()}, dict(start.buffers)],
-        (start.step, start.exact),
-    ),
-    lambda children, rest: Start(*children, *rest),
-    "reversible_hypergrad.problem.Start",
-)
+def _children(start: Start) -> tuple[list[Any], Any]:
+    states = {name: dict(own) for name, own in start.states.items()}
+    return [dict(start.weights), states, dict(start.buffers)], (start.step, start.exact, start.memory)
+
+
+pytree.register(Start, _children, lambda children, rest: Start(*children, *rest), "reversible_hypergrad.problem.Start")

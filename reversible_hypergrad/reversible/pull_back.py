@@ -177,6 +177,7 @@ class ProgramPullBack(PullBack):
         products = [self._none if product is None else product for product in self._products]
         ops.undo_weights_adjoint(
             *moves.without_gradients(record),
+            moved,
             record.hash_before is not None,
             words,
             self.aw,
@@ -186,7 +187,6 @@ class ProgramPullBack(PullBack):
             self.sums.wanted_before,
             self._partials,
             self.sums.before_gradient,
-            **({"moved": True} if moved else {}),
         )
         self._products = [None] * len(group.members)
         return Outcome(words, len(state.sizes))
@@ -207,6 +207,7 @@ class ProgramPullBack(PullBack):
         ops.undo_states_adjoint(
             *moves.with_gradients(record, own),
             state.skipped,
+            moved,
             record.hash_before is not None,
             words,
             self.aw,
@@ -216,7 +217,6 @@ class ProgramPullBack(PullBack):
             self.sums.wanted_after,
             self._partials,
             self.sums.after_gradient,
-            **({"moved": True} if moved else {}),
         )
         state.scales.state = record.scales
         for i in self._by_functions:

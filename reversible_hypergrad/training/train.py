@@ -175,6 +175,8 @@ def train(
         limits = clip.resolve(span, gradient.weights[0].device)
         gradient = Clipped(gradient, clip, limits, span.stop)
         wanted += [limits] if limits.requires_grad else []
+    if start.memory is not None:
+        gradient.remember(start.memory)
     problem = Problem(
         names=names,
         weights=list(weights.values()),
@@ -205,7 +207,7 @@ def train(
     environment = Environment.current({w.device for w in weights.values()})
     run: Run = chosen.start(problem)
     if resume is not None:
-        said = {"seed": str(seed), "readouts": repr(readouts)}
+        said = {"seed": str(seed), "readouts": repr(readouts), "clip": repr(clip), "accumulate": str(accumulate)}
         run = resumable_run(resume, chosen, problem, lambda: dict(private.named_buffers()), leaves, said)
     call = Call(run, problem, environment, inputs, unchanged, record)
     outputs: tuple[Tensor, ...] = Training.apply(call, *inputs)  # type: ignore[no-untyped-call]

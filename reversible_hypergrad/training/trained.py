@@ -70,7 +70,7 @@ class TrainedWeights(dict[str, Tensor]):
             values = end.states[i][state].to(state_dtype(weight))
             filled = Filled.apply(place, values) if place.requires_grad else values  # type: ignore[no-untyped-call]
             states[names[i]][state] = filled
-        return Start(dict(self), states, self.buffers, call.problem.steps.stop, end.exact)
+        return Start(dict(self), states, self.buffers, call.problem.steps.stop, end.exact, call.problem.gradient.memory())
 
 
 # So that trained weights can stand wherever a dict of tensors can, such as in another run's hyperparameters.

@@ -14,6 +14,7 @@ from adjoint_problems import (
     added,
     adjoint_sample,
     adjoints_of,
+    as_moved,
     assert_same_trace,
     expected_first_half,
     expected_second_half,
@@ -21,8 +22,19 @@ from adjoint_problems import (
     real_of,
     vectors_of,
 )
-from core_problems import FRACTION_BITS, INSTRUCTION_SETS, OPS, WIDTHS, Bucket, Step, normal_gradients, random_integers
+from core_problems import (
+    EACH_RULE,
+    FRACTION_BITS,
+    INSTRUCTION_SETS,
+    OPS,
+    WIDTHS,
+    Bucket,
+    Step,
+    normal_gradients,
+    random_integers,
+)
 from device_matrix import Case, state_of, steps_of
+from loss_problems import LOSS_CASES, REFUSED, walk_back
 
 LARGE = {"blocks beyond the lanes of a sum": Case((512 * 1100 + 13, 40_000), ("float32", "bfloat16"), elements=(1,))}
 
@@ -147,13 +159,33 @@ def test_a_direction_of_one_share_is_the_state_s_adjoint(state_bits):
     assert_same_trace(*traces)
 
 
+# Several losses -------------------------------------------------------------------------------------------------------
+
+
+@WIDTHS
+@EACH_RULE
+@pytest.mark.parametrize("case", LOSS_CASES)
+def test_integers_that_have_moved_give_a_loss_the_same_bits(state_bits, rule, case):
+    mine, expected = (walk_back(LOSS_CASES[case], state_bits, rule, together) for together in (True, False))
+    assert_same_trace(mine, expected)
+
+
+@WIDTHS
+@EACH_RULE
+def test_a_block_that_was_refused_is_left_out_for_every_loss(state_bits, rule):
+    mine, expected = (walk_back(REFUSED, state_bits, rule, together, refused=True) for together in (True, False))
+    assert_same_trace(mine, expected)
+
+
 # The dispatcher -------------------------------------------------------------------------------------------------------
 
 
 @WIDTHS
 @pytest.mark.parametrize("op", ["undo_weights_adjoint", "undo_states_adjoint"])
-def test_opcheck(state_bits, op):
-    torch.library.opcheck(getattr(OPS, op).default, adjoint_sample(state_bits)[op])
+@pytest.mark.parametrize("moved", [False, True])
+def test_opcheck(state_bits, op, moved):
+    own, arguments = getattr(OPS, op), adjoint_sample(state_bits)[op]
+    torch.library.opcheck(own.default, as_moved(own, arguments) if moved else arguments)
 
 
 A, B = "undo_weights_adjoint", "undo_states_adjoint"
@@ -226,6 +258,6 @@ def test_float64_weights_among_others_are_refused():
 
 def test_one_vector_for_both_is_refused():
     values = list(adjoint_sample(64)["undo_weights_adjoint"])
-    values[11] = [values[10]]
+    values[12] = [values[11]]
     with pytest.raises(RuntimeError, match=r"states_adjoint.*: expected memory of its own"):
         OPS.undo_weights_adjoint(*values)

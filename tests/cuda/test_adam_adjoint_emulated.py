@@ -72,11 +72,11 @@ def undone(library, own):
     sigma_before = torch.tensor([SIGMA[:2]] * len(SIZES), dtype=torch.float64)
     outcomes, everything = [], [True] * 5
     state = own.numbers, own.shifts, [], none
-    first = "adam", weights, x, [m, s], *state, True, words, vectors[0], vectors[1:]
+    first = "adam", weights, x, [m, s], *state, False, True, words, vectors[0], vectors[1:]
     library.undo_weights_adjoint(*first, own.products, carries, everything, partials, sums[0])
     outcomes.append(words.clone())
     middle = [v.clone() for v in vectors], x.clone()
-    second = "adam", weights, own.gradients, x, [m, s], *state, skipped, True, words, vectors[0], vectors[1:]
+    second = "adam", weights, own.gradients, x, [m, s], *state, skipped, False, True, words, vectors[0], vectors[1:]
     library.undo_states_adjoint(*second, directions, sigma_before, everything, partials, sums[1])
     outcomes.append(words.clone())
     return SimpleNamespace(

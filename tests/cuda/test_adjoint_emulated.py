@@ -14,12 +14,14 @@ from adjoint_problems import (
     AdjointBucket,
     AdjointStep,
     adjoint_sample,
+    as_moved,
     assert_same_trace,
     journey,
     vectors_of,
 )
-from core_problems import WIDTHS, Step, integers, normal_gradients, units
+from core_problems import EACH_RULE, WIDTHS, Step, integers, normal_gradients, units
 from device_matrix import Case, state_of, steps_of
+from loss_problems import LOSS_CASES, REFUSED, walk_back
 
 STRAIGHT = frozenset()
 
@@ -85,6 +87,22 @@ def test_a_refused_block_is_left_out(state_bits, place, emulated):
     assert_same_trace(traces[1], traces[0])
 
 
+@WIDTHS
+@EACH_RULE
+@pytest.mark.parametrize("askew", [STRAIGHT, ALSO_ASKEW], ids=["aligned", "askew"])
+@pytest.mark.parametrize("case", LOSS_CASES)
+def test_integers_that_have_moved_give_a_loss_the_same_bits(state_bits, rule, askew, case, emulated):
+    mine = walk_back(LOSS_CASES[case], state_bits, rule, True, ops=emulated, askew=askew)
+    assert_same_trace(mine, walk_back(LOSS_CASES[case], state_bits, rule, False))
+
+
+@WIDTHS
+@EACH_RULE
+def test_a_block_that_was_refused_is_left_out_for_every_loss(state_bits, rule, emulated):
+    mine = walk_back(REFUSED, state_bits, rule, True, refused=True, ops=emulated)
+    assert_same_trace(mine, walk_back(REFUSED, state_bits, rule, False, refused=True))
+
+
 def test_two_launches_or_one(emulated):
     """One for all tensors that have elements, and one more where sums are wanted."""
 
@@ -107,6 +125,23 @@ def test_two_launches_or_one(emulated):
     assert launched(small, True, (False, True, True)) == [2, 2]
     assert launched(mixed, True, (False, False, False)) == [2, 1]
     assert launched(Case((0, 0), ("float32",) * 2), True, (True, True, True)) == [0, 0]
+
+
+def test_nothing_is_launched_where_integers_have_moved_and_vectors_stay(emulated):
+    """The second half of SGD without decay, sums and directions of its own."""
+    case = Case((3, 700, 5), ("float32",) * 3, decay=0.0)
+    rng = np.random.default_rng(0)
+    x, states = state_of(case, 32, rng)
+    (step,) = steps_of(case, 32, 1, rng)
+    bucket = on(emulated)(x, states, list(case.dtypes), 32, "float32", vectors_of(case, "float32", rng))
+    adjoint = AdjointStep([None] * 3, [1.0] * 3, False, (False,) * 3, (False,) * 3)
+    arguments = bucket.states_adjoint_arguments(step, bucket.step(step), adjoint)
+    emulated.undo_states_adjoint(*arguments)
+    before, launches = [t.clone() for t in [*bucket.tensors(), *bucket.adjoint()]], emulated.launches()
+    emulated.undo_states_adjoint(*as_moved(emulated.undo_states_adjoint, arguments))
+    assert emulated.launches() == launches
+    assert not bucket.outcome.any()
+    assert_same_trace([[*bucket.tensors(), *bucket.adjoint()]], [before])
 
 
 def test_errors_of_cuda_are_raised_and_nothing_moves(emulated):

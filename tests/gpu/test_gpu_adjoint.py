@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from adjoint_problems import ADJOINT_CASES, ALSO_ASKEW, AdjointBucket, adjoints_of, assert_same_trace, journey, vectors_of
-from core_problems import WIDTHS
+from core_problems import EACH_RULE, WIDTHS
 from device_matrix import FAST, Case, state_of, steps_of
 from gpu_machine import DEVICE, GPU, no_synchronisation  # noqa: F401
+from loss_problems import LOSS_CASES, REFUSED, walk_back
 
 import reversible_hypergrad as rh
 
@@ -28,6 +29,15 @@ def test_steps_back_have_the_same_bits(state_bits, askew, case):
     problem = ADJOINT_CASES.get(case, LARGE)
     expected = journey(problem, state_bits, on("cpu", askew=askew))
     assert_same_trace(journey(problem, state_bits, on(DEVICE, askew=askew)), expected)
+
+
+@WIDTHS
+@EACH_RULE
+@pytest.mark.parametrize("case", [*LOSS_CASES, "refused"])
+def test_integers_that_have_moved_give_a_loss_the_same_bits(state_bits, rule, case):
+    problem, refused = LOSS_CASES.get(case, REFUSED), case == "refused"
+    mine = walk_back(problem, state_bits, rule, True, refused, device=DEVICE)
+    assert_same_trace(mine, walk_back(problem, state_bits, rule, False, refused))
 
 
 @WIDTHS

@@ -27,6 +27,7 @@ void move_emulated(Phase phase, const Arguments& arguments, const Call& call) {
                       arguments.first_block,
                       arguments.adjoint,
                       arguments.sums,
+                      arguments.moved,
                       arguments.ticket,
                       call.hash,
                       static_cast<uint64_t*>(call.outcome.data_ptr()),
