@@ -30,12 +30,15 @@ class AttachedReadouts:
         readouts = self._problem.readouts
         if readouts is None:
             return
-        readouts.begin(self._problem.steps.start)
+        begun = self._problem.steps.start
         self.outputs = []
         self.leaves = [own.detach().clone().requires_grad_() for own in readouts.inputs]
         self._sums = [[torch.zeros_like(w) for w in weights] for _ in readouts.sums]
-        self._losses = [[] for _ in readouts.losses]
-        self._attach(self._problem.steps.start, weights)
+        zero = torch.zeros((), dtype=weights[0].dtype, device=weights[0].device)
+        self._losses = [[zero] * len(losses.places) for losses in readouts.losses]
+        if self._problem.sees_start:
+            readouts.begin(begun)
+            self._attach(begun, weights)
 
     def see(self, taken: int, weights: Sequence[Tensor]) -> None:
         readouts = self._problem.readouts
@@ -70,5 +73,5 @@ class AttachedReadouts:
             for losses, values in zip(readouts.losses, self._losses, strict=True):
                 if taken in losses.places:
                     before = losses.loss.side_effects()
-                    values.append(losses.loss.value_at(losses.loss.batch(taken), weights))
+                    values[losses.places[taken]] = losses.loss.value_at(losses.loss.batch(taken), weights)
                     before.put_back()

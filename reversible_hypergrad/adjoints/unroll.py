@@ -157,7 +157,11 @@ class UnrollRun(Run):
             pairs += [
                 (own[name], c.to(own[name].dtype)) for name, c in downstream.states_of(i).items() if own[name].requires_grad
             ]
-        pairs += [(out, c) for out, c in zip(self._readouts.outputs, downstream.readouts, strict=False) if c is not None]
+        pairs += [
+            (out, c)
+            for out, c in zip(self._readouts.outputs, downstream.readouts, strict=False)
+            if c is not None and out.requires_grad
+        ]
         totals = Cotangents.zeros(problem)
         firsts = [(i, name, z) for i, own in enumerate(self._first_states) for name, z in own.items() if z.requires_grad]
         groups = [self._initial, list(self._leaves.values()), problem.gradient.wanted, self._readouts.leaves]
