@@ -10,6 +10,7 @@ WEIGHT_OVERFLOW: int
 FOREIGN_GRADIENT: int
 BLOCK_SIZE: int
 FORMATS: tuple[dict[str, int], ...]
+SQUARES_FORMAT: dict[str, int]
 
 def contract(values: NDArray[np.integer[Any]], shift: int, centre: int) -> NDArray[np.uint8]: ...
 def expand(values: NDArray[np.integer[Any]], planes: NDArray[np.uint8], shift: int, centre: int) -> None: ...

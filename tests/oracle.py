@@ -49,6 +49,8 @@ class Layout:
 
     def rint(self, x) -> int:
         """The integer nearest to x, ties to even; outside the limits for changes wherever x is, or x is NaN."""
+        if self is SQUARES:
+            return 2**62 if not x < 2.0**62 else max(-(2**62), round(float(x)) if math.isfinite(x) else -(2**62))
         if self.bits == 64:
             return self.wrap(_bits_of_double(float(x) + _MAGIC) - _bits_of_double(_MAGIC))
         nearest = None if np.isnan(x) or np.isinf(x) else round(float(x))
@@ -56,6 +58,7 @@ class Layout:
 
 
 LAYOUTS = {64: Layout(64, 62, 51, float), 32: Layout(32, 30, 30, np.float32)}
+SQUARES = Layout(64, 62, 61, float)  # of wide states
 
 _MAGIC = 1.5 * 2.0**52
 QUIET = np.errstate(all="ignore")  # values that leave their range are what some tests are about
@@ -63,7 +66,7 @@ QUIET = np.errstate(all="ignore")  # values that leave their range are what some
 
 def layouts_of(rule, state_bits: int) -> list[Layout]:
     """Of each slot."""
-    return [LAYOUTS[64 if power == 2 else state_bits] for power in (*rule.powers, 1)]
+    return [SQUARES if power == 2 else LAYOUTS[state_bits] for power in (*rule.powers, 1)]
 
 
 def _bits_of_double(x: float) -> int:

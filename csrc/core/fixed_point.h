@@ -28,6 +28,12 @@ struct Layout32 {
   static constexpr int increment_bits = 30;
 };
 
+// Of means of squares, in every layout. Weights move alike whatever the size of their gradients, and squares span twice the range,
+// so the bits between what rounding by kRounder reaches and the limit are those that small gradients need.
+struct LayoutSquares : Layout64 {
+  static constexpr int increment_bits = 61;  // below that of round_wide, so that what it cuts off is seen
+};
+
 enum Flag : uint32_t {
   kBadIncrement = 1,      // what a step adds to a state is no number, or beyond increment_bits
   kStateOverflow = 2,     // a state left its limits
@@ -72,7 +78,7 @@ RH_INLINE Real square_value(int64_t z, double sigma) {
 }
 template <class Real>
 RH_INLINE int64_t square_quanta(Real square, double inverse) {
-  const int64_t q = round_to_integer(static_cast<double>(square) * inverse);
+  const int64_t q = round_wide(static_cast<double>(square) * inverse);
   return q == 0 && square != 0 ? 1 : q;
 }
 

@@ -35,6 +35,22 @@ RH_INLINE int64_t round_to_integer(double x) {
   return static_cast<int64_t>(static_cast<uint64_t>(bits) - static_cast<uint64_t>(kRounderBits));
 }
 
+// Nearest integer of |x| <= 2^62; the nearer end of that range elsewhere, 2^62 for NaN. Multiples of 2^11 are rounded off first, as
+// above, with a rounder 2^11 times as large; what is left of x is exact and at most 2^10. The multiples are even, so a half goes to
+// the even integer.
+constexpr double kWidest = 0x1p62;
+constexpr int kWideBits = 11;
+constexpr double kWideRounder = kRounder * (1 << kWideBits);
+constexpr int64_t kWideRounderBits = kRounderBits + (int64_t{kWideBits} << 52);
+RH_INLINE int64_t round_wide(double x) {
+  x = x < kWidest ? x : kWidest;
+  x = x > -kWidest ? x : -kWidest;
+  const double sum = x + kWideRounder;
+  int64_t bits;
+  memcpy(&bits, &sum, 8);
+  return (bits - kWideRounderBits) * (1 << kWideBits) + round_to_integer(x - (sum - kWideRounder));
+}
+
 // Nearest integer; the most negative one for NaN and for what does not fit.
 RH_INLINE int32_t round_to_integer(float x) {
 #if defined(__CUDA_ARCH__)

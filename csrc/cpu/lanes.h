@@ -119,6 +119,42 @@ struct Pack<Layout64> {
   }
 };
 
+// The same but for what is added to it.
+template <>
+struct Pack<LayoutSquares> : Pack<Layout64> {
+  static RH_INLINE Integer round(Real x) {
+    x = limited(x);
+#if defined(__AVX512DQ__)
+    return as_bits<Integer>(_mm512_cvtpd_epi64(as_bits<__m512d>(x)));
+#else
+    // round_wide with both rounders' bits taken off at once.
+    constexpr uint64_t rounders = (static_cast<uint64_t>(kWideRounderBits) << kWideBits) + static_cast<uint64_t>(kRounderBits);
+    const Real sum = x + kWideRounder;
+    const Words rest = as_bits<Words>((x - (sum - kWideRounder)) + kRounder);
+    return as_bits<Integer>((as_bits<Words>(sum) << kWideBits) + (rest - rounders));
+#endif
+  }
+
+ private:
+  // These instructions give their second operand where one is NaN.
+  static RH_INLINE Real limited(Real x) {
+    const Real widest = all<Real>(kWidest);
+#if defined(__AVX512DQ__)
+    const __m512d least = _mm512_min_pd(as_bits<__m512d>(x), as_bits<__m512d>(widest));
+    return as_bits<Real>(_mm512_max_pd(least, as_bits<__m512d>(-widest)));
+#elif defined(__AVX2__)
+    const __m256d least = _mm256_min_pd(as_bits<__m256d>(x), as_bits<__m256d>(widest));
+    return as_bits<Real>(_mm256_max_pd(least, as_bits<__m256d>(-widest)));
+#elif defined(__x86_64__)
+    const __m128d least = _mm_min_pd(as_bits<__m128d>(x), as_bits<__m128d>(widest));
+    return as_bits<Real>(_mm_max_pd(least, as_bits<__m128d>(-widest)));
+#else
+    x = x < widest ? x : widest;
+    return x > -widest ? x : -widest;
+#endif
+  }
+};
+
 template <>
 struct Pack<Layout32> {
   static constexpr int width = kRegisterBytes / 4;

@@ -79,6 +79,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("FOREIGN_GRADIENT") = static_cast<int>(rh::kForeignGradient);
   m.attr("BLOCK_SIZE") = rh::kBlockSize;
   m.attr("FORMATS") = py::make_tuple(format_of<rh::Layout32>(), format_of<rh::Layout64>());
+  m.attr("SQUARES_FORMAT") = format_of<rh::LayoutSquares>();
   m.def("contract", &contract<rh::Layout64>, py::arg("values").noconvert(), "shift"_a, "centre"_a);
   m.def("contract", &contract<rh::Layout32>, py::arg("values").noconvert(), "shift"_a, "centre"_a);
   m.def("expand", &expand<rh::Layout64>, py::arg("values").noconvert(), py::arg("planes").noconvert(), "shift"_a, "centre"_a);

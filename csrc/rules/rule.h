@@ -19,7 +19,7 @@ namespace rh {
 template <int k>
 constexpr bool kIsSquare = Rule::kPower[k] == 2;
 template <class Layout, int k>
-using StateLayout = std::conditional_t<kIsSquare<k>, Layout64, Layout>;
+using StateLayout = std::conditional_t<kIsSquare<k>, LayoutSquares, Layout>;
 // The adjoint's inner products: those of the rule, and before the gradient is there, last, that by the weights' decay.
 constexpr int kSumsBefore = int{Rule::kSumsBefore} + int{Rule::kDecaysWeight};
 constexpr int kSumsAfter = Rule::kSumsAfter;

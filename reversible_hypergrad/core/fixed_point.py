@@ -48,6 +48,9 @@ class FixedPointFormat:
 FORMATS = {numbers["state_bits"]: FixedPointFormat(**numbers) for numbers in _core.FORMATS}
 """The formats by ``state_bits``."""
 
+SQUARES = FixedPointFormat(**_core.SQUARES_FORMAT)
+"""Of means of squares, whatever the other states have."""
+
 
 def quantize(values: ArrayLike, sigma: float, state_bits: int = 64) -> Integers:
     """Floats to counts of quanta, rounded to nearest even.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reversible_hypergrad import _core
-from reversible_hypergrad.core.fixed_point import FixedPointFormat
+from reversible_hypergrad.core.fixed_point import SQUARES, FixedPointFormat
 from reversible_hypergrad.rules.base import Rule
 from reversible_hypergrad.rules.step import signs_of
 
@@ -66,7 +66,9 @@ def gain_bits(factor: float) -> int:
 
 def exponent_unseen(layout: FixedPointFormat) -> int:
     """Of the quantum of a state to which nothing has been added."""
-    return exponent_of_increments(_UNSEEN_INCREMENT, 0.9, layout)
+    # Squares of numbers that may grow as those of other states.
+    headroom = 2 * _INCREMENT_ROOM[layout.state_bits] if layout is SQUARES else None
+    return exponent_of_increments(_UNSEEN_INCREMENT, 0.9, layout, headroom)
 
 
 def magnitudes(rule: Rule, settings: Any, step: int, gradient: Tensor, weight: Tensor, z: Mapping[str, Tensor]) -> list[float]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reversible_hypergrad import _core
 from reversible_hypergrad._ops import refuse_device
-from reversible_hypergrad.core.fixed_point import FORMATS
+from reversible_hypergrad.core.fixed_point import FORMATS, SQUARES
 from reversible_hypergrad.reversible.exponents import exponents_of_weights
 from reversible_hypergrad.reversible.initial import InitialWeights
 from reversible_hypergrad.reversible.outcome import is_late
@@ -38,8 +38,8 @@ class Integers:
         self.names = list(names)
         self.rule = rule
         self.format = FORMATS[state_bits]  # of the weights
-        # Of each slot. Squares span twice the range.
-        self.formats = [FORMATS[64 if power == 2 else state_bits] for power in rule.states.values()] + [self.format]
+        # Of each slot.
+        self.formats = [SQUARES if power == 2 else self.format for power in rule.states.values()] + [self.format]
         self.wide = [power == 2 for power in rule.states.values()]
         self.sizes = sizes = [w.numel() for w in self.weights]
         self.offsets = [0, *itertools.accumulate(_core.state_size(n) for n in sizes)]

@@ -34,8 +34,10 @@ __all__ = ["State"]
 # Bits that integers on a GPU must leave free at a look, or the next step makes room: until the next look they may grow so far.
 _LEAST_FREE = 3
 _FREED = 5
-# Bits left above the first increments of a mean of squares: gradients may double, and it keeps 49 bits of the 51.
-_SQUARES_ROOM = 2
+# Bits left above the mean of squares that equal increments would come to. Each one doubles quanta, whose rounding weights with
+# small gradients feel. So none, where a step that needs more is taken again with a bit of room; where nobody looks at every step,
+# as many as a look would make.
+_SQUARES_ROOM = {False: 0, True: 2 * _LEAST_FREE}
 # Weights that are looked at in one go, on the CPU, where a piece should fit the cache, and on a GPU.
 _PIECE = {False: 1 << 14, True: 1 << 22}
 
@@ -256,7 +258,7 @@ class State(Integers):
 
     def headroom(self, slot: int) -> int | None:
         """Bits to leave above a state's first increments; None: as many as suit its layout."""
-        return self.rule.headroom.get(list(self.rule.states)[slot], _SQUARES_ROOM if self.wide[slot] else None)
+        return self.rule.headroom.get(list(self.rule.states)[slot], _SQUARES_ROOM[self.is_late] if self.wide[slot] else None)
 
     def _magnitudes(self, i: int, gradient: Tensor, given: StepNumbers) -> list[float]:
         """The largest magnitudes of what a step would add to the states of the tensor ``i``, and of its update."""

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reversible_hypergrad import _core, core
+from reversible_hypergrad.core.fixed_point import SQUARES
 
 WIDTHS = pytest.mark.parametrize("state_bits", [64, 32], ids=lambda bits: f"state{bits}")
 LIMITS = {64: 62, 32: 30}
@@ -40,6 +41,10 @@ def test_format_is_the_specified_one(state_bits):
     assert (layout.state_bits, layout.limit_bits, layout.increment_bits) == {64: (64, 62, 51), 32: (32, 30, 30)}[state_bits]
     assert layout.dtype == np.dtype(f"int{state_bits}") == np.dtype(str(layout.torch_dtype).removeprefix("torch."))
     assert layout.real == np.dtype(f"float{state_bits}")
+
+
+def test_format_of_squares_is_the_specified_one():
+    assert core.FixedPointFormat(state_bits=64, limit_bits=62, increment_bits=61) == SQUARES
 
 
 def test_flags_are_the_specified_ones():

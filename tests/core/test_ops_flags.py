@@ -84,7 +84,7 @@ OF_WIDE = ["wide increment", "wide state"]
 def test_flags_begin_at_the_limit(state_bits, instruction_set, rule, sign, beyond, what, use_instruction_set):
     """In range is [-limit, limit)."""
     use_instruction_set(instruction_set)
-    layout, wide = oracle.LAYOUTS[state_bits], oracle.LAYOUTS[64]
+    layout, wide = oracle.LAYOUTS[state_bits], oracle.SQUARES
 
     def at_edge(limit: int, below: int, above: int) -> float:
         """The last number inside or the first outside, if they are this far from the limit."""
@@ -95,7 +95,7 @@ def test_flags_begin_at_the_limit(state_bits, instruction_set, rule, sign, beyon
         return (limit - 2 if sign > 0 else 1 - limit) + sign * beyond
 
     # The real type's steps beside the limits: float has 24 bits.
-    steps, wide_steps = {64: ((1, 1), (1, 1)), 32: ((64, 128), (2**27, 2**28))}[state_bits]
+    steps, wide_steps = {64: ((1, 1), (2**8, 2**9)), 32: ((64, 128), (2**37, 2**38))}[state_bits]
     x, v, s, share, squares, lr, gradient = 0, 0, 0, 1.0, 0.0, 0.0, float(sign)
     flag = {"increment": oracle.BAD_INCREMENT, "state": oracle.STATE_OVERFLOW}.get(what.removeprefix("wide "), 0)
     if what == "increment":
@@ -141,7 +141,7 @@ def test_overflow_is_flagged_as_the_oracle_does_and_undone(state_bits, instructi
     bucket, step, _ = flagged_problem(state_bits, 0.9, rule=rule)
     layout, last = oracle.LAYOUTS[state_bits], FLAG_SIZES[tensor] - 1
     if what.endswith("state"):
-        state, layout = ("state", "wide state").index(what), oracle.LAYOUTS[64] if what == "wide state" else layout
+        state, layout = ("state", "wide state").index(what), oracle.SQUARES if what == "wide state" else layout
         bucket.split(bucket.states[state])[tensor][last] = layout.limit - 1
         step.momentum, step.gradients[tensor][last] = 1.0, 1.0
     elif what == "weight":

@@ -163,6 +163,7 @@ def test_a_wide_state_is_at_least_a_quantum(state_bits):
         (-1.5, -2),
         (2.0**50, 2**50),
         (2.0**51 - 2**27, 2**51 - 2**27),
+        (2.0**61 - 2**37, 2**61 - 2**37),
     ],
 )
 def test_nothing_but_zero_adds_nothing_to_a_wide_state(state_bits, quanta, expected):
@@ -171,7 +172,7 @@ def test_nothing_but_zero_adds_nothing_to_a_wide_state(state_bits, quanta, expec
 
 
 @WIDTHS
-@pytest.mark.parametrize("increment", [math.nan, -math.nan, math.inf, -math.inf, 1e30, 2.0**31])
+@pytest.mark.parametrize("increment", [math.nan, -math.nan, math.inf, -math.inf, 1e30, 2.0**41])
 def test_an_increment_outside_the_limits_of_a_wide_state_is_bad(state_bits, increment):
     kernel = adam_kernel(state_bits, -20)
     assert kernel.bad_increment(1, kernel.quanta(1, kernel.real(increment))) == oracle.BAD_INCREMENT
@@ -353,6 +354,7 @@ def test_near_to_sgd_in_float64(state_bits, tolerance, momentum, lr):
     ],
 )
 def test_rounding_inside_the_limits(x, expected):
+    assert oracle.SQUARES.rint(x) == expected
     assert oracle.LAYOUTS[64].rint(x) == expected
     if abs(x) < 2**30:
         assert oracle.LAYOUTS[32].rint(np.float32(x)) == expected
@@ -363,3 +365,14 @@ def test_rounding_outside_the_limits_stays_outside(x):
     for layout in oracle.LAYOUTS.values():
         with np.errstate(all="ignore"):
             assert oracle.outside(layout.rint(layout.real(x)), layout.change_limit)
+
+
+@pytest.mark.parametrize("x", [2.0**51 + 0.5, 2.0**51 + 1.5, -(2.0**51) - 0.5, 2.0**53 + 2, 2.0**61 - 2**8, -(2.0**61)])
+def test_rounding_of_squares_inside_the_limits(x):
+    assert oracle.SQUARES.rint(x) == round(x)
+    assert not oracle.outside(oracle.SQUARES.rint(x), oracle.SQUARES.change_limit)
+
+
+@pytest.mark.parametrize("x", [math.nan, -math.nan, math.inf, -math.inf, 1e30, -1e30, 2.0**61, -(2.0**61) - 2**9, 1e308])
+def test_rounding_of_squares_outside_the_limits_stays_outside(x):
+    assert oracle.outside(oracle.SQUARES.rint(x), oracle.SQUARES.change_limit)

@@ -20,18 +20,28 @@ import reversible_hypergrad as rh
 STRATEGIES = ["reversible", "reversible, 3 segments", "checkpoint", "unroll"]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_interrupted_at_every_evaluation(strategy, tmp_path):
-    directory = tmp_path / "kept"
+def check_interrupted(strategy, directory, count):
+    """At ``count`` moments, or at every evaluation."""
     expected, evaluations = outcome(strategy, directory)
     assert not directory.exists()
-    for at in range(1, evaluations + 1):
+    for at in range(1, evaluations + 1, 1 if count is None else evaluations // count):
         with pytest.raises(Interrupted):
             outcome(strategy, directory, at=at)
         found, again = outcome(strategy, directory)
         assert same(found, expected)
         assert again <= evaluations
         assert not directory.exists()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_interrupted(strategy, tmp_path):
+    check_interrupted(strategy, tmp_path / "kept", 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_interrupted_at_every_evaluation(strategy, tmp_path):
+    check_interrupted(strategy, tmp_path / "kept", None)
 
 
 def test_it_is_the_run_without(tmp_path):
@@ -47,7 +57,7 @@ def test_it_is_the_run_without(tmp_path):
 @pytest.mark.parametrize("name", ["convolution and batch norm", "transformer with dropout"])
 def test_buffers_random_numbers_and_micro_batches(name, more, tmp_path):
     expected, evaluations = outcome("reversible", tmp_path, name, **more)
-    for at in range(3, evaluations + 1, evaluations // 5):
+    for at in range(3, evaluations + 1, evaluations // 3):
         with pytest.raises(Interrupted):
             outcome("reversible", tmp_path, name, at=at, **more)
         assert same(outcome("reversible", tmp_path, name, **more)[0], expected)

@@ -134,7 +134,7 @@ def test_batches_go_on():
     listed = [batch_indices(step) for step in range(9)]
     trained = rh.train(run.model, run.loss, listed, optimizer=rh.SGD(0.1), hyperparameters=run.l2, start=start)
     assert trained.report.steps == 4
-    with pytest.raises(ValueError, match="steps: expected at most 4, the number of batches after the 5 .* taken, got 5"):
+    with pytest.raises(ValueError, match=r"steps: expected at most 4, the number of batches after the 5 .* taken, got 5"):
         rh.train(run.model, run.loss, listed, steps=5, optimizer=rh.SGD(0.1), hyperparameters=run.l2, start=start)
 
 
@@ -169,7 +169,7 @@ def test_batches_go_on():
         (
             lambda run: {"start": rh.Start(step=20), "lr": torch.full((7,), 0.1)},
             ValueError,
-            r"lr: expected a tensor of shape \(\) or \(12,\) or \(32,\), one per step \(from step 0 on: the run begins at .* 20\)",
+            r"lr: expected a tensor of shape \(\) or \(12,\) or \(32,\), one per step \(from step 0 on: .* begins at step 20\)",
         ),
     ],
 )
