@@ -96,7 +96,7 @@ class ReversibleRun(Run):
         kept = sum(group.store.nbytes for group in self.groups)
         with Lookout(self._check_step, self._make_room) as lookout:
             for step in range(first, end):
-                gradients = problem.gradient(step).gradients
+                _, gradients = problem.gradient.alone(problem.gradient.batch(step))
                 lookout.add(step, self._step(step, gradients, record), gradients)
                 bar.advance(self._bits(step + 1 - first, kept) if bar.wants_text else "")
         for group in self.groups:

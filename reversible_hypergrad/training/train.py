@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from reversible_hypergrad import pytree
 from reversible_hypergrad.adjoints import Adjoint, Reversible
 from reversible_hypergrad.gradients.captured import captured
+from reversible_hypergrad.gradients.compile_options import refuse_compiled
+from reversible_hypergrad.gradients.compiled import compiled
 from reversible_hypergrad.gradients.loss import Loss, LossGradient
 from reversible_hypergrad.gradients.private_copy import private_copy
 from reversible_hypergrad.planning.memory import Budget
 from reversible_hypergrad.planning.plan import plan_for
+from reversible_hypergrad.problem.gradient import Gradient
 from reversible_hypergrad.problem.problem import Problem
 from reversible_hypergrad.problem.report import Report
 from reversible_hypergrad.replay.batches import batches_by_step
@@ -41,6 +44,7 @@ def train(
     seed: int = 0,
     progress: bool = False,
     cuda_graph: bool = False,
+    compile: bool | Mapping[str, Any] = False,
 ) -> TrainedWeights:
     """Trains a copy of ``model`` and returns the trained weights as a differentiable function of everything that went in.
 
@@ -117,16 +121,18 @@ def train(
 
     Source: Maclaurin, Duvenaud, Adams, *Gradient-based Hyperparameter Optimization through Reversible Learning*, ICML 2015.
     """
-    check_options(optimizer, adjoint, budget, seed, cuda_graph)
+    check_options(optimizer, adjoint, budget, seed, cuda_graph, compile)
     batch_of, steps = batches_by_step(batches, steps)
     private = private_copy(model)
+    refuse_compiled(model, loss)
     starts = initial_weights(model, initial)
     weights = _own_weights(private, starts, initial or {})
     names = list(weights)
     resolved = optimizer.resolve(names, list(weights.values()), steps)
     leaves = pytree.leaves(hyperparameters)
     wanted = those_wanted(leaves)
-    gradient = LossGradient(private, weights, loss, batch_of, hyperparameters, seed)
+    plain = LossGradient(private, weights, loss, batch_of, hyperparameters, seed)
+    gradient: Gradient = plain if compile is False else compiled(plain, compile)
     problem = Problem(
         names=names,
         weights=list(weights.values()),
@@ -145,7 +151,7 @@ def train(
         progress=bars(progress),
         given=[i for i, name in enumerate(names) if initial and name in initial and initial[name].requires_grad],
     )
-    chosen = _choose(adjoint, problem, budget, cuda_graph)
+    chosen = _choose(adjoint, problem, budget, cuda_graph, compile is not False)
     inputs = [*starts.values(), *resolved.tensors, *wanted]
     unchanged = [t for t in (*leaves, *_given_tensors(optimizer)) if isinstance(t, Tensor)]
     record = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
@@ -168,16 +174,17 @@ def _own_weights(private: nn.Module, starts: Mapping[str, Tensor], initial: Mapp
     return weights
 
 
-def _choose(adjoint: Adjoint | str | None, problem: Problem, budget: Budget | None, cuda_graph: bool) -> Adjoint:
+def _choose(adjoint: Adjoint | str | None, problem: Problem, budget: Budget | None, cuda_graph: bool, compile: bool) -> Adjoint:
     """The strategy, of which the report tells."""
     if isinstance(adjoint, str):
         adjoint = plan_for(problem, budget).adjoint
     chosen = Reversible() if adjoint is None else adjoint
-    if cuda_graph and not chosen.graphable:
-        raise ValueError(
-            f"cuda_graph: {chosen!r} differentiates through more than a gradient and its products, which is not captured. Use "
-            "rh.Reversible(), rh.Snapshots() or rh.Checkpoint(), or leave cuda_graph=True out"
-        )
+    for name, done, wanted in (("cuda_graph", "captured", cuda_graph), ("compile", "compiled", compile)):
+        if wanted and not chosen.graphable:
+            raise ValueError(
+                f"{name}: {chosen!r} differentiates through more than a gradient and its products, which is not {done}. Use "
+                f"rh.Reversible(), rh.Snapshots() or rh.Checkpoint(), or leave {name}=True out"
+            )
     report = problem.report
     report.adjoint, report.exact, report.approximation = repr(chosen), chosen.exact, chosen.approximation
     return chosen

@@ -1,0 +1,68 @@
+"""What torch.compile refuses, in the words of train()."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from reversible_hypergrad.gradients.bound import Bound
+
+__all__ = ["TooManyKinds", "explained"]
+
+_REMEDY = (
+    "rh.train(compile=True) needs loss and model as one graph: without .item(), branches on a tensor's value, print, NumPy, "
+    "derivatives by torch.autograd.grad or operations unknown to the compiler. Write it without, move it to `batches`, or leave "
+    "compile=True out"
+)
+
+
+class TooManyKinds(RuntimeError):
+    """Something that is no tensor changes from call to call."""
+
+
+@contextmanager
+def explained(bound: Bound) -> Iterator[None]:
+    """Turns what torch.compile raises in here into one clear error.
+
+    Raises:
+        TooManyKinds: if torch has compiled one function too often.
+        RuntimeError: for what it cannot compile, with the module's name if it is found.
+    """
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # takes seconds
+
+    try:
+        yield
+    except FailOnRecompileLimitHit as error:
+        raise TooManyKinds(
+            "compile: something that is not a tensor changes from step to step (a number, a counter, a flag that the loss or the "
+            "model reads), and torch would compile it for each of its values. Pass it as a tensor in the batch, or leave "
+            f"compile=True out. Torch says: {_first_line(error)}"
+        ) from error
+    except TorchDynamoException as error:
+        where = _place(error, bound.model, bound.loss)
+        raise RuntimeError(f"compile: torch.compile refuses {where}. Torch says: {_first_line(error)}. {_REMEDY}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _place(error: BaseException, model: nn.Module, loss: Callable[..., Any]) -> str:
+    """The innermost module or the loss in whose code torch was."""
+    for frame in reversed(getattr(error, "real_stack", None) or []):
+        for name, module in model.named_modules():
+            if _is_in(frame, type(module).forward):
+                return f"{name!r} ({type(module).__name__}) at {frame.filename}:{frame.lineno}"
+        if _is_in(frame, getattr(loss, "__func__", loss)):
+            return f"the loss function at {frame.filename}:{frame.lineno}"
+    return "the loss or the model"
+
+
+def _is_in(frame: Any, function: Any) -> bool:
+    code = getattr(function, "__code__", None)
+    if code is None or code.co_filename != frame.filename:
+        return False
+    lines = [line for *_, line in code.co_lines() if line is not None]
+    return bool(lines) and min(lines) <= frame.lineno <= max(lines)
