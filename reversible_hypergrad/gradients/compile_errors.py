@@ -46,6 +46,7 @@ def explained(bound: Bound) -> Iterator[None]:
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.endswith("raised:")]  # by whom: a backend
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
@@ -57,6 +58,9 @@ def _place(error: BaseException, model: nn.Module, loss: Callable[..., Any]) -> 
                 return f"{name!r} ({type(module).__name__}) at {frame.filename}:{frame.lineno}"
         if _is_in(frame, getattr(loss, "__func__", loss)):
             return f"the loss function at {frame.filename}:{frame.lineno}"
+    for name, module in model.named_modules():
+        if f"context: {module!r}\n" in str(error):  # it is refused as a whole, as an LSTM is
+            return f"{name!r} ({type(module).__name__})"
     return "the loss or the model"
 
 

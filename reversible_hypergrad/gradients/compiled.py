@@ -11,6 +11,7 @@ from reversible_hypergrad.gradients.compiled_shape import CompiledShape
 from reversible_hypergrad.gradients.decorator import Decorator
 from reversible_hypergrad.gradients.evaluation import LossEvaluation, dense
 from reversible_hypergrad.gradients.loss import LossGradient
+from reversible_hypergrad.problem.gradient import Products
 
 __all__ = ["CompiledGradient", "compiled"]
 
@@ -48,12 +49,14 @@ class CompiledGradient(Decorator):
         super().__init__(inner)
         self._arguments = arguments
         self._shapes: list[CompiledShape] = []
+        self.seconds = 0.0  # of compiling and comparing
+        self.agree = True  # whether all pairs of functions do
         self._present: tuple[Any, CompiledShape] | None = None  # the last batch, and what it is for
 
     def batch(self, step: int) -> Any:
         batch = self.inner.batch(step)
         shape = self._shape_of(step, batch)
-        shape.check(step, batch)
+        self._check(shape, step, batch)
         self._present = batch, shape
         return batch
 
@@ -84,9 +87,15 @@ class CompiledGradient(Decorator):
         if self._present is None or self._present[0] is not batch:
             # It has been copied since, as for a graph that reads it where it is.
             shape = self._shape_of(None, batch)
-            shape.check(None, batch)
+            self._check(shape, None, batch)
             self._present = batch, shape
         return self._present[1]
+
+    def _check(self, shape: CompiledShape, step: int | None, batch: Any) -> None:
+        before = shape.seconds
+        shape.check(step, batch)
+        self.seconds += shape.seconds - before
+        self.agree = self.agree and shape.agree
 
     def _shape_of(self, step: int | None, batch: Any) -> CompiledShape:
         leaves, structure = pytree.flatten(batch)
@@ -107,6 +116,15 @@ class CompiledGradient(Decorator):
 
 class CompiledEvaluation(LossEvaluation):
     """The graph is one node, whose backward is compiled."""
+
+    def products(self, directions: Sequence[Tensor], keep: bool = False) -> Products:
+        if not keep:
+            return super().products(directions)
+        import torch._functorch.config as settings  # with the rest of the compiler, it takes seconds
+
+        # It was compiled under the same setting: a backward that may come again writes over nothing that was kept.
+        with settings.patch(donated_buffer=False):
+            return super().products(directions, keep=True)
 
     def tangents(self, by_weights: Sequence[Tensor], by_hyperparameters: Sequence[Tensor]) -> list[Tensor | None]:
         raise ValueError(

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from types import CodeType, FunctionType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ __all__ = ["CompiledFunctions", "compiled_functions"]
 
 Results = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
 
-_MOST = 16  # of one loss: models, shapes of batches, options
+_MOST = 32  # losses, models, shapes of batches and options
 
 
 class CompiledFunctions:
@@ -44,27 +43,28 @@ def compiled_functions(loss: Loss, key: Any, arguments: dict[str, Any], renew: b
         arguments: of torch.compile.
         renew: to leave those of an earlier run, which torch has compiled for too many kinds of circumstances.
     """
-    kept = _KEPT.setdefault(_code_of(loss), [])
-    found = next((pair for pair in kept if pair[0] == key), None)
+    code = _code_of(loss)
+    found = next((kept for kept in _KEPT if kept[0] is code and kept[1] == key), None)
     if found is not None:
-        kept.remove(found)
+        _KEPT.remove(found)
         if not renew:
-            kept.append(found)
-            found[1].found_again = True
-            return found[1]
+            _KEPT.append(found)
+            found[2].found_again = True
+            return found[2]
     functions = CompiledFunctions(arguments)
-    kept.append((key, functions))
-    del kept[:-_MOST]
+    _KEPT.append((code, key, functions))
+    del _KEPT[:-_MOST]
     return functions
 
 
-_KEPT: "WeakKeyDictionary[Any, list[tuple[Any, CompiledFunctions]]]" = WeakKeyDictionary()
+# The last used last. They hold code and kernels, but no model and no data, and torch lets none of them go while they are here:
+# hence a number, not weak references.
+_KEPT: list[tuple[Any, Any, CompiledFunctions]] = []
 
 
 def _code_of(loss: Any) -> Any:
-    """What lives as long as the loss can come again: a lambda is made anew by each pass of a loop, of the same code."""
-    function = getattr(loss, "__func__", loss)
-    code = getattr(function, "__code__", None)
+    """What is the same when the loss comes again: a lambda is made anew by each pass of a loop, of the same code."""
+    code = getattr(getattr(loss, "__func__", loss), "__code__", None)
     return code if isinstance(code, CodeType) else type(loss)
 
 

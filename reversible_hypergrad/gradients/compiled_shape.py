@@ -1,5 +1,6 @@
 """The compiled functions for batches of one shape, and their comparison with the loss as it is."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ class CompiledShape:
         self._functions: CompiledFunctions | None = None
         self._checked: list[int | None] = []
         self.agree = True  # whether the two functions do, bit for bit
+        self.seconds = 0.0  # of compiling and comparing
 
     def fits(self, leaves: Sequence[Any], structure: Any) -> bool:
         return kinds_of(leaves) == self._kinds and bool(structure == self._structure)
@@ -51,8 +53,9 @@ class CompiledShape:
             if not is_same(leaves[i], constant):
                 where = "" if step is None else f"step {step}: "
                 raise ValueError(
-                    f"batches: {where}with compile=True expected whatever is not a tensor to be the same in every step, since  it is compiled as a constant; got {name_of(batch, i)} = {leaves[i]!r:.40}, "
-                    f"where it was {constant!r:.40}. Pass it as a tensor"
+                    f"batches: {where}with compile=True expected whatever is not a tensor to be the same in every step, since it "
+                    f"is compiled as a constant; got {name_of(batch, i)} = {leaves[i]!r:.40}, where it was {constant!r:.40}. "
+                    "Pass it as a tensor"
                 )
 
     def evaluate(self, batch: Any, with_products: bool) -> tuple[Tensor, list[Tensor]]:
@@ -73,11 +76,11 @@ class CompiledShape:
         """
         if self._checked and (step is None or step in self._checked or len(self._checked) == _CHECKS):
             return
+        began = time.perf_counter()
         leaves, structure = pytree.flatten(batch)
         before = self._inner.side_effects()
 
         def evaluate() -> tuple[list[Tensor], list[Tensor]]:
-            before.put_back()
             gradients = self._inner.of(pytree.unflatten(leaves, structure)).gradients  # the loss may empty a batch's containers
             return gradients, [of[name] for of, name, _ in self._buffers]
 
@@ -86,11 +89,12 @@ class CompiledShape:
         if self._functions is None:
             self._compile(pytree.unflatten(leaves, structure), before)
         mine = self._call(pytree.unflatten(leaves, structure), True)
-        expected.compare(step or 0, list(mine[1].values()), list(mine[2].values()), before)
+        expected.compare(step or 0, [g.detach() for g in mine[1].values()], list(mine[2].values()), before)
         before.put_back()
         self.agree = self.agree and same_bits(mine, self._call(pytree.unflatten(leaves, structure), False))
         before.put_back()
         self._checked.append(step)
+        self.seconds += time.perf_counter() - began
 
     def _compile(self, batch: Any, before: SideEffects) -> None:
         """Both functions, and the products, whose errors would come after all of training otherwise."""

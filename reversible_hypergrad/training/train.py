@@ -10,7 +10,7 @@ from reversible_hypergrad import pytree
 from reversible_hypergrad.adjoints import Adjoint, Reversible
 from reversible_hypergrad.gradients.captured import captured
 from reversible_hypergrad.gradients.compile_options import refuse_compiled
-from reversible_hypergrad.gradients.compiled import compiled
+from reversible_hypergrad.gradients.compiled import CompiledGradient, compiled
 from reversible_hypergrad.gradients.loss import Loss, LossGradient
 from reversible_hypergrad.gradients.private_copy import private_copy
 from reversible_hypergrad.planning.memory import Budget
@@ -158,6 +158,8 @@ def train(
     environment = Environment.current({w.device for w in weights.values()})
     call = Call(chosen.start(problem), problem, environment, unchanged, record)
     outputs = Training.apply(call, *inputs)  # type: ignore[no-untyped-call]
+    if isinstance(gradient, CompiledGradient):
+        problem.report.compile_seconds, problem.report.compiled_alike = gradient.seconds, gradient.agree
     buffers = {name: buffer.detach().clone() for name, buffer in private.named_buffers()}
     return TrainedWeights(dict(zip(names, outputs, strict=True)), buffers, problem.report)
 
