@@ -23,6 +23,7 @@ class Method:
     Attributes:
         family: "hand" (written by hand), "library" (this one) or "peer".
         exact: False if it is approximate by design.
+        compiled: whether torch.compile is in it, which takes a minute before the first result.
         most: the number of hyperparameters beyond which it refuses, None if there is no such number.
     """
 
@@ -31,6 +32,7 @@ class Method:
     compute: Callable[[Task, int], Weights]
     exact: bool = True
     most: int | None = None
+    compiled: bool = False
 
     def __call__(self, task: Task, steps: int) -> Weights:
         return self.compute(task, steps)
@@ -88,7 +90,7 @@ METHODS: dict[str, Method] = {
             Method(name, "library", by_train(make), name not in APPROXIMATE, FORWARD_LIMIT if name == "rh.ForwardMode" else None)
             for name, make in STRATEGIES.items()
         ),
-        *(Method(f"{name}-compiled", "library", by_train(STRATEGIES[name], compile=True)) for name in COMPILED),
+        *(Method(f"{name}-compiled", "library", by_train(STRATEGIES[name], compile=True), compiled=True) for name in COMPILED),
         *(Method(name, "peer", function) for name, function in peers.PEERS.items()),
     )
 }

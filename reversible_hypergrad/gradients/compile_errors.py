@@ -8,7 +8,7 @@ from torch import nn
 
 from reversible_hypergrad.gradients.bound import Bound
 
-__all__ = ["TooManyKinds", "explained"]
+__all__ = ["explained", "is_of_too_many_kinds"]
 
 _REMEDY = (
     "rh.train(compile=True) needs loss and model as one graph: without .item(), branches on a tensor's value, print, NumPy, "
@@ -17,24 +17,19 @@ _REMEDY = (
 )
 
 
-class TooManyKinds(RuntimeError):
-    """Something that is no tensor changes from call to call."""
-
-
 @contextmanager
 def explained(bound: Bound) -> Iterator[None]:
     """Turns what torch.compile raises in here into one clear error.
 
     Raises:
-        TooManyKinds: if torch has compiled one function too often.
-        RuntimeError: for what it cannot compile, with the module's name if it is found.
+        RuntimeError: for what it cannot compile, with the module's name if it is found, and for what it has compiled too often.
     """
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # takes seconds
 
     try:
         yield
     except FailOnRecompileLimitHit as error:
-        raise TooManyKinds(
+        raise RuntimeError(
             "compile: something that is not a tensor changes from step to step (a number, a counter, a flag that the loss or the "
             "model reads), and torch would compile it for each of its values. Pass it as a tensor in the batch, or leave "
             f"compile=True out. Torch says: {_first_line(error)}"
@@ -42,6 +37,11 @@ def explained(bound: Bound) -> Iterator[None]:
     except TorchDynamoException as error:
         where = _place(error, bound.model, bound.loss)
         raise RuntimeError(f"compile: torch.compile refuses {where}. Torch says: {_first_line(error)}. {_REMEDY}") from error
+
+
+def is_of_too_many_kinds(error: RuntimeError) -> bool:
+    """Whether torch has compiled one function as often as it does, for numbers and objects that changed between calls."""
+    return type(error.__cause__).__name__ == "FailOnRecompileLimitHit"
 
 
 def _first_line(error: BaseException) -> str:

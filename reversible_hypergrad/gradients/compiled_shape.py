@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from reversible_hypergrad import pytree
 from reversible_hypergrad.gradients.batch_kinds import is_same, kinds_of, name_of
-from reversible_hypergrad.gradients.compile_errors import TooManyKinds, explained
+from reversible_hypergrad.gradients.compile_errors import explained, is_of_too_many_kinds
 from reversible_hypergrad.gradients.compiled_check import Expected
 from reversible_hypergrad.gradients.compiled_functions import CompiledFunctions, Results, compiled_functions
 from reversible_hypergrad.gradients.loss import LossGradient
@@ -101,8 +101,8 @@ class CompiledShape:
         self._functions = compiled_functions(self._inner.bound.loss, self._key, self._arguments)
         try:
             self._call_all(batch)
-        except TooManyKinds:
-            if not self._functions.found_again:
+        except RuntimeError as error:
+            if not (is_of_too_many_kinds(error) and self._functions.found_again):
                 raise
             # Earlier runs had other numbers and objects in the loss's closure, each of which torch has compiled for.
             self._functions = compiled_functions(self._inner.bound.loss, self._key, self._arguments, renew=True)

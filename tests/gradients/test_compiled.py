@@ -188,10 +188,25 @@ def test_no_copy_of_the_model_outlives_the_run():
 def test_numbers_of_a_closure_may_change_from_run_to_run():
     """More often than torch compiles one function for."""
     x = torch.randn(2, 4, 3)
-    for scale in range(10):
-        rh.train(
-            nn.Linear(3, 1), lambda m, x, _, s=float(scale): s * m(x).square().mean(), x, optimizer=rh.SGD(0.1), compile=QUICK
-        )
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for number in (1.0, 2.0, 3.0, 4.0):
+
+            def loss(model, x, _, number=number):
+                return number * model(x).square().mean()
+
+            rh.train(nn.Linear(3, 1), loss, x, optimizer=rh.SGD(0.1), compile=QUICK)
+
+
+def test_captured_too(tapes):
+    """One step, which a capture only warms up with: torch compiles nothing under the tape, so no more can be seen here."""
+    x, found = torch.randn(1, 4, 3), []
+    for graph in (True, False):
+        torch.manual_seed(1)
+        model, settings = nn.Linear(3, 1), {"adjoint": rh.Snapshots(), "compile": QUICK, "cuda_graph": graph}
+        trained = rh.train(model, lambda m, x, _: m(x).square().mean(), x, optimizer=rh.SGD(0.1), **settings)
+        found.append(torch.autograd.grad(sum(w.square().sum() for w in trained.values()), list(model.parameters())))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert tapes[0].eager == 3
 
 
 def test_the_planner_takes_one_that_can():
