@@ -9,6 +9,7 @@ from reversible_hypergrad import pytree
 from reversible_hypergrad.gradients.compile_options import compile_arguments
 from reversible_hypergrad.gradients.compiled_shape import CompiledShape
 from reversible_hypergrad.gradients.decorator import Decorator
+from reversible_hypergrad.gradients.diagnosis import diagnose
 from reversible_hypergrad.gradients.evaluation import LossEvaluation, dense
 from reversible_hypergrad.gradients.loss import LossGradient
 from reversible_hypergrad.problem.gradient import Products
@@ -78,6 +79,9 @@ class CompiledGradient(Decorator):
             "compile: expected a strategy that asks for evaluations and values alone, got one that asks for attached(). Leave "
             "compile=True out, and set graphable = False in the strategy"
         )
+
+    def diagnose(self, step: int) -> str:
+        return diagnose(self, step)
 
     def let_go(self) -> None:
         self._shapes, self._present = [], None
