@@ -2,7 +2,8 @@
 
     python -m bench.measure rh.Reversible --steps 1000 [--model mlp] [--penalties weight] [--reference FILE]
 
-Prints one line of JSON: CPU and wall-clock seconds of forward and backward together, peak resident memory (MB; Linux, else 0),
+Prints one line of JSON: CPU and wall-clock seconds of forward and backward together, wall-clock seconds of a warm-up of three
+steps before them (of those -compiled, what it takes to compile), peak resident memory (MB; Linux, else 0),
 and the relative error against the hypergradient in FILE. Memory is counted twice: ``megabytes`` above the process with what a
 warm-up of three steps freed given back, so that the workspace of a step counts; ``megabytes_beyond_warm_up`` above the process
 as the warm-up leaves it, so that only what grows with the number of steps does.
@@ -54,13 +55,16 @@ class LeftOut(Exception):
 def measure(task: Task, method: Method, steps: int, exact: Weights | None = None) -> dict[str, float]:
     """In this process, on one thread."""
     torch.set_num_threads(1)
+    began = time.perf_counter()
     method(task, WARM_UP_STEPS)
+    warm_up = time.perf_counter() - began
     gc.collect()
     warm = resident("VmRSS")
     base = _give_back()
     seconds, hypergradient = _timed(method, task, steps)
     peak = resident("VmHWM")
     result = {"megabytes": (peak - base) / 1e6, "megabytes_beyond_warm_up": max(0, peak - warm) / 1e6}
+    result["warm_up_seconds"] = warm_up
     runs = [seconds]
     while sum(cpu for cpu, _ in runs) < ENOUGH_SECONDS and len(runs) < MOST_RUNS:
         runs.append(_timed(method, task, steps)[0])

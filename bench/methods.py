@@ -23,6 +23,7 @@ class Method:
     Attributes:
         family: "hand" (written by hand), "library" (this one) or "peer".
         exact: False if it is approximate by design.
+        compiled: whether torch.compile is in it, which takes a minute before the first result.
         most: the number of hyperparameters beyond which it refuses, None if there is no such number.
     """
 
@@ -31,6 +32,7 @@ class Method:
     compute: Callable[[Task, int], Weights]
     exact: bool = True
     most: int | None = None
+    compiled: bool = False
 
     def __call__(self, task: Task, steps: int) -> Weights:
         return self.compute(task, steps)
@@ -40,7 +42,7 @@ class Method:
         return peers.missing(self.name) if self.family == "peer" else None
 
 
-def by_train(make: Callable[[], Adjoint]) -> Callable[[Task, int], Weights]:
+def by_train(make: Callable[[], Adjoint], compile: bool = False) -> Callable[[Task, int], Weights]:
     def compute(task: Task, steps: int) -> Weights:
         trained = rh.train(
             task.model,
@@ -50,6 +52,7 @@ def by_train(make: Callable[[], Adjoint]) -> Callable[[Task, int], Weights]:
             optimizer=rh.SGD(lr=LR, momentum=MOMENTUM),
             hyperparameters=task.penalty,
             adjoint=make(),
+            compile=compile,
         )
         return list(torch.autograd.grad(task.validation_loss(list(trained.values())), task.penalty))
 
@@ -74,6 +77,9 @@ STRATEGIES: dict[str, Callable[[], Adjoint]] = {
 FORWARD_LIMIT = 100
 APPROXIMATE = ("rh.Truncated", "rh.DrMAD", "rh.Neumann", "rh.ConjugateGradient")
 
+# Compiled at their first run in a process, which bench.measure takes for the warm-up.
+COMPILED = ("rh.Reversible", "rh.Snapshots")
+
 BY_HAND = (handwritten.training, handwritten.unroll, handwritten.snapshots, handwritten.checkpoints, handwritten.recursive)
 
 METHODS: dict[str, Method] = {
@@ -84,6 +90,7 @@ METHODS: dict[str, Method] = {
             Method(name, "library", by_train(make), name not in APPROXIMATE, FORWARD_LIMIT if name == "rh.ForwardMode" else None)
             for name, make in STRATEGIES.items()
         ),
+        *(Method(f"{name}-compiled", "library", by_train(STRATEGIES[name], compile=True), compiled=True) for name in COMPILED),
         *(Method(name, "peer", function) for name, function in peers.PEERS.items()),
     )
 }

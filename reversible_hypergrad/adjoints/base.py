@@ -58,7 +58,7 @@ class Adjoint(ABC):
         exact: whether its gradients are those of the training run, up to rounding.
         approximation: what an inexact one leaves out, in one sentence; empty if exact.
         graphable: whether its runs ask the problem's gradient for evaluations, their products, and values alone, which
-            ``train(cuda_graph=True)`` can capture; not for ``attached`` or ``tangents``.
+            ``train(cuda_graph=True)`` can capture and ``train(compile=True)`` compile; not for ``attached`` or ``tangents``.
         chains: whether its runs give gradients by their first weights and states, so that one can be walked back through in
             parts.
     """

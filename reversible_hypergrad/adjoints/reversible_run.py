@@ -112,7 +112,7 @@ class ReversibleRun(Run):
         kept = sum(group.store.nbytes for group in self.groups)
         with Lookout(self._check_step, self._make_room) as lookout:
             for step in range(first, end):
-                gradients = problem.gradient(step).gradients
+                _, gradients = problem.gradient.alone(problem.gradient.batch(step))
                 lookout.add(step, self._step(step, gradients, record), gradients)
                 if readouts is not None:
                     readouts.see(step + 1)

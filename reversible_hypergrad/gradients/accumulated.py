@@ -49,10 +49,16 @@ class Accumulated(Decorator):
     def of(self, batch: "_Batch") -> Evaluation:
         return self.inner.of(batch.first) if len(batch.parts) == 1 else AccumulatedEvaluation(self, batch)
 
+    def alone(self, batch: "_Batch") -> tuple[Tensor, list[Tensor]]:
+        return self._by(batch, self.inner.alone)
+
     def values(self, batch: "_Batch") -> tuple[Tensor, list[Tensor]]:
+        return self._by(batch, self.inner.values)
+
+    def _by(self, batch: "_Batch", evaluate: Callable[[Any], tuple[Tensor, list[Tensor]]]) -> tuple[Tensor, list[Tensor]]:
         if len(batch.parts) == 1:
-            return self.inner.values(batch.first)
-        losses, gradients = self.one_by_one(batch, self.side_effects(), self.inner.values)
+            return evaluate(batch.first)
+        losses, gradients = self.one_by_one(batch, self.side_effects(), evaluate)
         return mean_loss(losses), gradients
 
     def attached(self, batch: "_Batch", weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:

@@ -36,6 +36,11 @@ class Clipped(Decorator):
     def of(self, batch: "_Batch") -> "ClippedEvaluation":
         return ClippedEvaluation(self, batch.step, self.inner.of(batch.of_inner))
 
+    def alone(self, batch: "_Batch") -> tuple[Tensor, list[Tensor]]:
+        value, gradients = self.inner.alone(batch.of_inner)
+        with torch.no_grad():
+            return value, self.at(batch.step, gradients, self.limits)
+
     def values(self, batch: "_Batch") -> tuple[Tensor, list[Tensor]]:
         value, gradients = self.inner.values(batch.of_inner)
         with torch.no_grad():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reversible_hypergrad import pytree
+from reversible_hypergrad.gradients.bound import Bound, Loss
 from reversible_hypergrad.gradients.diagnosis import diagnose
 from reversible_hypergrad.gradients.evaluation import LossEvaluation, dense
 from reversible_hypergrad.gradients.loss_checks import check_loss, check_second_derivative
@@ -17,8 +18,6 @@ from reversible_hypergrad.replay.batches import BatchOf
 from reversible_hypergrad.replay.environment import mix, seed_step
 
 __all__ = ["Loss", "LossGradient"]
-
-Loss = Callable[[nn.Module, Any, Any], Tensor]
 
 
 class LossGradient(Gradient):
@@ -52,9 +51,9 @@ class LossGradient(Gradient):
         leaves, structure = pytree.flatten(hyperparameters)
         own = [t.detach().requires_grad_() if isinstance(t, Tensor) and t.requires_grad else t for t in leaves]
         self.wanted = [t for t in own if isinstance(t, Tensor) and t.requires_grad]
-        self._hyperparameters = pytree.unflatten(own, structure)
+        self.hyperparameters = pytree.unflatten(own, structure)
         self._cuda_devices = tuple({w.device for w in self.weights if w.device.type == "cuda"})
-        self._bound = _Bound(model, loss)
+        self.bound = Bound(model, loss)
         self._first_buffers = Buffers(model)
         self._check, self._checked = check, False
 
@@ -93,7 +92,7 @@ class LossGradient(Gradient):
         """Of another loss of the same model, weights and hyperparameters, with random numbers of its own."""
         other = copy(self)
         other._loss, other._batches, other._seed, other._checked = loss, batches, mix(self._seed), False
-        other._bound = _Bound(self._model, loss)
+        other.bound = Bound(self._model, loss)
         return other
 
     def value(self, batch: Any) -> Tensor:
@@ -108,7 +107,7 @@ class LossGradient(Gradient):
         """The loss as a differentiable function of ``weights``."""
         named = {f"model.{name}": weight for name, weight in zip(self.names, weights, strict=True)}
         with torch.enable_grad():
-            loss: Tensor = torch.func.functional_call(self._bound, named, (batch, self._hyperparameters))
+            loss: Tensor = torch.func.functional_call(self.bound, named, (batch, self.hyperparameters))
         return loss
 
     def first_order(self, batch: Any) -> tuple[list[Tensor | None], list[Tensor | None]]:
@@ -122,7 +121,7 @@ class LossGradient(Gradient):
     def _loss_of(self, batch: Any) -> Tensor:
         # Inside of somebody's autocast, even a disabled one, an autocast in the loss would find its casts of earlier weights.
         torch.clear_autocast_cache()
-        return self._loss(self._model, batch, self._hyperparameters)
+        return self._loss(self._model, batch, self.hyperparameters)
 
     def _differentiate(self, loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor | None]:
         """With a graph, which is looked at the first time."""
@@ -142,14 +141,3 @@ class LossGradient(Gradient):
 
     def side_effects(self) -> LossSideEffects:
         return LossSideEffects(self._model, self._cuda_devices)
-
-
-class _Bound(nn.Module):
-    """The loss as a module's forward, so that functional_call can put other tensors in the place of the model's parameters."""
-
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
-        super().__init__()
-        self.model, self._loss = model, loss
-
-    def forward(self, batch: Any, hyperparameters: Any) -> Tensor:
-        return self._loss(self.model, batch, hyperparameters)

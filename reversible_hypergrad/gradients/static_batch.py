@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from reversible_hypergrad import pytree
+from reversible_hypergrad.gradients.batch_kinds import is_same, kinds_of, name_of
 
 __all__ = ["StaticBatch", "write"]
 
@@ -25,12 +26,12 @@ class StaticBatch:
 
     def __init__(self, step: int, batch: Any, device: torch.device) -> None:
         leaves, self._spec = pytree.flatten(batch)
-        self._kinds = [_kind(leaf) for leaf in leaves]
+        self._kinds = kinds_of(leaves)
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor) and (leaf.device != device or leaf.layout is not torch.strided):
                 raise ValueError(
                     f"batches: step {step}: with cuda_graph=True expected all tensors of a batch on {device}, where the weights "
-                    f"are, and dense; got {_name(batch, i)} on {leaf.device}, {leaf.layout}. Move them there in `batches`"
+                    f"are, and dense; got {name_of(batch, i)} on {leaf.device}, {leaf.layout}. Move them there in `batches`"
                 )
         self._own = [_room(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self._tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -43,7 +44,7 @@ class StaticBatch:
         return pytree.unflatten(self._own, self._spec)
 
     def fits(self, leaves: Sequence[Any], spec: Any) -> bool:
-        return bool(spec == self._spec) and [_kind(leaf) for leaf in leaves] == self._kinds
+        return bool(spec == self._spec) and kinds_of(leaves) == self._kinds
 
     def fill(self, step: int, batch: Any, leaves: Sequence[Any]) -> None:
         """Copies a batch that fits.
@@ -52,10 +53,10 @@ class StaticBatch:
             ValueError: if something in it that is not a tensor differs, by name.
         """
         for i in self._constants:
-            if not _is_same(leaves[i], self._own[i]):
+            if not is_same(leaves[i], self._own[i]):
                 raise ValueError(
                     f"batches: step {step}: with cuda_graph=True expected whatever is not a tensor to be the same in every step, "
-                    f"since the loss's Python code does not run again; got {_name(batch, i)} = {leaves[i]!r:.40}, where it was "
+                    f"since the loss's Python code does not run again; got {name_of(batch, i)} = {leaves[i]!r:.40}, where it was "
                     f"{self._own[i]!r:.40}. Pass it as a tensor on the GPU"
                 )
         write([self._own[i] for i in self._tensors], [leaves[i] for i in self._tensors])
@@ -88,21 +89,3 @@ def _shares_memory(tensor: Tensor) -> bool:
                 return True
             reach += stride * (size - 1)
     return False
-
-
-def _kind(leaf: Any) -> Any:
-    return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad) if isinstance(leaf, Tensor) else None
-
-
-def _is_same(a: Any, b: Any) -> bool:
-    if a is b:
-        return True
-    try:
-        return type(a) is type(b) and bool(a == b)
-    except Exception:  # an array's comparison is no yes or no
-        return False
-
-
-def _name(batch: Any, i: int) -> str:
-    """Of a leaf, as in batch['x'][0]."""
-    return f"batch{pytree.paths(batch)[i]}"

@@ -95,6 +95,14 @@ class Gradient(ABC):
     def of(self, batch: Any) -> Evaluation:
         """The gradient of the loss of ``batch``, with a graph."""
 
+    def alone(self, batch: Any) -> tuple[Tensor, list[Tensor]]:
+        """Loss and gradients with the very bits of the evaluation, for training that is to be undone by evaluations.
+
+        They may be written over by the next call.
+        """
+        evaluation = self.of(batch)
+        return evaluation.value, evaluation.gradients
+
     @abstractmethod
     def values(self, batch: Any) -> tuple[Tensor, list[Tensor]]:
         """Loss and gradients alone. Faster; the gradients may differ from the evaluation's in the last bits, the loss not.

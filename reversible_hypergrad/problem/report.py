@@ -20,6 +20,9 @@ class Report:
         approximation: if not, what it leaves out.
         forward_seconds: wall-clock time of training.
         backward_seconds: wall-clock time of the last backward; 0 before.
+        compile_seconds: of forward_seconds, those for compiling the gradient and for comparing it with the loss as it is.
+        compiled_alike: whether the compiled gradient had the same bits with and without what products need. If not, training took
+            the one with it, too, which is a little slower.
         state_bytes: integers of weights and states, held from forward to backward.
         information_bytes: the bits that the decays dropped, at the end of training, or of the longest segment.
         log_bytes: hashes and scales.
@@ -46,6 +49,8 @@ class Report:
     approximation: str = ""
     forward_seconds: float = 0.0
     backward_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    compiled_alike: bool = True
     state_bytes: int = 0
     information_bytes: int = 0
     log_bytes: int = 0

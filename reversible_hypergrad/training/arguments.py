@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from reversible_hypergrad.adjoints import Adjoint
 from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.gradients.clip import Clip
+from reversible_hypergrad.gradients.compile_options import check_compile
 from reversible_hypergrad.readouts import Readout
 from reversible_hypergrad.rules.base import Rule
 
 __all__ = ["check_gradient_options", "check_options", "check_readouts", "those_wanted"]
 
 
-def check_options(optimizer: Any, adjoint: Any, budget: Any, seed: Any, cuda_graph: Any) -> None:
+def check_options(optimizer: Any, adjoint: Any, budget: Any, seed: Any, cuda_graph: Any, compile: Any) -> None:
     """Raises TypeError or ValueError for the first that cannot be honoured, by name."""
     if not isinstance(optimizer, Rule):
         raise TypeError(f"optimizer: expected rh.SGD(...) or another rh.Rule, got {type(optimizer).__name__}")
@@ -25,6 +26,7 @@ def check_options(optimizer: Any, adjoint: Any, budget: Any, seed: Any, cuda_gra
     check_integer("seed", seed)
     if not isinstance(cuda_graph, bool):
         raise TypeError(f"cuda_graph: expected True or False, got {cuda_graph!r}")
+    check_compile(compile)
 
 
 def check_readouts(readouts: Any) -> dict[str, Readout]:

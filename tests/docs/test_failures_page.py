@@ -293,6 +293,25 @@ def on_meta(step):
     return X[step].to("meta"), Y[step]
 
 
+QUICK = {"backend": "eager"}
+
+
+def a_counter_in_the_loss():
+    at = {"step": 0}
+
+    def batch(step):
+        at["step"] = step
+        return X[step], Y[step]
+
+    with torch._dynamo.config.patch(recompile_limit=2):
+        train(compile=QUICK, batches=batch, steps=STEPS, loss=lambda model, batch, _: loss(model, batch) * (1 + at["step"]))
+
+
+@torch.compiler.assume_constant_result
+def frozen():
+    return random.random()
+
+
 PROVOKED: dict[str, list[Callable[..., object]]] = {
     "undoing step … did not restore the state before": [another_batch_each_time, unseeded, a_setting_that_changes],
     "the batch of step … is another one each time it is asked for": [another_batch_each_time],
@@ -378,6 +397,14 @@ PROVOKED: dict[str, list[Callable[..., object]]] = {
     "cuda_graph: at step … the captured graph gave another loss, gradient or buffer": [
         lambda: with_tapes(loss=lambda model, batch, _: loss(model, batch) * (1 + random.random()))
     ],
+    "compile: torch.compile refuses": [
+        lambda: train(compile=QUICK, loss=lambda model, batch, _: loss(model, batch) * (1 if batch[0].sum().item() > 0 else 2))
+    ],
+    "compile: something that is not a tensor changes from step to step": [a_counter_in_the_loss],
+    "compile: at step … the compiled gradient is not what the loss gives by itself": [
+        lambda: train(compile=QUICK, loss=lambda model, batch, _: loss(model, batch) * frozen())
+    ],
+    "model: got a module compiled by torch.compile": [lambda: train(model=torch.compile(net()))],
     "step_back() of step … did not restore the state before it": [wrong_order],
     "…: had a gradient when the step was taken, but the closure left none": [without_backward],
     "step_back() found no step to undo": [past_a_boundary],
