@@ -79,7 +79,8 @@ class Expected:
             )
         return (
             "The backend rounds much more coarsely than torch (for inductor see emulate_precision_casts in "
-            "compile={'options': {...}}), or is wrong. Leave compile=True out, or choose another backend"
+            "compile={'options': {...}}), or is wrong; or the gradient is nothing but rounding, as at a minimum. Leave "
+            "compile=True out, or choose another backend"
         )
 
 
