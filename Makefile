@@ -28,6 +28,7 @@ demo: build
 test: build
 	$(BIN)/python -m pytest --numprocesses 2
 
+# RH_TEXT=FILE names a text that the long runs of a transformer learn, in place of made-up sentences.
 test-slow: build
 	$(BIN)/python -m pytest --numprocesses 2 -m slow
 

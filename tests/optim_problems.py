@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -189,3 +190,26 @@ def train_and_rewind(
             differing = [key for key in now if now[key] != marks[step][key]]
             assert not differing, f"after rewinding to step {step}: {differing} differ"
     assert optimizer.memory()["information_bytes"] == 0
+
+
+def warm_up_and_cosine(step: int, steps: int, lr: float) -> float:
+    return lr * min((step + 1) / 50, 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def scheduled(optimizer: torch.optim.Optimizer, schedule: str, steps: int) -> Callable[[int], None]:
+    """What sets each step's learning rate: the present one as the peak of warm-up and "cosine", or "constant"."""
+    (group,) = optimizer.param_groups
+    peak = group["lr"]
+
+    def prepare(step: int) -> None:
+        group["lr"] = peak if schedule == "constant" else warm_up_and_cosine(step, steps, peak)
+
+    return prepare
+
+
+def undo_digits(
+    kind: Callable[..., rh.ReversibleSGD], model: nn.Module, steps: int, schedule: str, decay: float, state_bits: int
+) -> None:
+    """Trains ``model`` on digits by an optimizer of ``kind``, and undoes it bit for bit."""
+    optimizer = kind(model.parameters(), lr=3e-3, weight_decay=decay, state_bits=state_bits)
+    train_and_rewind(optimizer, lambda t: digits_closure(model, optimizer, t), steps, scheduled(optimizer, schedule, steps))

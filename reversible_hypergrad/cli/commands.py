@@ -9,6 +9,7 @@ from typing import NoReturn, TypeVar
 
 from reversible_hypergrad.cli import check, tune
 from reversible_hypergrad.cli.errors import UsageError
+from reversible_hypergrad.cli.optimizers import OPTIMIZERS
 
 __all__ = ["main"]
 
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_tune(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", metavar="DIR", type=Path, help="MNIST's four IDX files, gzipped or not (default: scikit-learn's digits)")
+    add("--optimizer", choices=OPTIMIZERS, default="sgd", help="whose settings are learned (default: %(default)s)")
     add("--steps", type=_at_least(int, 2), default=200, help="of training (default: %(default)s)")
     add("--meta-steps", type=_at_least(int, 1), default=80, help="of the outer Adam (default: %(default)s)")
     add("--meta-lr", type=_above_zero, default=0.05, help="its learning rate, falling linearly to 0 (default: %(default)s)")

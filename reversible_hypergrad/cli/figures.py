@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from torch import Tensor
 
 from reversible_hypergrad.cli.problem import Curves, Recipe
-from reversible_hypergrad.cli.table import network
+from reversible_hypergrad.cli.table import constants, first_lr, network, optimizer_of
 
 __all__ = ["conditions", "learning_curves", "meta_learning", "penalties", "save", "schedules"]
 
@@ -25,39 +25,40 @@ _MOST_IMAGES = 50
 
 def conditions(results: dict[str, Any]) -> str:
     """One sentence that says what the figures show results of."""
-    data, settings, baseline = results["data"], results["settings"], results["baseline"]
+    data, settings = results["data"], results["settings"]
     return (
         f"{data['name']} ({data['training']} training, {data['validation']} validation examples), "
-        f"{network(settings['sizes'])}, {settings['steps']} steps of {settings['batch_size']} examples, seed "
-        f"{settings['seed']}; before: learning rate {baseline['lr']:g}, momentum {baseline['momentum']:g}, L2 penalty "
-        f"{baseline['l2']:g}, the best of a grid; after: {settings['meta_steps']} meta-steps of Adam({settings['meta_lr']:g}) on "
-        "exact hypergradients of the validation loss."
+        f"{network(settings['sizes'])}, {settings['steps']} steps of {settings['batch_size']} examples by "
+        f"{optimizer_of(results).name}, seed {settings['seed']}; before: {constants(results)}, the best of a grid; after: "
+        f"{settings['meta_steps']} meta-steps of Adam({settings['meta_lr']:g}) on exact hypergradients of the validation "
+        f"loss{first_lr(results)}."
     )
 
 
 def schedules(before: Recipe, after: Recipe, circumstances: str) -> Figure:
-    figure, (top, bottom) = _panels(
-        "schedules", 2, "Learned schedules: learning rate per step and layer, momentum per step.", circumstances
-    )
-    steps = np.arange(len(after.momentum_logit))
-    for i, log_lr in enumerate(after.log_lr):
-        top.plot(steps, _numpy(log_lr.exp()).ravel(), color=_COLOURS[i % len(_COLOURS)], label=f"layer {i + 1}", **_line(i))
-    top.axhline(before.log_lr[0].exp()[0].item(), color=_GREY, linestyle=":", label="before")
-    top.set_yscale("log")
-    _plain_numbers(top.yaxis)
-    top.set_ylabel("learning rate")
-    _legend_above(top)
-    bottom.plot(steps, _numpy(after.momentum()), color=_COLOURS[0])
-    bottom.axhline(before.momentum()[0].item(), color=_GREY, linestyle=":")
-    bottom.set_ylabel("momentum")
-    bottom.set_xlabel("training step")
+    """One panel per setting that has a value at each step."""
+    settings = [setting for setting in after.optimizer.settings if setting.per != "weight"]
+    kinds = ", ".join(f"{s.label} per step{' and layer' if s.per == 'layer' else ''}" for s in settings)
+    figure, panels = _panels("schedules", len(settings), f"Learned schedules: {kinds}.", circumstances)
+    starts, values = before.values(), after.values()
+    for panel, setting in zip(panels, settings, strict=True):
+        for i, value in enumerate(values[setting.name].values()):
+            panel.plot(_numpy(value).ravel(), color=_COLOURS[i % len(_COLOURS)], label=f"layer {i + 1}", **_line(i))
+        start = next(iter(starts[setting.name].values())).flatten()[0].item()
+        panel.axhline(start, color=_GREY, linestyle=":", label="before")
+        if not setting.fraction:
+            panel.set_yscale("log")
+            _plain_numbers(panel.yaxis)
+        panel.set_ylabel(setting.label)
+    _legend_above(panels[0])
+    panels[-1].set_xlabel("training step")
     return figure
 
 
 def penalties(after: Recipe, baseline: float, shape: tuple[int, int], circumstances: str) -> Figure:
     """One image per unit of the first layer (50 at most), as multiples of the penalty before."""
-    name, log_l2 = next(iter(after.log_l2.items()))
-    ratio = _numpy(log_l2.exp()) / baseline
+    name, value = next(iter(after.values()["l2"].items()))
+    ratio = _numpy(value) / baseline
     shown = min(len(ratio), _MOST_IMAGES)
     columns = min(10, shown) if shown > 10 else -(-shown // 2)
     rows = -(-shown // columns)
@@ -141,7 +142,7 @@ def _plain_numbers(axis: Any) -> None:
     """Labels such as 0.5, 1, 2 on a logarithmic axis, the more of them the shorter its range. Call it after plotting."""
     low, high = axis.get_view_interval()
     decades = np.log10(high / low)
-    multiples = (1,) if decades > 2.5 else (1, 2, 5) if decades > 0.8 else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    multiples = (1,) if decades > 2.5 else (1, 2, 5) if decades > 0.6 else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
     axis.set_major_locator(LogLocator(subs=multiples, numticks=15))
     axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axis.set_minor_formatter(NullFormatter())

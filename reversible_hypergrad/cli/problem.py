@@ -4,7 +4,7 @@ import itertools
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import reversible_hypergrad as rh
 from reversible_hypergrad.cli.data import Data, Part
+from reversible_hypergrad.cli.optimizers import OPTIMIZERS, Optimizer
 
 __all__ = ["Curves", "Problem", "Recipe", "Score"]
 
@@ -23,24 +24,19 @@ class Recipe:
     """The hyperparameters of one training run, in coordinates in which any real number is allowed.
 
     Attributes:
-        log_l2: parameter name -> log of the L2 penalty of each weight: exp(log_l2) * w**2 / 2 is added to the loss.
-        log_lr: of shape (steps, 1), one per layer.
-        momentum_logit: of shape (steps,).
+        optimizer: whose settings these are.
+        coordinates: setting name -> parameter name or pattern -> its coordinate, of shape (steps, 1) for one per layer, (steps,)
+            for one per step, that of the weight for one per weight.
         log_scale: of shape (), one per layer: the logarithm of the standard deviation of its initial weights.
     """
 
-    log_l2: dict[str, Tensor]
-    log_lr: list[Tensor]
-    momentum_logit: Tensor
+    optimizer: Optimizer
+    coordinates: dict[str, dict[str, Tensor]]
     log_scale: list[Tensor]
 
     def kinds(self) -> dict[str, list[Tensor]]:
-        return {
-            "penalties": list(self.log_l2.values()),
-            "learning rates": self.log_lr,
-            "momenta": [self.momentum_logit],
-            "initial scales": self.log_scale,
-        }
+        settings = {setting.labels: list(self.coordinates[setting.name].values()) for setting in self.optimizer.settings}
+        return {**settings, "initial scales": self.log_scale}
 
     def tensors(self) -> list[Tensor]:
         return list(itertools.chain.from_iterable(self.kinds().values()))
@@ -48,18 +44,26 @@ class Recipe:
     def count(self) -> dict[str, int]:
         return {kind: sum(t.numel() for t in tensors) for kind, tensors in self.kinds().items()}
 
-    def momentum(self) -> Tensor:
-        """In float64, between 0.001 and 0.999."""
-        return torch.sigmoid(self.momentum_logit.double()).clamp(0.001, 0.999)
+    def values(self) -> dict[str, dict[str, Tensor]]:
+        """What the coordinates stand for; differentiable."""
+        return {s.name: {k: s.value(t) for k, t in self.coordinates[s.name].items()} for s in self.optimizer.settings}
 
     def detached(self) -> "Recipe":
         """A copy that stays as it is when this one learns."""
-        return Recipe(
-            {name: t.detach().clone() for name, t in self.log_l2.items()},
-            [t.detach().clone() for t in self.log_lr],
-            self.momentum_logit.detach().clone(),
-            [t.detach().clone() for t in self.log_scale],
-        )
+        copies = {name: {k: t.detach().clone() for k, t in own.items()} for name, own in self.coordinates.items()}
+        return Recipe(self.optimizer, copies, [t.detach().clone() for t in self.log_scale])
+
+    def saved(self) -> dict[str, Any]:
+        """For a file: logarithms, as log_NAME, and fractions as they are; by parameter, as a list by layer, or one schedule."""
+        values, saved = self.values(), {}
+        for setting in self.optimizer.settings:
+            if setting.fraction:
+                name, own = setting.name, values[setting.name]
+            else:
+                largest = math.log(setting.most)
+                name, own = f"log_{setting.name}", {k: t.clamp(max=largest) for k, t in self.coordinates[setting.name].items()}
+            saved[name] = {"weight": own, "layer": list(own.values()), "step": own.get("*")}[setting.per]
+        return {**saved, "log_scale": self.log_scale}
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,20 @@ class Problem:
 
     Args:
         hidden: sizes of the hidden layers. steps, batch_size: of training.
-        state_bits: of the reversible optimizer.
+        state_bits: of the reversible optimizer, which ``optimizer`` describes.
     """
 
-    def __init__(self, data: Data, hidden: Sequence[int], steps: int, batch_size: int, seed: int, state_bits: int) -> None:
+    def __init__(
+        self,
+        data: Data,
+        hidden: Sequence[int],
+        steps: int,
+        batch_size: int,
+        seed: int,
+        state_bits: int,
+        optimizer: Optimizer = OPTIMIZERS["sgd"],
+    ) -> None:
+        self.optimizer = optimizer
         self.data, self.steps, self.batch_size, self.seed = data, steps, batch_size, seed
         self.adjoint = rh.Reversible(state_bits=state_bits)
         self.sizes = [math.prod(data.shape), *hidden, data.classes]
@@ -102,14 +116,19 @@ class Problem:
         self.model = _network(self.sizes, self.layers)
         self.weights = sum(p.numel() for p in self.model.parameters())
 
-    def constant_recipe(self, lr: float, l2: float, momentum: float = 0.9) -> Recipe:
-        """What one writes by hand: constants, and initial weights of variance 1 / (inputs of the layer)."""
-        return Recipe(
-            {name: torch.full(p.shape, math.log(l2)) for name, p in self.model.named_parameters()},
-            [torch.full((self.steps, 1), math.log(lr)) for _ in self.layers],
-            torch.full((self.steps,), math.log(momentum / (1 - momentum))),
-            [torch.tensor(-0.5 * math.log(inputs)) for inputs in self.sizes[:-1]],
-        )
+    def constant_recipe(self, **constants: float) -> Recipe:
+        """What one writes by hand: constants by setting (the first that is tried if left out), and initial weights of variance
+        1 / (inputs of the layer)."""
+        shapes: dict[str, dict[str, Sequence[int]]] = {
+            "layer": {f"{layer}.*": (self.steps, 1) for layer in self.layers},
+            "step": {"*": (self.steps,)},
+            "weight": {name: p.shape for name, p in self.model.named_parameters()},
+        }
+        coordinates = {}
+        for setting in self.optimizer.settings:
+            start = setting.coordinate(constants.get(setting.name, setting.tried[0]))
+            coordinates[setting.name] = {key: torch.full(tuple(shape), start) for key, shape in shapes[setting.per].items()}
+        return Recipe(self.optimizer, coordinates, [torch.tensor(-0.5 * math.log(inputs)) for inputs in self.sizes[:-1]])
 
     def initial(self, recipe: Recipe, start: int = 0) -> dict[str, Tensor]:
         """Random directions, the same for every recipe, times the learned scale of the layer; biases at zero."""
@@ -130,15 +149,16 @@ class Problem:
 
     def train(self, recipe: Recipe, order: int, start: int = 0, loss: Any = None) -> rh.TrainedWeights:
         """One training run as a differentiable function of the recipe."""
-        lr = {f"{layer}.*": log_lr.exp() for layer, log_lr in zip(self.layers, recipe.log_lr, strict=True)}
+        values = recipe.values()
         # A leading 1 says "one per weight" even where a layer happens to have as many units as there are steps.
-        l2 = {name: log_l2.exp().unsqueeze(0) for name, log_l2 in recipe.log_l2.items()}
+        l2 = values["l2"] = {name: value.unsqueeze(0) for name, value in values["l2"].items()}
         return rh.train(
             self.model,
-            _cross_entropy if loss is None else loss,
+            _loss if loss is None else loss,
             self.batches(order),
             steps=self.steps,
-            optimizer=rh.SGD(lr=lr, momentum=recipe.momentum(), weight_decay=l2),
+            optimizer=self.optimizer.rule(**self.optimizer.arguments(values)),
+            hyperparameters=l2 if self.optimizer.penalty_in_loss else None,
             initial=self.initial(recipe, start),
             adjoint=self.adjoint,
             seed=self.seed,
@@ -172,7 +192,7 @@ class Problem:
                 with torch.no_grad():
                     note([F.cross_entropy(model(part.images), part.labels).item() for part in parts])
             step += 1
-            return _cross_entropy(model, batch, hyperparameters)
+            return _loss(model, batch, hyperparameters)
 
         with torch.no_grad():
             trained = self.train(recipe, order, loss=watched)
@@ -180,28 +200,33 @@ class Problem:
         return curves
 
     def plain_seconds(self, recipe: Recipe, order: int, repeats: int = 5) -> float:
-        """Median time of the same training by ``torch.optim.SGD``: schedules by layer, but one L2 penalty per layer."""
-        momentum, rates = recipe.momentum().tolist(), [log_lr.exp().flatten().tolist() for log_lr in recipe.log_lr]
+        """Median time of the same training by torch's optimizer; its own L2 penalty has one value per layer, the mean."""
+        settings = [self._plain_settings(recipe, layer) for layer in self.layers]
+        penalties = recipe.values()["l2"] if self.optimizer.penalty_in_loss else None
         batches, times = self.batches(order), []
         for _ in range(repeats):
             model = _network(self.sizes, self.layers)
-            groups = [
-                {
-                    "params": list(model.get_submodule(layer).parameters()),
-                    "weight_decay": recipe.log_l2[f"{layer}.weight"].exp().mean().item(),
-                }
-                for layer in self.layers
-            ]
-            optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+            groups = [{"params": list(model.get_submodule(layer).parameters())} for layer in self.layers]
+            optimizer = self.optimizer.plain(groups, **settings[0][0])
             began = time.perf_counter()
             for step in range(self.steps):
-                for group, lr in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"], group["momentum"] = lr[step], momentum[step]
+                for group, own in zip(optimizer.param_groups, settings, strict=True):
+                    group.update(own[step])
                 optimizer.zero_grad()
-                _cross_entropy(model, batches(step), None).backward()  # type: ignore[no-untyped-call]
+                _loss(model, batches(step), penalties).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
             times.append(time.perf_counter() - began)
         return sorted(times)[repeats // 2]
+
+    def _plain_settings(self, recipe: Recipe, layer: str) -> list[dict[str, Any]]:
+        """What a group of torch's optimizer is told at each step."""
+        schedules = {}
+        for setting, values in zip(self.optimizer.settings, recipe.values().values(), strict=True):
+            value = values[{"layer": f"{layer}.*", "step": "*", "weight": f"{layer}.weight"}[setting.per]]
+            schedules[setting.name] = (value.mean().expand(self.steps) if setting.per == "weight" else value).flatten().tolist()
+        return [
+            self.optimizer.arguments({name: numbers[step] for name, numbers in schedules.items()}) for step in range(self.steps)
+        ]
 
     def _outputs(self, trained: rh.TrainedWeights, part: Part) -> Tensor:
         outputs: Tensor = torch.func.functional_call(self.model, dict(trained), part.images)
@@ -217,6 +242,10 @@ def _network(sizes: Sequence[int], layers: Sequence[str]) -> nn.Sequential:
     return nn.Sequential(modules)
 
 
-def _cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor], hyperparameters: Any) -> Tensor:
+def _loss(model: nn.Module, batch: tuple[Tensor, Tensor], penalties: Mapping[str, Tensor] | None) -> Tensor:
+    """Cross-entropy, and the L2 penalties if the optimizer does not apply them."""
     images, labels = batch
-    return F.cross_entropy(model(images), labels)
+    loss = F.cross_entropy(model(images), labels)
+    if penalties is None:
+        return loss
+    return loss + 0.5 * sum((penalties[name] * weight.square()).sum() for name, weight in model.named_parameters())

@@ -8,34 +8,30 @@ from statistics import median
 
 import torch
 
+from reversible_hypergrad.cli.optimizers import Optimizer
 from reversible_hypergrad.cli.problem import Problem, Recipe, Score
 from reversible_hypergrad.training import Report
 
-__all__ = ["Baseline", "Learning", "best_constants", "learn", "score"]
-
-LEARNING_RATES = (0.1, 0.2, 0.4, 0.8, 1.6)
-PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3)
+__all__ = ["Baseline", "Learning", "best_constants", "grid_of", "learn", "score"]
 
 # Orders of minibatches: the learned hyperparameters are judged on orders that they have not seen.
 _GRID_ORDERS = range(100_000, 100_003)
 JUDGED_ORDERS = range(200_000, 200_008)
 
-# Schedules and scales move at this share of the penalties' rate: they act on the whole network at once.
+# Schedules and scales move at this share of the rate of what is per weight: they act on the whole network at once.
 _SHARE = 0.4
 
-# Nats per e-fold. On digits and MNIST healthy hypergradients have norms of 0.01 to 1 for each kind of hyperparameter;
-# chaotic ones reach 1e18.
+# Nats per e-fold. On digits and MNIST healthy hypergradients have norms of 0.01 to 1 for each kind of hyperparameter of
+# SGD, below 0.1 for those of AdamW; chaotic ones reach 1e18.
 _CHAOTIC = 3.0
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """The best constant learning rate and penalty by validation loss, at momentum 0.9."""
+    """The best constants by validation loss."""
 
-    lr: float
-    l2: float
-    momentum: float
-    grid: list[tuple[float, float, float]]  # lr, penalty, validation loss
+    constants: dict[str, float]  # by setting
+    grid: list[tuple[float, ...]]  # the settings of which several are tried, in the optimizer's order, and the validation loss
 
 
 @dataclass
@@ -55,20 +51,27 @@ class Learning:
         return median(a + b for a, b in zip(self.forward_seconds, self.backward_seconds, strict=True))
 
 
+def grid_of(optimizer: Optimizer) -> list[dict[str, float]]:
+    """All combinations of the constants that are tried."""
+    names = [setting.name for setting in optimizer.settings]
+    tried = itertools.product(*(setting.tried for setting in optimizer.settings))
+    return [dict(zip(names, constants, strict=True)) for constants in tried]
+
+
 def best_constants(problem: Problem, advance: Callable[[], object]) -> Baseline:
-    grid = []
-    for lr, l2 in itertools.product(LEARNING_RATES, PENALTIES):
-        recipe = problem.constant_recipe(lr, l2)
+    several = [setting.name for setting in problem.optimizer.settings if len(setting.tried) > 1]
+    scored = []
+    for constants in grid_of(problem.optimizer):
         try:
-            loss = score(problem, recipe, "validation", _GRID_ORDERS)[0].loss
+            loss = score(problem, problem.constant_recipe(**constants), "validation", _GRID_ORDERS)[0].loss
         except (FloatingPointError, OverflowError):
             loss = math.inf  # diverged
-        grid.append((lr, l2, loss))
+        scored.append((loss, constants))
         advance()
-    lr, l2, loss = min(grid, key=lambda entry: entry[2])
-    if not math.isfinite(loss):
+    least, best = min(scored, key=lambda entry: entry[0])
+    if not math.isfinite(least):
         raise FloatingPointError("training diverges at every learning rate of the grid")
-    return Baseline(lr, l2, 0.9, grid)
+    return Baseline(best, [(*(constants[name] for name in several), loss) for loss, constants in scored])
 
 
 def learn(problem: Problem, recipe: Recipe, meta_steps: int, meta_lr: float, advance: Callable[[float], object]) -> Learning:
@@ -83,8 +86,11 @@ def learn(problem: Problem, recipe: Recipe, meta_steps: int, meta_lr: float, adv
     tensors = recipe.tensors()
     for tensor in tensors:
         tensor.requires_grad_()
-    penalties = {id(t) for t in recipe.log_l2.values()}
-    adam = torch.optim.Adam([{"params": [t], "share": 1.0 if id(t) in penalties else _SHARE} for t in tensors], lr=meta_lr)
+    groups = [
+        {"params": list(recipe.coordinates[setting.name].values()), "share": 1.0 if setting.per == "weight" else _SHARE}
+        for setting in problem.optimizer.settings
+    ]
+    adam = torch.optim.Adam([*groups, {"params": recipe.log_scale, "share": _SHARE}], lr=meta_lr)
     learning = Learning()
     for meta_step in range(meta_steps):
         for group in adam.param_groups:
@@ -99,7 +105,7 @@ def learn(problem: Problem, recipe: Recipe, meta_steps: int, meta_lr: float, adv
         else:
             learning.chaotic.append(meta_step)
             with torch.no_grad():
-                for log_lr in recipe.log_lr:
+                for log_lr in recipe.coordinates["lr"].values():
                     log_lr += math.log(0.9)
         report = trained.report
         learning.validation.append(loss.item())

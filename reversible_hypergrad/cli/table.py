@@ -3,7 +3,9 @@
 import textwrap
 from typing import Any
 
-__all__ = ["network", "table"]
+from reversible_hypergrad.cli.optimizers import OPTIMIZERS, Optimizer
+
+__all__ = ["constants", "first_lr", "network", "optimizer_of", "table"]
 
 _LABEL, _NUMBER = 36, 19
 _ROWS = (
@@ -34,14 +36,30 @@ def network(sizes: list[int]) -> str:
     return f"{kind} {'-'.join(map(str, sizes))}"
 
 
+def optimizer_of(results: dict[str, Any]) -> Optimizer:
+    return OPTIMIZERS[results["settings"]["optimizer"]]
+
+
+def constants(results: dict[str, Any]) -> str:
+    """Those of before."""
+    return ", ".join(f"{setting.label} {results['baseline'][setting.name]:g}" for setting in optimizer_of(results).settings)
+
+
+def first_lr(results: dict[str, Any]) -> str:
+    """Where learning begins, if not at the constants."""
+    multiple = optimizer_of(results).first_lr
+    return "" if multiple == 1 else f", from learning rate {multiple * results['baseline']['lr']:.2g}"
+
+
 def _circumstances(results: dict[str, Any]) -> str:
-    data, settings, baseline = results["data"], results["settings"], results["baseline"]
+    data, settings = results["data"], results["settings"]
     return (
         f"{data['name']}: {data['training']} examples to train, {data['validation']} to validate, {data['test']} to test. "
-        f"A {network(settings['sizes'])}, {settings['steps']} steps of {settings['batch_size']} examples. "
-        f"Before: learning rate {baseline['lr']:g}, momentum {baseline['momentum']:g}, L2 penalty {baseline['l2']:g}, the best "
-        f"by validation loss of {len(baseline['grid'])} pairs. After: {settings['meta_steps']} steps of Adam on hypergradients. "
-        f"Mean ± standard deviation over {settings['judged_runs']} orders of minibatches that neither has seen."
+        f"A {network(settings['sizes'])}, {settings['steps']} steps of {settings['batch_size']} examples by "
+        f"{optimizer_of(results).name}. Before: {constants(results)}, the best by validation loss of a grid of "
+        f"{len(results['baseline']['grid'])}. After: {settings['meta_steps']} steps of Adam on hypergradients"
+        f"{first_lr(results)}. Mean ± standard deviation over {settings['judged_runs']} orders of minibatches that neither has "
+        "seen."
     )
 
 
@@ -62,7 +80,7 @@ def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "one exact hypergradient",
             f"{cost['seconds']:.3f} s, training included: {cost['times_training_run']:.1f} times one training run by "
-            f"torch.optim.SGD ({cost['training_run_seconds']:.3f} s)",
+            f"torch.optim.{optimizer_of(results).name} ({cost['training_run_seconds']:.3f} s)",
         ),
         (
             "bytes kept",

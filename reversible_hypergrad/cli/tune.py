@@ -1,6 +1,7 @@
 """Learns every hyperparameter of a training run by exact hypergradients through the whole of it: one L2 penalty per weight, a
-learning rate per step and layer, a momentum per step, an initial scale per layer. Starts from the best constants of a small grid,
-ends with a table, figures, and the learned values in the output directory."""
+learning rate per step and layer, an initial scale per layer, and of SGD a momentum per step, of AdamW both betas per step and a
+weight decay per step and layer. Starts from the best constants of a small grid, AdamW at a third of their learning rate, and ends
+with a table, figures, and the learned values in the output directory."""
 
 import argparse
 import contextlib
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from reversible_hypergrad.cli import search
 from reversible_hypergrad.cli.data import load_digits, load_mnist
 from reversible_hypergrad.cli.errors import UsageError, first_line
+from reversible_hypergrad.cli.optimizers import OPTIMIZERS
 from reversible_hypergrad.cli.problem import Problem, Recipe
 from reversible_hypergrad.cli.table import table
 from reversible_hypergrad.errors import ReversalError
@@ -36,7 +38,15 @@ def run(options: argparse.Namespace) -> int:
     data = load_digits(options.seed) if options.data is None else load_mnist(options.data, options.seed)
     if options.batch_size > len(data.training):
         raise UsageError(f"--batch-size: expected at most {len(data.training)}, the training examples, got {options.batch_size}")
-    problem = Problem(data, options.hidden, options.steps, options.batch_size, options.seed, options.state_bits)
+    problem = Problem(
+        data,
+        options.hidden,
+        options.steps,
+        options.batch_size,
+        options.seed,
+        options.state_bits,
+        OPTIMIZERS[options.optimizer],
+    )
     try:
         with _threads(options.threads):
             results = _tune(problem, options, output)
@@ -52,10 +62,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _tune(problem: Problem, options: argparse.Namespace, output: Path) -> dict[str, Any]:
     began = time.perf_counter()
-    with _bar("grid of constants", len(search.LEARNING_RATES) * len(search.PENALTIES)) as bar:
+    with _bar("grid of constants", len(search.grid_of(problem.optimizer))) as bar:
         baseline = search.best_constants(problem, bar.update)
-    recipe = problem.constant_recipe(baseline.lr, baseline.l2, baseline.momentum)
-    before = recipe.detached()
+    before = problem.constant_recipe(**baseline.constants)
+    recipe = problem.constant_recipe(**{**baseline.constants, "lr": problem.optimizer.first_lr * baseline.constants["lr"]})
     with _bar("meta-learning", options.meta_steps) as bar:
 
         def advance(loss: float) -> None:
@@ -75,10 +85,7 @@ def _tune(problem: Problem, options: argparse.Namespace, output: Path) -> dict[s
     results["initial_scales"] = {
         name: [s.exp().item() for s in r.log_scale] for name, r in (("before", before), ("after", recipe))
     }
-    torch.save(
-        {"log_l2": recipe.log_l2, "log_lr": recipe.log_lr, "momentum": recipe.momentum(), "log_scale": recipe.log_scale},
-        output / "hyperparameters.pt",
-    )
+    torch.save(recipe.saved(), output / "hyperparameters.pt")
     results["figures"] = [] if options.no_figures else _draw(problem, before, recipe, results, output)
     results["seconds"] = time.perf_counter() - began
     return results
@@ -89,7 +96,7 @@ def _results(
 ) -> dict[str, Any]:
     data, report = problem.data, learning.report
     assert report is not None
-    counts = problem.constant_recipe(1.0, 1.0).count()
+    counts = problem.constant_recipe().count()
     return {
         "data": {
             "name": data.name,
@@ -98,6 +105,7 @@ def _results(
             "test": len(data.test),
         },
         "settings": {
+            "optimizer": options.optimizer,
             "steps": problem.steps,
             "meta_steps": options.meta_steps,
             "meta_lr": options.meta_lr,
@@ -108,7 +116,7 @@ def _results(
             "threads": options.threads,
             "judged_runs": len(search.JUDGED_ORDERS),
         },
-        "baseline": asdict(baseline),
+        "baseline": {**baseline.constants, "grid": baseline.grid},
         "weights": problem.weights,
         "hyperparameters": {"total": sum(counts.values()), **counts},
         "hypergradient": {

@@ -1,4 +1,4 @@
-"""The command line, called in this process, and a tiny MNIST."""
+"""The command line, called in this process, and a tiny MNIST. One thread: waiting ones cost more than work this small."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import pytest
 from cli_helpers import write_mnist
 
 from reversible_hypergrad.cli import main
+
+
+@pytest.fixture(autouse=True)
+def one_thread(set_num_threads):
+    set_num_threads(1)
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from optim_problems import (
     Transformer,
     convnet,
     digits_batch,
-    digits_closure,
     frozen,
     mlp,
     random_gradients,
@@ -22,7 +21,8 @@ from optim_problems import (
     refused,
     setting_gradients,
     take_steps,
-    train_and_rewind,
+    undo_digits,
+    warm_up_and_cosine,
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,10 +37,6 @@ by_width = pytest.mark.parametrize("state_bits", [64, 32])
 @pytest.fixture(autouse=True)
 def one_thread(set_num_threads: Callable[[int], None]) -> None:
     set_num_threads(1)
-
-
-def warm_up_and_cosine(step: int, steps: int, lr: float) -> float:
-    return lr * min((step + 1) / 50, 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 # Training as torch's does
@@ -144,56 +140,12 @@ def test_tensors_without_gradient_keep_their_own_count_of_steps(kind: str, state
 MODELS: dict[str, Callable[[], nn.Module]] = {"mlp": mlp, "convnet": convnet, "transformer": Transformer}
 
 
-def undo(kind: str, state_bits: int, model: nn.Module, steps: int, schedule: str, decay: float) -> None:
-    optimizer = KINDS[kind][0](model.parameters(), lr=3e-3, weight_decay=decay, state_bits=state_bits)
-
-    def prepare(step: int) -> None:
-        if schedule == "cosine":
-            optimizer.param_groups[0]["lr"] = warm_up_and_cosine(step, steps, 3e-3)
-
-    train_and_rewind(optimizer, lambda step: digits_closure(model, optimizer, step), steps, prepare)
-
-
 @by_width
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("model", MODELS)
 def test_undone_bit_for_bit(model: str, decay: float, schedule: str, state_bits: int) -> None:
-    undo("AdamW", state_bits, MODELS[model](), 200, schedule, decay)
-
-
-@by_width
-def test_5000_steps_with_other_settings_at_each(state_bits: int) -> None:
-    model = mlp()
-    half = [list(model[0].parameters()), list(model[2].parameters())]
-    optimizer = rh.ReversibleAdamW([{"params": half[0]}, {"params": half[1], "lr": 1e-4}], state_bits=state_bits)
-
-    def prepare(step: int) -> None:
-        first, second = optimizer.param_groups
-        first["lr"] = warm_up_and_cosine(step, 5000, 3e-3)
-        first["betas"] = (0.85 + 0.1 * (step % 2), 0.99 + 0.009 * (step % 3) / 2)
-        second["weight_decay"] = 0.1 * (step % 5)
-
-    train_and_rewind(optimizer, lambda step: digits_closure(model, optimizer, step), 5000, prepare)
-
-
-@pytest.mark.slow
-@by_width
-@by_kind
-@pytest.mark.parametrize("model", MODELS)
-def test_5000_steps(model: str, kind: str, state_bits: int) -> None:
-    undo(kind, state_bits, MODELS[model](), 5000, "cosine", 0.01)
-
-
-@pytest.mark.slow
-@by_width
-def test_100000_steps(state_bits: int) -> None:
-    parameters = random_parameters((40,), (3, 5))
-    optimizer = rh.ReversibleAdamW(parameters, lr=1e-3, weight_decay=0.1, state_bits=state_bits)
-    start = frozen(optimizer)["weights"]
-    closures = take_steps(optimizer, 100_000, scale=0.1)
-    optimizer.rewind(reversed(closures))
-    assert frozen(optimizer)["weights"] == start
+    undo_digits(rh.ReversibleAdamW, MODELS[model](), 200, schedule, decay, state_bits)
 
 
 @by_width
