@@ -27,6 +27,15 @@ def test_tensors_alone_are_mapped() -> None:
 
 
 def test_trained_weights_are_a_nest() -> None:
-    trained = rh.TrainedWeights({"w": torch.ones(3)}, {}, report=None)  # type: ignore[arg-type]
-    assert pytree.paths([trained]) == ["[0]['w']"]
-    assert torch.equal(pytree.map_tensors(lambda t: 2 * t, trained)["w"], torch.full((3,), 2.0))
+    model = torch.nn.Linear(3, 1, bias=False)
+    trained = rh.train(model, lambda model, x, _: model(x).sum(), [torch.ones(2, 3)], optimizer=rh.SGD(lr=0.1))
+    assert pytree.paths([trained]) == ["[0]['weight']"]
+    assert torch.equal(pytree.map_tensors(lambda t: 2 * t, trained)["weight"], 2 * trained["weight"])
+
+
+def test_a_start_is_a_nest() -> None:
+    start = rh.Start({"w": torch.ones(3)}, {"w": {"v": torch.zeros(3)}}, {"b": torch.ones(1)}, step=7)
+    doubled = pytree.map_tensors(lambda t: 2 * t, start)
+    assert isinstance(doubled, rh.Start)
+    assert doubled.step == 7
+    assert [t.tolist() for t in pytree.leaves(doubled)] == [[2, 2, 2], [0, 0, 0], [2]]

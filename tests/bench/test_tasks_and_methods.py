@@ -104,7 +104,7 @@ def test_references_are_kept_and_told_apart(tmp_path):
 
 def test_measured_fills_every_field_and_keeps_to_its_limits():
     result = measured("snapshots", 3, model="small")
-    assert set(result) == {"megabytes", "megabytes_beyond_warm_up", "cpu_seconds", "wall_seconds"}
+    assert set(result) == {"megabytes", "megabytes_beyond_warm_up", "cpu_seconds", "wall_seconds", "warm_up_seconds"}
     assert result["cpu_seconds"] > 0
     with pytest.raises(LeftOut, match=r"ran past 0.2 s"):
         measured("snapshots", 100_000, model="small", seconds=0.2)

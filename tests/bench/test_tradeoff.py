@@ -126,9 +126,10 @@ def test_medians_over_turns_and_labels_with_the_range_of_errors(tmp_path):
 
 
 def test_every_method_has_a_style_of_its_own():
-    assert set(STYLES) == set(METHODS)
+    drawn = [m for m in METHODS.values() if not m.compiled]  # the others need a minute before the first step
+    assert set(STYLES) == {m.name for m in drawn}
     for exact in (True, False):
-        markers = [STYLES[m.name][1] for m in METHODS.values() if m.exact == exact]
+        markers = [STYLES[m.name][1] for m in drawn if m.exact == exact]
         assert len(set(markers)) == len(markers)
 
 

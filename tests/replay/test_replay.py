@@ -16,12 +16,14 @@ from reversible_hypergrad.replay.environment import Environment, seed_step
 
 
 def test_batches_of_every_accepted_kind():
-    assert batches_by_step([5, 6, 7], None)[1] == 3
+    assert batches_by_step([5, 6, 7], None)[1] == range(3)
+    assert batches_by_step([5, 6, 7], None, 1)[1] == range(1, 3)
     assert batches_by_step(torch.arange(4), 2)[0](1) == 1
     assert batches_by_step(lambda step: step * 2, 9)[0](4) == 8
     loader = rh.ReplayableLoader(range(10), 4)
-    assert batches_by_step(loader, None)[1] == 3
-    assert batches_by_step(loader, 100)[1] == 100
+    assert batches_by_step(loader, None)[1] == range(3)
+    assert batches_by_step(loader, 100)[1] == range(100)
+    assert batches_by_step(loader, 100, 7)[1] == range(7, 107)
 
 
 @pytest.mark.parametrize(
