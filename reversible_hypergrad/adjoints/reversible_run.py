@@ -55,6 +55,8 @@ class ReversibleRun(Run):
         bits = RunSize.of(problem).information_bits()
         problem.report.limit_bits = float(bits.sum()) / max(problem.report.weights * len(problem.steps), 1)
         problem.report.state_bytes = sum(group.state.nbytes for group in self.groups)
+        if record and self._directions_are_known():
+            problem.gradient.expect_along()
         begin = problem.steps.start
         self.starts = [begin + start for start in adjoint.starts(bits, problem.report.state_bytes)]
         if record and len(self.starts) > 1:
@@ -76,6 +78,15 @@ class ReversibleRun(Run):
             self._let_go()
             raise
         self.at_end, self.undone = record, False
+
+    def _directions_are_known(self) -> bool:
+        """Whether on the way back directions will be known before the gradient is: with SGD. Read off the last step."""
+        last = self.problem.steps[-1:]
+        return bool(last) and all(
+            group.rule.program and group.rule.direction_is_state(h)
+            for group in self.groups
+            for h in group.step_settings.at(last[0]).settings
+        )
 
     def end(self) -> End | None:
         if not self.groups or self.undone:
@@ -224,7 +235,7 @@ class ReversibleRun(Run):
         for loss in others:
             for adjoint, record in zip(loss.adjoints, records, strict=True):
                 adjoint.pull_weights(step, record)
-        evaluation = self.problem.gradient(step)
+        evaluation = self._evaluate(step, losses)
         gradients = evaluation.gradients
         states = [
             adjoint.undo_states(step, record, gradients, leading.directions)
@@ -237,6 +248,13 @@ class ReversibleRun(Run):
             loss.multiply(evaluation, last=loss is losses[-1])
         outcomes = [*(weights for _, weights in undoing), *states]
         lookout.add(step, outcomes, gradients, [hash_of(record.hash_before) for record in records])
+
+    def _evaluate(self, step: int, losses: Sequence["_OfLoss"]) -> Evaluation:
+        """Along the directions, if they are known before the gradient is."""
+        gradient, (leading, *others) = self.problem.gradient, losses
+        if not others and all(adjoint.known_directions(leading.directions) for adjoint in leading.adjoints):
+            return gradient.along(gradient.batch(step), leading.directions)
+        return gradient(step)
 
     def _read(self, taken: int, losses: Sequence["_OfLoss"]) -> None:
         readouts = self.problem.readouts

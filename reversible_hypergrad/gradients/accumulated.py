@@ -49,6 +49,9 @@ class Accumulated(Decorator):
     def of(self, batch: "_Batch") -> Evaluation:
         return self.inner.of(batch.first) if len(batch.parts) == 1 else AccumulatedEvaluation(self, batch)
 
+    def along(self, batch: "_Batch", directions: Sequence[Tensor]) -> Evaluation:
+        return self.inner.along(batch.first, directions) if len(batch.parts) == 1 else self.of(batch)
+
     def alone(self, batch: "_Batch") -> tuple[Tensor, list[Tensor]]:
         return self._by(batch, self.inner.alone)
 

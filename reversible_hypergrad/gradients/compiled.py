@@ -12,7 +12,7 @@ from reversible_hypergrad.gradients.decorator import Decorator
 from reversible_hypergrad.gradients.diagnosis import diagnose
 from reversible_hypergrad.gradients.evaluation import LossEvaluation, dense
 from reversible_hypergrad.gradients.loss import LossGradient
-from reversible_hypergrad.problem.gradient import Products
+from reversible_hypergrad.problem.gradient import Evaluation, Products
 
 __all__ = ["CompiledGradient", "compiled"]
 
@@ -52,6 +52,7 @@ class CompiledGradient(Decorator):
         self._shapes: list[CompiledShape] = []
         self.seconds = 0.0  # of compiling and comparing
         self.agree = True  # whether all pairs of functions do
+        self._expects_along = False
         self._present: tuple[Any, CompiledShape] | None = None  # the last batch, and what it is for
 
     def prepare(self, step: int, data: Any, part: int = 0) -> Any:
@@ -65,6 +66,21 @@ class CompiledGradient(Decorator):
         shape = self._shape_of_present(batch)
         loss, gradients = shape.evaluate(batch, with_products=True)
         return CompiledEvaluation(loss, gradients, self.names, self.weights, self.wanted)
+
+    def expect_along(self) -> None:
+        self._expects_along = True
+
+    def along(self, batch: Any, directions: Sequence[Tensor]) -> Evaluation:
+        shape = self._shape_of_present(batch)
+        before = shape.seconds
+        found = shape.evaluate_along(batch, directions)
+        self.seconds += shape.seconds - before
+        if found is None:
+            return self.of(batch)
+        loss, gradients, products = found
+        return EvaluationAlong(
+            loss, [dense(n, w, g) for n, w, g in zip(self.names, self.weights, gradients, strict=True)], products
+        )
 
     def alone(self, batch: Any) -> tuple[Tensor, list[Tensor]]:
         shape = self._shape_of_present(batch)
@@ -97,7 +113,7 @@ class CompiledGradient(Decorator):
 
     def _check(self, shape: CompiledShape, step: int | None, batch: Any) -> None:
         before = shape.seconds
-        shape.check(step, batch)
+        shape.check(step, batch, self._expects_along)
         self.seconds += shape.seconds - before
         self.agree = self.agree and shape.agree
 
@@ -116,6 +132,21 @@ class CompiledGradient(Decorator):
         shape = CompiledShape(self.inner, self._arguments, leaves, structure)
         self._shapes.append(shape)
         return shape
+
+
+class EvaluationAlong(Evaluation):
+    """With the products that it was made for."""
+
+    is_attached = True
+
+    def __init__(self, loss: Tensor, gradients: list[Tensor], products: Products) -> None:
+        self.value, self.gradients, self._products = loss, gradients, products
+
+    def products(self, directions: Sequence[Tensor], keep: bool = False) -> Products:
+        return self._products
+
+    def tangents(self, by_weights: Sequence[Tensor], by_hyperparameters: Sequence[Tensor]) -> list[Tensor | None]:
+        raise AssertionError("made for one product")
 
 
 class CompiledEvaluation(LossEvaluation):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.gradients.bound import Loss, pure_gradient
+from reversible_hypergrad.gradients.bound import Loss, pure_gradient, pure_products
 
 __all__ = ["CompiledFunctions", "compiled_functions"]
 
@@ -17,11 +17,12 @@ _MOST = 32  # losses, models, shapes of batches and options
 
 
 class CompiledFunctions:
-    """:func:`pure_gradient` for one model, loss and shape of the batch, compiled twice.
+    """:func:`pure_gradient` for one model, loss and shape of the batch, compiled twice, and :func:`pure_products`.
 
     Attributes:
         alone: compiled without anything for products.
         attached: keeps what products need, and brings a compiled backward.
+        along: the products, too, of directions that are known before. Compiled when it is called first.
         found_again: whether an earlier run had them.
 
     Args:
@@ -31,6 +32,7 @@ class CompiledFunctions:
     def __init__(self, arguments: dict[str, Any]) -> None:
         self.alone: Callable[..., Results] = torch.compile(_fresh(pure_gradient), **arguments)
         self.attached: Callable[..., Results] = torch.compile(_fresh(pure_gradient), **arguments)
+        self.along: Callable[..., Any] = torch.compile(_fresh(pure_products), **arguments)
         self.found_again = False
 
 

@@ -42,7 +42,10 @@ class CompiledShape:
         self._key = (_signature(inner.bound), kinds_of(given[0]), given[1], self._kinds, structure, arguments)
         self._functions: CompiledFunctions | None = None
         self._checked: list[int | None] = []
+        wanted = {id(leaf) for leaf in inner.wanted}
+        self._places_wanted = tuple(i for i, leaf in enumerate(given[0]) if id(leaf) in wanted)
         self.agree = True  # whether the two functions do, bit for bit
+        self._along_agrees: bool | None = None  # and the third one; None: it has not been compiled
         self.seconds = 0.0  # of compiling and comparing
 
     def fits(self, leaves: Sequence[Any], structure: Any) -> bool:
@@ -64,12 +67,48 @@ class CompiledShape:
         write([of[name] for of, name, _ in self._buffers], list(buffers.values()))
         return loss, list(gradients.values())
 
-    def check(self, step: int | None, batch: Any) -> None:
+    def evaluate_along(
+        self, batch: Any, directions: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor], tuple[list[Tensor | None], list[Tensor | None]]] | None:
+        """Loss, gradients, and the products of ``directions``. None if the compiled function that gives them all has other bits
+        of the gradients than those of training. It is compiled, and compared, at the first call."""
+        if self._along_agrees is None:
+            self._check_along(batch, directions)
+        if not self._along_agrees:
+            return None
+        loss, gradients, buffers, by_weights, by_wanted = self._call_along(batch, directions)
+        write([of[name] for of, name, _ in self._buffers], list(buffers.values()))
+        return loss, list(gradients.values()), (list(by_weights.values()), list(by_wanted))
+
+    def _check_along(self, batch: Any, directions: Sequence[Tensor]) -> None:
+        began = time.perf_counter()
+        leaves, structure = pytree.flatten(batch)
+        before = self._inner.side_effects()
+        trained = self._call(pytree.unflatten(leaves, structure), not self.agree)
+        before.put_back()
+        found = self._call_along(pytree.unflatten(leaves, structure), directions)
+        before.put_back()
+        self._along_agrees = same_bits(trained, found[:3])
+        self.seconds += time.perf_counter() - began
+
+    def _call_along(self, batch: Any, directions: Sequence[Tensor]) -> Any:
+        assert self._functions is not None
+        inner = self._inner
+        buffers = {name: of[own] for of, own, name in self._buffers}
+        along = {name: d.to(w.dtype) for (name, w), d in zip(self._weights.items(), directions, strict=True)}
+        torch.clear_autocast_cache()
+        with torch.no_grad(), explained(inner.bound):
+            return self._functions.along(
+                inner.bound, self._weights, buffers, batch, inner.hyperparameters, self._places_wanted, along
+            )
+
+    def check(self, step: int | None, batch: Any, along: bool = False) -> None:
         """Compiles at the first call, and compares at the first two steps. It leaves no trace.
 
         Args:
             step: of ``batch``; None if that is not known.
             batch: the loss's, whose random numbers come next.
+            along: whether to compile :meth:`evaluate_along`, too.
 
         Raises:
             RuntimeError: for what cannot be compiled, and for results that are not those of the loss.
@@ -95,6 +134,8 @@ class CompiledShape:
         before.put_back()
         self._checked.append(step)
         self.seconds += time.perf_counter() - began
+        if along and self._along_agrees is None:
+            self._check_along(batch, [torch.zeros_like(w, requires_grad=False) for w in self._inner.weights])
 
     def _compile(self, batch: Any, before: SideEffects) -> None:
         """Both functions, and the products, whose errors would come after all of training otherwise."""

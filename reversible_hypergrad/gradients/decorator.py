@@ -48,6 +48,9 @@ class Decorator(Gradient):
     def side_effects(self) -> SideEffects:
         return self.inner.side_effects()
 
+    def expect_along(self) -> None:
+        self.inner.expect_along()
+
     def memory(self) -> Any:
         return self.inner.memory()
 

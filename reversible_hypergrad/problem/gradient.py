@@ -95,6 +95,13 @@ class Gradient(ABC):
     def of(self, batch: Any) -> Evaluation:
         """The gradient of the loss of ``batch``, with a graph."""
 
+    def along(self, batch: Any, directions: Sequence[Tensor]) -> Evaluation:
+        """As :meth:`of`, where it is known before what its products will be asked for: once, of ``directions``."""
+        return self.of(batch)
+
+    def expect_along(self) -> None:  # noqa: B027
+        """The way back will ask :meth:`along`: what that takes to prepare is better done in the first step."""
+
     def alone(self, batch: Any) -> tuple[Tensor, list[Tensor]]:
         """Loss and gradients with the very bits of the evaluation, for training that is to be undone by evaluations.
 

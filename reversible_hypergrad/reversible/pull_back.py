@@ -51,6 +51,10 @@ class PullBack(ABC):
         """Weights back to before ``step``, and the adjoint of its update. Returns the step's record, and an outcome with the hash
         of the weights."""
 
+    def known_directions(self, into: list[Tensor]) -> bool:
+        """Whether what :meth:`undo_states` will write is known once the weights are undone; if so it is ``into`` already."""
+        return False
+
     @abstractmethod
     def pull_weights(self, step: int, record: Record) -> None:
         """The adjoint of the update alone, where another loss's :meth:`undo_weights` has just returned ``record``."""
@@ -147,6 +151,7 @@ class ProgramPullBack(PullBack):
         self._products: list[Tensor | None] = [None] * len(group.members)
         decays_weight = any(by == "weight" for by, _ in problem.rule.sums_before)
         self._carries = _Carries(len(group.members), len(self.az), decays_weight)
+        self._is_state = False  # whether the directions of the present step are the first state's vector as it is
         self._direction: Tensor | None = None  # where directions are not a state's vector as it is
         self._first_state = [group.view(self.az[0], i) for i in range(len(group.members))]
         most = max(sum(self.sums.wanted_before), sum(self.sums.wanted_after))
@@ -164,11 +169,19 @@ class ProgramPullBack(PullBack):
             group.state.restore_initial()  # the first gradient was taken there, not at the rounded weights
         return record, outcome
 
+    def known_directions(self, into: list[Tensor]) -> bool:
+        if not self._is_state:
+            return False
+        for i, m in enumerate(self.group.members):
+            into[m] = self._first_state[i]
+        return True
+
     def pull_weights(self, step: int, record: Record) -> None:
         self._weights(step, record, moved=True)
 
     def _weights(self, step: int, record: Record, moved: bool) -> Outcome:
         group, state = self.group, self.group.state
+        self._is_state = all(self.rule.direction_is_state(h) for h in record.given.settings)
         for i in self._by_functions:
             self._pull_update(i, step, record)
         moves = state.moves
