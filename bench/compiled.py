@@ -93,7 +93,7 @@ class Task:
 
     def train(self) -> None:
         """By torch."""
-        rate, weights = float(self.lr[0]), list(self.model.parameters())
+        rate, weights = self.lr.detach()[0].item(), list(self.model.parameters())
         before = [w.detach().clone() for w in weights]
         optimizer: torch.optim.Optimizer = (
             torch.optim.AdamW(weights, rate) if self.is_text else torch.optim.SGD(weights, rate, momentum=0.9)

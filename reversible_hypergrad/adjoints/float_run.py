@@ -216,7 +216,7 @@ class _OfLoss:
     """What one loss's gradients take on the way back."""
 
     def __init__(self, problem: Problem, groups: Sequence[FloatGroup], downstream: Downstream) -> None:
-        self.downstream, self.totals = downstream, Cotangents.zeros(problem)
+        self.downstream, self.totals = downstream, Cotangents(problem)
         self._adjoints = [FloatAdjoint(group, downstream, self.totals) for group in groups]
         self._directions: list[Tensor] = [torch.empty(0)] * len(problem.weights)
         self.views: list[Tensor] = [torch.empty(0)] * len(problem.weights)

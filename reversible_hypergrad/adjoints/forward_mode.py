@@ -233,7 +233,7 @@ class ForwardModeRun(Run):
 
     def _pull_back(self, downstream: Downstream) -> Cotangents:
         problem, count = self.problem, len(self.problem.weights)
-        totals = Cotangents.zeros(problem)
+        totals = Cotangents(problem)
         found = torch.zeros(self.count, dtype=torch.float64, device=self.groups[0].device)
         for group, w, z in zip(self.groups, self._w, self._z, strict=True):
             found += w @ group.gather(downstream.weights)

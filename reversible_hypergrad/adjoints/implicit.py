@@ -79,7 +79,7 @@ class ImplicitRun(FloatRun):
 
         u = self.solve(lambda us: products(us, True)[0], [group.gather(downstream.weights) for group in groups])
         u = [-x for x in u]
-        totals = Cotangents.zeros(problem)
+        totals = Cotangents(problem)
         totals.add_hyperparameters(products(u, not last)[1])
         for vector, row in zip(u, penalties, strict=True):
             for penalty in row:

@@ -147,7 +147,7 @@ class ResumableRun(Run):
         files = self.files
         assert files is not None
         self._undone = True
-        totals = [Cotangents.zeros(problem) for _ in downstream]
+        totals = [Cotangents(problem) for _ in downstream]
         self._asked = _plain(downstream)
         back = self._last_kept(files)
         reached = self.borders[-1]

@@ -12,6 +12,7 @@ from torch import Tensor
 from reversible_hypergrad.adjoints.base import CAUSES, End, Run
 from reversible_hypergrad.adjoints.cost import RunSize
 from reversible_hypergrad.adjoints.norms import AdjointNorms
+from reversible_hypergrad.adjoints.reversible_loss import ReversibleLoss
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.problem.gradient import Evaluation
 from reversible_hypergrad.problem.problem import Cotangents, Downstream, Problem
@@ -19,9 +20,7 @@ from reversible_hypergrad.readouts import Readouts
 from reversible_hypergrad.reversible.group import ReversibleGroup, reversible_groups
 from reversible_hypergrad.reversible.lateness import Lookout
 from reversible_hypergrad.reversible.outcome import Outcome, hash_of
-from reversible_hypergrad.reversible.pull_back import ProgramPullBack, PullBack
 from reversible_hypergrad.reversible.refusal import refusal
-from reversible_hypergrad.reversible.rule_pull_back import RulePullBack
 
 __all__ = ["ReversibleRun"]
 
@@ -201,7 +200,7 @@ class ReversibleRun(Run):
 
     def _undo(self, downstream: Sequence[Downstream]) -> list[Cotangents]:
         problem = self.problem
-        losses = [_OfLoss(problem, self.groups, one) for one in downstream]
+        losses = [ReversibleLoss(problem, self.groups, one) for one in downstream]
         norms = AdjointNorms([adjoint.aw for adjoint in losses[0].adjoints], problem.steps)
         with problem.progress("undoing", len(problem.steps)) as bar:
             for first, end in reversed(list(pairwise([*self.starts, problem.steps.stop]))):
@@ -218,14 +217,14 @@ class ReversibleRun(Run):
         norms.finish(problem.report)
         return [loss.result(problem) for loss in losses]
 
-    def _undo_segment(self, first: int, end: int, losses: Sequence["_OfLoss"], norms: AdjointNorms, bar: Any) -> None:
+    def _undo_segment(self, first: int, end: int, losses: Sequence[ReversibleLoss], norms: AdjointNorms, bar: Any) -> None:
         self.verified = end
         with Lookout(self._check_undone) as lookout:
             for step in reversed(range(first, end)):
                 self._undo_step(step, lookout, losses, norms)
                 bar.advance(f"exact back to step {self.verified}" if bar.wants_text else "")
 
-    def _undo_step(self, step: int, lookout: Lookout, losses: Sequence["_OfLoss"], norms: AdjointNorms) -> None:
+    def _undo_step(self, step: int, lookout: Lookout, losses: Sequence[ReversibleLoss], norms: AdjointNorms) -> None:
         """One step back, and its adjoint. The first loss takes the integers along."""
         self._read(step + 1, losses)
         leading, *others = losses
@@ -249,14 +248,14 @@ class ReversibleRun(Run):
         outcomes = [*(weights for _, weights in undoing), *states]
         lookout.add(step, outcomes, gradients, [hash_of(record.hash_before) for record in records])
 
-    def _evaluate(self, step: int, losses: Sequence["_OfLoss"]) -> Evaluation:
+    def _evaluate(self, step: int, losses: Sequence[ReversibleLoss]) -> Evaluation:
         """Along the directions, if they are known before the gradient is."""
         gradient, (leading, *others) = self.problem.gradient, losses
         if not others and all(adjoint.known_directions(leading.directions) for adjoint in leading.adjoints):
             return gradient.along(gradient.batch(step), leading.directions)
         return gradient(step)
 
-    def _read(self, taken: int, losses: Sequence["_OfLoss"]) -> None:
+    def _read(self, taken: int, losses: Sequence[ReversibleLoss]) -> None:
         readouts = self.problem.readouts
         if readouts is not None:
             readouts.pull(
@@ -290,37 +289,3 @@ class ReversibleRun(Run):
         information = sum(group.information_bytes() for group in self.groups) - kept
         weight_steps = self.problem.report.weights * steps
         return f"{8 * information / max(weight_steps, 1):.3f} bits/weight/step"
-
-
-class _OfLoss:
-    """What one loss's gradients take on the way back."""
-
-    def __init__(self, problem: Problem, groups: Sequence[ReversibleGroup], downstream: Downstream) -> None:
-        self.downstream, self.totals = downstream, Cotangents.zeros(problem)
-        self.adjoints: list[PullBack] = [
-            (ProgramPullBack if group.rule.program else RulePullBack)(problem.under(group.rule), group, downstream, self.totals)
-            for group in groups
-        ]
-        self.views: list[Tensor] = [torch.empty(0)] * len(problem.weights)
-        for adjoint in self.adjoints:
-            adjoint.views(self.views)
-        self.directions: list[Tensor] = [torch.empty(0)] * len(problem.weights)
-
-    def multiply(self, evaluation: Evaluation, last: bool) -> None:
-        """The directions times the second derivatives. They are kept until the step before, so unless this loss is the ``last``
-        one they are copied: the next products may be written over them."""
-        by_weights, by_hyperparameters = evaluation.products(self.directions, keep=not last)
-        self.totals.add_hyperparameters(by_hyperparameters)
-        if not last:
-            by_weights = [None if product is None else product.clone() for product in by_weights]
-        vectors = [vector for adjoint in self.adjoints for vector in adjoint.vectors]
-        for adjoint in self.adjoints:
-            adjoint.add(by_weights, vectors)
-
-    def result(self, problem: Problem) -> Cotangents:
-        self.totals.initial = [view.to(w.dtype, copy=True) for view, w in zip(self.views, problem.weights, strict=True)]
-        self.totals.states = [{} for _ in problem.weights]
-        for adjoint in self.adjoints:
-            for m, own in zip(adjoint.group.members, adjoint.by_states(), strict=True):
-                self.totals.states[m] = own
-        return self.totals

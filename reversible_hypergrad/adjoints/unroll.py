@@ -162,7 +162,7 @@ class UnrollRun(Run):
             for out, c in zip(self._readouts.outputs, downstream.readouts, strict=False)
             if c is not None and out.requires_grad
         ]
-        totals = Cotangents.zeros(problem)
+        totals = Cotangents(problem)
         firsts = [(i, name, z) for i, own in enumerate(self._first_states) for name, z in own.items() if z.requires_grad]
         groups = [self._initial, list(self._leaves.values()), problem.gradient.wanted, self._readouts.leaves]
         inputs = [*(tensor for group in groups for tensor in group), *(z for _, _, z in firsts)]

@@ -1,7 +1,7 @@
 """A training run before it runs, and the gradients by everything that goes into it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from reversible_hypergrad.problem.gradient import Gradient
 from reversible_hypergrad.problem.report import Report
 from reversible_hypergrad.problem.setting import Settings
+from reversible_hypergrad.problem.sums import Sums
 
 if TYPE_CHECKING:  # rules stand on this room, not beneath it
     from reversible_hypergrad.readouts import Readouts
@@ -100,36 +101,40 @@ class Downstream:
         return self.states[i] if self.states else {}
 
 
-@dataclass
 class Cotangents:
-    """Gradients of one loss downstream, by everything that went into a run."""
+    """Gradients of one loss downstream, by everything that went into a run: zeros, to which a walk back adds.
 
-    initial: list[Tensor | None]  # by the initial weights; None where a strategy does not give one
-    sources: list[Tensor]
-    hyperparameters: list[Tensor]
-    states: list[dict[str, Tensor]] = field(default_factory=list)  # by the first states, per weight
-    readouts: list[Tensor] = field(default_factory=list)  # by the coefficients of readouts
+    Those by the optimizer's tensors run where the weights are: a learning rate may well live on the CPU beside a model on a GPU,
+    and bringing a term over would wait for every step.
 
-    @staticmethod
-    def zeros(problem: Problem) -> "Cotangents":
-        """Sums run in float64: T terms of float32 would lose digits, and the cost is small beside the products'.
+    Attributes:
+        initial: by the initial weights; None where a strategy does not give one.
+        states: by the first states, per weight.
+        sources: by the tensors given to the optimizer.
+        readouts: by the coefficients of readouts.
+    """
 
-        Those of the optimizer's tensors run where the weights are: a learning rate may well live on the CPU beside a model on a
-        GPU, and bringing a term over would wait for every step.
-        """
+    def __init__(self, problem: Problem) -> None:
         places: dict[int, torch.device] = {}
         for settings, weight in zip(problem.settings, problem.weights, strict=True):
             for setting in settings.values():
                 if setting.source is not None:
                     places.setdefault(setting.source, weight.device)
+        self.initial: list[Tensor | None] = []
+        self.states: list[dict[str, Tensor]] = [{} for _ in problem.weights]
+        self.sources = [
+            torch.zeros(t.shape, dtype=torch.float64, device=places.get(i, t.device)) for i, t in enumerate(problem.sources)
+        ]
+        self.readouts = [] if problem.readouts is None else problem.readouts.zeros()
+        self._hyperparameters = Sums(problem.hyperparameters)
 
-        def zeros(tensor: Tensor, device: torch.device) -> Tensor:
-            return torch.zeros(tensor.shape, dtype=torch.float64, device=device)
+    @property
+    def hyperparameters(self) -> list[Tensor]:
+        """By the loss's hyperparameters."""
+        return self._hyperparameters.totals
 
-        sources = [zeros(t, places.get(i, t.device)) for i, t in enumerate(problem.sources)]
-        readouts = [] if problem.readouts is None else problem.readouts.zeros()
-        own = [zeros(t, t.device) for t in problem.hyperparameters]
-        return Cotangents([], sources, own, [{} for _ in problem.weights], readouts)
+    def add_hyperparameters(self, products: Sequence[Tensor | None]) -> None:
+        self._hyperparameters.add(products)
 
     def add(self, other: "Cotangents") -> None:
         """Those of a part of the run; what goes on through its beginning is left out."""
@@ -140,8 +145,3 @@ class Cotangents:
         ):
             for total, one in zip(mine, theirs, strict=True):
                 total += one
-
-    def add_hyperparameters(self, products: Sequence[Tensor | None]) -> None:
-        for total, product in zip(self.hyperparameters, products, strict=True):
-            if product is not None:
-                total += product
