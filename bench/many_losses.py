@@ -1,6 +1,6 @@
 """Many losses in one walk back: what each further one takes, beside walks of their own.
 
-    python -m bench.many_losses [--losses 1 4 16] [--steps 200] [--repeats 3] [--model mlp]
+    python -m bench.many_losses [--losses 1 4 16] [--steps 200] [--repeats 3] [--model mlp] [--compile]
 
 The task is the race's (bench.race), with one loss per group of validation examples; one thread. Printed: CPU seconds of rh.train
 and rh.hypergradients together, and of a run and a backward for each loss, in units of plain training by hand; what a further loss
@@ -21,7 +21,7 @@ from bench.tasks import LR, MOMENTUM, TRAINING_EXAMPLES, Task
 from bench.timing import conditions, when
 
 
-def train(task: Task, steps: int) -> rh.TrainedWeights:
+def train(task: Task, steps: int, compile: bool = False) -> rh.TrainedWeights:
     return rh.train(
         task.model,
         lambda model, batch, penalty: task.loss(model, list(model.parameters()), batch, penalty),
@@ -29,6 +29,7 @@ def train(task: Task, steps: int) -> rh.TrainedWeights:
         steps=steps,
         optimizer=rh.SGD(lr=LR, momentum=MOMENTUM),
         hyperparameters=task.penalty,
+        compile=compile,
     )
 
 
@@ -39,12 +40,13 @@ def losses_of(task: Task, trained: rh.TrainedWeights, count: int) -> list[Tensor
     return [part.mean() for part in each.tensor_split(count)]
 
 
-def together(task: Task, steps: int, count: int) -> list[list[Tensor]]:
-    return rh.hypergradients(losses_of(task, train(task, steps), count), task.penalty)
+def together(task: Task, steps: int, count: int, compile: bool) -> list[list[Tensor]]:
+    return rh.hypergradients(losses_of(task, train(task, steps, compile), count), task.penalty)
 
 
-def own_walk(task: Task, steps: int, count: int, which: int) -> list[Tensor]:
-    return list(torch.autograd.grad(losses_of(task, train(task, steps), count)[which], task.penalty))
+def own_walk(task: Task, steps: int, count: int, compile: bool) -> list[Tensor]:
+    """Of the last one."""
+    return list(torch.autograd.grad(losses_of(task, train(task, steps, compile), count)[-1], task.penalty))
 
 
 def main() -> None:
@@ -53,12 +55,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=3, help="all take turns; ratios are medians over turns")
     parser.add_argument("--model", default="mlp")
+    parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     task, steps = Task(options.model), options.steps
-    print(f"{conditions()}, {when()}\n{options.model}, {steps} steps, medians of {options.repeats} turns, in training runs")
+    how = "compiled" if options.compile else "eager"
+    print(f"{conditions()}, {when()}\n{options.model}, {how}, {steps} steps, medians of {options.repeats}, in training runs")
     handwritten.training(task, 20)
-    together(task, 20, 2)
+    together(task, 20, 2, options.compile)
+    own_walk(task, 20, 2, options.compile)
     turns: list[dict[str, float]] = []
     for _ in range(options.repeats):
         seconds = {}
@@ -67,10 +72,10 @@ def main() -> None:
         unit = time.process_time() - began
         for count in options.losses:
             began = time.process_time()
-            found = together(task, steps, count)
+            found = together(task, steps, count, options.compile)
             seconds[f"{count}"] = (time.process_time() - began) / unit
         began = time.process_time()
-        alone = own_walk(task, steps, count, count - 1)
+        alone = own_walk(task, steps, count, options.compile)
         seconds["alone"] = (time.process_time() - began) / unit
         same = all(torch.equal(a, b) for a, b in zip(found[-1], alone, strict=True))
         turns.append(seconds)

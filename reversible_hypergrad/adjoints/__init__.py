@@ -1,6 +1,6 @@
 """Memory strategies of a differentiable training run: one file each, behind one small interface."""
 
-from reversible_hypergrad.adjoints.base import Adjoint, Run
+from reversible_hypergrad.adjoints.base import Adjoint, End, Run
 from reversible_hypergrad.adjoints.checkpoint import Checkpoint
 from reversible_hypergrad.adjoints.conjugate_gradient import ConjugateGradient
 from reversible_hypergrad.adjoints.drmad import DrMAD
@@ -17,6 +17,7 @@ __all__ = [
     "Checkpoint",
     "ConjugateGradient",
     "DrMAD",
+    "End",
     "ForwardMode",
     "Neumann",
     "RecursiveCheckpoint",

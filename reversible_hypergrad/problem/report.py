@@ -1,6 +1,6 @@
 """What a run took."""
 
-from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 __all__ = ["Report"]
@@ -61,4 +61,4 @@ class Report:
     steps_again: int = 0
     checks: int = 0
     restored: bool = False
-    adjoint_norms: "array[float]" = field(default_factory=lambda: array("d"), repr=False)
+    adjoint_norms: Sequence[float] = field(default=(), repr=False)

@@ -14,7 +14,7 @@ __all__ = ["TrainedWeights"]
 
 
 class TrainedWeights(dict[str, Tensor]):
-    """Parameter name -> trained tensor, attached to autograd as one node, as are :attr:`readouts` and :attr:`state`.
+    """Parameter name -> trained tensor, attached to autograd as one node, as are ``readouts`` and ``state``.
 
     Attributes:
         buffers: name -> the buffers after training (BatchNorm's running statistics), detached.
@@ -43,8 +43,8 @@ class TrainedWeights(dict[str, Tensor]):
 
     @property
     def state(self) -> Start:
-        """Where the run ended: ``train(start=trained.state)`` continues it, with the very bits of a run that was never
-        interrupted, if strategy and rule are the same. Gradients flow through it, by weights and states.
+        """Where the run ended, as a :class:`Start`. ``train(start=trained.state)`` continues it, with the very bits of a run that
+        was never interrupted, if strategy and rule are the same. Gradients flow through it, by weights and states.
 
         It is made when it is first asked for, which must be before ``backward``: that goes back from there.
 
