@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from reversible_hypergrad import pytree
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.problem.problem import Downstream
 from reversible_hypergrad.training.node import Call
 
 __all__ = ["hypergradients"]
 
 
-def hypergradients(losses: Sequence[Tensor] | Tensor, inputs: Any) -> list[Any]:
+def hypergradients(losses: Sequence[Tensor] | Tensor, inputs: Any, at_a_time: int | None = None) -> list[Any]:
     """The gradients of several losses of trained weights, in one walk back through each run that they depend on.
 
     Steps are undone and gradients of the training loss computed once; what each loss takes for itself is a product with the
@@ -22,13 +23,15 @@ def hypergradients(losses: Sequence[Tensor] | Tensor, inputs: Any) -> list[Any]:
     Args:
         losses: scalars that depend on what :func:`train` returned, or one tensor of shape (losses,), such as a loss per example.
         inputs: any nest (dict, list, tuple) of tensors that require grad: hyperparameters, or what they are computed from.
+        at_a_time: how many losses share a walk, at least 1, where memory does not hold the vectors of all; each further walk
+            trains once more. All if None.
 
     Returns:
         A list with one nest like ``inputs`` per loss; zero where a loss does not depend on an input.
 
     Raises:
-        TypeError: for losses that are no scalar tensors, and inputs that are no tensors.
-        ValueError: for a loss that no run leads to, and an input that does not require grad.
+        TypeError: for losses that are no scalar tensors, inputs that are no tensors, and a number that is no integer.
+        ValueError: for a loss that no run leads to, an input that does not require grad, and a number below 1.
         ReversalError: if a run was not restored; no gradient is returned then.
 
     Cost: of the run, one undoing and one gradient per step; for each loss one product per step, and vectors as large as the
@@ -46,6 +49,8 @@ def hypergradients(losses: Sequence[Tensor] | Tensor, inputs: Any) -> list[Any]:
     (4, torch.Size([10]))
     """
     losses = _checked_losses(losses)
+    if at_a_time is not None:
+        check_integer("at_a_time", at_a_time, least=1, otherwise="None")
     leaves, structure = pytree.flatten(inputs)
     for path, leaf in zip(pytree.paths(inputs), leaves, strict=True):
         if not isinstance(leaf, Tensor):
@@ -63,10 +68,11 @@ def hypergradients(losses: Sequence[Tensor] | Tensor, inputs: Any) -> list[Any]:
         _ = node.saved_tensors  # torch's check that nothing has changed in place
         call: Call = node.call
         asked = [(q, one) for q, one in enumerate(waiting[call.number]) if one is not None]
-        found = call.pull_back([one for _, one in asked]) if asked else []
-        for (q, _), by_inputs in zip(asked, found, strict=True):
-            pairs = [(t, by) for t, by in zip(call.inputs, by_inputs, strict=True) if t.requires_grad and by is not None]
-            _collect([t for t, _ in pairs], [by for _, by in pairs], leaves, nodes, totals[q], waiting, q)
+        size = at_a_time or max(len(asked), 1)
+        for chunk in (asked[i : i + size] for i in range(0, len(asked), size)):
+            for (q, _), by_inputs in zip(chunk, call.pull_back([one for _, one in chunk]), strict=True):
+                pairs = [(t, by) for t, by in zip(call.inputs, by_inputs, strict=True) if t.requires_grad and by is not None]
+                _collect([t for t, _ in pairs], [by for _, by in pairs], leaves, nodes, totals[q], waiting, q)
     return [
         pytree.unflatten([torch.zeros_like(x) if g is None else g for g, x in zip(own, leaves, strict=True)], structure)
         for own in totals

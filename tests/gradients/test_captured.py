@@ -285,3 +285,37 @@ def test_nothing_stays_when_a_result_is_dropped(tapes):
         assert kept() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("adjoint", [rh.Reversible(), rh.Checkpoint()], ids=repr)
+@pytest.mark.parametrize("rule", [rh.SGD, rh.AdamW], ids=["SGD", "AdamW"])
+def test_many_losses_and_runs_that_continue(rule, adjoint, tapes):
+    """Products of one loss are not to be written over by those of the next."""
+
+    def found(cuda_graph):
+        model, x, y = problem("transformer with dropout", torch.float32)
+        log_l2 = torch.tensor(-5.0, requires_grad=True)
+
+        def loss(model, index, log_l2):
+            return F.cross_entropy(model(x[index]), y[index]) + log_l2.exp() * sum(p.square().sum() for p in model.parameters())
+
+        start, decay = None, torch.tensor(0.9, requires_grad=True)
+        for _ in range(2):
+            trained = rh.train(
+                model,
+                loss,
+                batch_indices,
+                steps=7,
+                optimizer=rule(0.05),
+                hyperparameters=log_l2,
+                adjoint=adjoint,
+                start=start,
+                readouts={"average": rh.ExponentialAverage(decay)},
+                cuda_graph=cuda_graph,
+            )
+            start = trained.state
+        average = trained.readouts["average"]
+        losses = [sum((k + 1) * w.square().sum() for w in (*trained.values(), *average.values())) for k in range(3)]
+        return [g for own in rh.hypergradients(losses, [log_l2, decay, *model.parameters()]) for g in own]
+
+    assert_same_bits(found(True), found(False))

@@ -75,6 +75,15 @@ def test_a_loss_per_example():
     assert torch.equal(many[7], torch.autograd.grad(each[7], run.lr)[0])
 
 
+@pytest.mark.parametrize("strategy", ["reversible", "checkpoint", "unroll"])
+def test_some_at_a_time(strategy):
+    run, trained = trained_by(ALL[strategy], "AdamW", "mlp")
+    many = rh.hypergradients(losses_of(run, trained), run.leaves)
+    run, trained = trained_by(ALL[strategy], "AdamW", "mlp")
+    chunks = rh.hypergradients(losses_of(run, trained), run.leaves, at_a_time=2)
+    assert all(same(flat(a), flat(b)) for a, b in zip(many, chunks, strict=True))
+
+
 def test_through_runs_that_continue():
     def losses(run):
         first = run.train(steps=6, lr=run.lr[:6])
@@ -111,6 +120,7 @@ def test_nothing_depends_on_it():
         (lambda run, t: ([t["4.bias"].sum().detach()], run.lr), ValueError, r"losses\[0\]: expected a loss of what rh.train"),
         (lambda run, t: ([run.l2 * 2], run.lr), ValueError, "losses: expected losses of what rh.train"),
         (lambda run, t: ([run.value(t)], {"lr": run.lr, "n": 3}), TypeError, r"inputs\['n'\]: expected a tensor, got int"),
+        (lambda run, t: ([run.value(t)], run.lr, 0), ValueError, "at_a_time: expected an integer >= 1 or None, got 0"),
         (lambda run, t: ([run.value(t)], [run.x]), ValueError, r"inputs\[0\]: expected a tensor that requires grad"),
     ],
 )
