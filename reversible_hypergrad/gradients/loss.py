@@ -107,7 +107,9 @@ class LossGradient(Gradient):
         """The loss as a differentiable function of ``weights``."""
         named = {f"model.{name}": weight for name, weight in zip(self.names, weights, strict=True)}
         with torch.enable_grad():
+            before = [w._version for w in weights]
             loss: Tensor = torch.func.functional_call(self.bound, named, (batch, self.hyperparameters))
+            self._refuse_written(before, weights)
         return loss
 
     def first_order(self, batch: Any) -> tuple[list[Tensor | None], list[Tensor | None]]:
@@ -121,7 +123,19 @@ class LossGradient(Gradient):
     def _loss_of(self, batch: Any) -> Tensor:
         # Inside of somebody's autocast, even a disabled one, an autocast in the loss would find its casts of earlier weights.
         torch.clear_autocast_cache()
-        return self._loss(self._model, batch, self.hyperparameters)
+        before = [w._version for w in self.weights]
+        loss = self._loss(self._model, batch, self.hyperparameters)
+        self._refuse_written(before, self.weights)
+        return loss
+
+    def _refuse_written(self, before: Sequence[int], weights: Sequence[Tensor]) -> None:
+        written = [n for n, w, version in zip(self.names, weights, before, strict=True) if w._version != version]
+        if written:
+            raise RuntimeError(
+                f"loss: the loss or the model wrote to the weight {written[0]!r} in place, as Embedding(max_norm=...) does, or "
+                "clamp_() under no_grad(). A run would neither undo nor differentiate that. Leave it out: divide by the norm in "
+                "the loss, or penalize it"
+            )
 
     def _differentiate(self, loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor | None]:
         """With a graph, which is looked at the first time."""

@@ -17,10 +17,12 @@ def private_copy(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: for what is no module, and for one that is spread over processes.
+        ValueError: for a parameter with hooks, which a copy does not have.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     _refuse_distributed(model)
+    _refuse_hooks(model)
     memo: dict[int, Any] = {}
     for module in model.modules():
         for value in vars(module).values():
@@ -47,6 +49,16 @@ def _refuse_distributed(model: nn.Module) -> None:
             raise TypeError(
                 f"model: got a DTensor as its parameter {name!r}, spread over processes, but a run trains a copy in this process "
                 "alone. Pass a model of ordinary tensors, with the numbers of parameter.full_tensor()"
+            )
+
+
+def _refuse_hooks(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise ValueError(
+                f"model: expected parameters without hooks, got one on {name!r} (register_hook), which a run would not call: it "
+                "takes gradients of a copy. To clip, pass clip=rh.clip_norm(...) or rh.clip_value(...); write anything else into "
+                "the loss, or into a rule of your own; and remove the hook"
             )
 
 

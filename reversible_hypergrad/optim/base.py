@@ -15,7 +15,7 @@ from reversible_hypergrad.optim.parts import Entry, Part
 from reversible_hypergrad.optim.settings import Settings, write
 from reversible_hypergrad.optim.stateful import StatefulOptimizer
 from reversible_hypergrad.reversible.outcome import hash_of
-from reversible_hypergrad.reversible.parameters import check_parameter
+from reversible_hypergrad.reversible.parameters import check_apart, check_parameter
 from reversible_hypergrad.reversible.refusal import refusal
 
 __all__ = ["ReversibleOptimizer"]
@@ -49,6 +49,8 @@ class ReversibleOptimizer(StatefulOptimizer):
             self.settings_of(group)
             for i, parameter in enumerate(group["params"]):
                 check_parameter(parameter, name_of(self.param_groups, len(self.param_groups) - 1, i))
+            every = [(g, i, p) for g, own in enumerate(self.param_groups) for i, p in enumerate(own["params"])]
+            check_apart({name_of(self.param_groups, g, i): parameter for g, i, parameter in every})
         except BaseException:
             self.param_groups.pop()
             raise

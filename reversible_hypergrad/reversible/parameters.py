@@ -1,11 +1,14 @@
 """Which tensors fixed-point state can be kept for."""
 
+from collections.abc import Mapping
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 from reversible_hypergrad._ops import refuse_device
 
-__all__ = ["check_parameter", "default_bits"]
+__all__ = ["check_apart", "check_parameter", "default_bits"]
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -31,6 +34,27 @@ def check_parameter(parameter: Tensor, name: str) -> None:
                 f"{tuple(parameter.shape)}. Use nn.Parameter(parameter.detach().contiguous())"
             )
         expected *= size
+
+
+def check_apart(parameters: Mapping[str, Tensor]) -> None:
+    """Raises ValueError if two of them share memory: each would be moved by itself.
+
+    Args:
+        parameters: by name, each dense.
+    """
+    spans: dict[tuple[torch.device, int], list[tuple[int, int, str]]] = {}
+    for name, parameter in parameters.items():
+        if parameter.numel():
+            begin = int(parameter.storage_offset()) * parameter.element_size()
+            memory = parameter.device, parameter.untyped_storage().data_ptr()
+            spans.setdefault(memory, []).append((begin, begin + parameter.numel() * parameter.element_size(), name))
+    for own in spans.values():
+        for (_, end, one), (begin, _, other) in pairwise(sorted(own)):
+            if begin < end:
+                raise ValueError(
+                    f"{other}: expected memory of its own, got some that it shares with {one}. Tie weights by one nn.Parameter "
+                    "in both places, or copy it: nn.Parameter(parameter.detach().clone())"
+                )
 
 
 def default_bits(dtype: torch.dtype) -> int:

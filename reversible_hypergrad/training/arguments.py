@@ -49,11 +49,18 @@ def check_gradient_options(clip: Any, accumulate: Any) -> None:
 
 
 def those_wanted(leaves: Sequence[Any]) -> list[Tensor]:
-    """The hyperparameters that require grad."""
+    """The hyperparameters that require grad. Raises TypeError for modules, and complex ones that do."""
     for leaf in leaves:
         if isinstance(leaf, nn.Module):
             raise TypeError(
                 f"hyperparameters: expected a nest of tensors, got the module {type(leaf).__name__}. Pass "
                 "dict(module.named_parameters()), and torch.func.functional_call(module, ...) in the loss"
             )
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+    wanted = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+    for leaf in wanted:
+        if leaf.is_complex():
+            raise TypeError(
+                f"hyperparameters: expected real tensors where a gradient is wanted, got {leaf.dtype} of shape "
+                f"{tuple(leaf.shape)}. Pass torch.view_as_real(...) of it, and torch.view_as_complex(...) in the loss"
+            )
+    return wanted

@@ -21,7 +21,7 @@ from reversible_hypergrad.problem.start import Start
 from reversible_hypergrad.readouts import Readout, Readouts
 from reversible_hypergrad.replay.batches import batches_by_step
 from reversible_hypergrad.replay.environment import Environment
-from reversible_hypergrad.reversible.parameters import check_parameter
+from reversible_hypergrad.reversible.parameters import check_apart, check_parameter
 from reversible_hypergrad.rules.base import Rule
 from reversible_hypergrad.training.arguments import check_gradient_options, check_options, check_readouts, those_wanted
 from reversible_hypergrad.training.beginning import check_start, first_states, initial_weights, load_buffers
@@ -176,6 +176,7 @@ def train(
     given = start.weights or initial or {}
     starts = initial_weights(model, given, "start: weights" if start.weights else "initial")
     weights = _own_weights(private, starts, given)
+    check_apart({name: p for name, p in model.named_parameters() if name in weights})
     load_buffers(private, start)
     names = list(weights)
     states = first_states(start, names, list(weights.values()), optimizer.by_name(names))
