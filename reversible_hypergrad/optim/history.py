@@ -31,7 +31,12 @@ class History:
     waiting: list[list[int]] = field(default_factory=list)  # per group: positions of parameters that have no state yet
 
     def newcomers(self, groups: Groups) -> list[Part]:
-        """Parts for the parameters whose first gradient has come."""
+        """Parts for the parameters whose first gradient has come.
+
+        Raises:
+            RuntimeError: if groups or parameters were added or removed behind the optimizer's back.
+        """
+        self._refuse_other_groups(groups)
         parts = []
         for g, positions in enumerate(self.waiting):
             params = groups[g]["params"]
@@ -44,6 +49,18 @@ class History:
                 names = [name_of(groups, g, i) for i in members]
                 parts.append(Part(g, tuple(members), State([params[i] for i in members], names, self.rule, self.state_bits)))
         return parts
+
+    def _refuse_other_groups(self, groups: Groups) -> None:
+        known = [len(positions) for positions in self.waiting]
+        for part in self.parts:
+            known[part.group] += len(part.members)
+        found = [len(group["params"]) for group in groups]
+        if found != known:
+            raise RuntimeError(
+                f"param_groups: expected {known} parameters in its groups, got {found}: it was changed directly, so some would "
+                "never train, or could not be undone. Add parameters by optimizer.add_param_group({'params': [...]}); to leave "
+                "some out, construct a new optimizer, or let their gradients be None"
+            )
 
     def append(self, settings: list[Settings], newcomers: Sequence[Part], records: list[Record]) -> Entry:
         """A step has been taken by the parts and ``newcomers``."""

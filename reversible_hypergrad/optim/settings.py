@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -36,6 +37,8 @@ class Setting:
         label = self.label or f"{self.name} value"
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(f"Invalid {label}: a tensor of shape {tuple(value.shape)}. Expected one element")
+        if not isinstance(value, Real | Tensor):
+            raise TypeError(f"Invalid {label}: expected a number, got {value!r} of type {type(value).__name__}")
         number = float(value)
         if not self.allows(number):
             raise ValueError(f"Invalid {label}: {number}. Expected {self.expected}")
@@ -46,6 +49,7 @@ def read(known: Sequence[Setting], group: dict[str, Any]) -> Settings:
     """The group's present settings.
 
     Raises:
+        TypeError: if one is no number.
         ValueError: in torch's wording, if one makes no sense.
     """
     return {setting.name: setting.read(group) for setting in known}
