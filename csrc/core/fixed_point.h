@@ -28,8 +28,8 @@ struct Layout32 {
   static constexpr int increment_bits = 30;
 };
 
-// Of means of squares, in every layout. Weights move alike whatever the size of their gradients, and squares span twice the range,
-// so the bits between what rounding by kRounder reaches and the limit are those that small gradients need.
+// Of means of squares, in every layout. Weights move alike whatever the size of their gradients, and squares span twice the
+// range, so the bits between what rounding by kRounder reaches and the limit are those that small gradients need.
 struct LayoutSquares : Layout64 {
   static constexpr int increment_bits = 61;  // below that of round_wide, so that what it cuts off is seen
 };

@@ -35,9 +35,9 @@ RH_INLINE int64_t round_to_integer(double x) {
   return static_cast<int64_t>(static_cast<uint64_t>(bits) - static_cast<uint64_t>(kRounderBits));
 }
 
-// Nearest integer of |x| <= 2^62; the nearer end of that range elsewhere, 2^62 for NaN. Multiples of 2^11 are rounded off first, as
-// above, with a rounder 2^11 times as large; what is left of x is exact and at most 2^10. The multiples are even, so a half goes to
-// the even integer.
+// Nearest integer of |x| <= 2^62; the nearer end of that range elsewhere, 2^62 for NaN. Multiples of 2^11 are rounded off first,
+// as above, with a rounder 2^11 times as large; what is left of x is exact and at most 2^10. The multiples are even, so a half
+// goes to the even integer.
 constexpr double kWidest = 0x1p62;
 constexpr int kWideBits = 11;
 constexpr double kWideRounder = kRounder * (1 << kWideBits);
