@@ -1,5 +1,6 @@
 """Whether a user's loss can be replayed and differentiated twice, and which module spoils it."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from reversible_hypergrad import pytree
 from reversible_hypergrad.gradients.autograd_graph import is_first_order_only
+from reversible_hypergrad.gradients.derivatives import BOUND, disagreement
 from reversible_hypergrad.gradients.loss import Loss, LossGradient
 from reversible_hypergrad.gradients.private_copy import private_copy
 from reversible_hypergrad.gradients.same_bits import same_bits
@@ -25,12 +27,14 @@ class Replayability:
         same_loss: whether two evaluations gave the same bits of the loss.
         same_gradients: whether they gave the same bits of its gradient.
         second_derivatives: whether the gradient could be differentiated again.
+        derivatives_agree: whether these derivatives are those of the gradient, by differences.
         problems: one sentence each, with the module's name where one was found.
     """
 
     same_loss: bool = True
     same_gradients: bool = True
     second_derivatives: bool = True
+    derivatives_agree: bool = True
     problems: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -46,7 +50,9 @@ def check_replayable(model: nn.Module, loss: Loss, batch: Any, hyperparameters: 
     """Tells whether :func:`train` can undo training with this loss, before any training.
 
     Evaluates loss and gradient twice on a copy of ``model``, seeded and pinned as in a run, compares them bit for bit,
-    differentiates the gradient, and looks for the first module whose output differed or that has no second derivative.
+    differentiates the gradient, and looks for the first module whose output differed or that has no second derivative. Then the
+    second derivatives are compared with central differences of the gradient along random directions, in float64 if model, batch
+    and loss can be cast to it: some of torch's formulas are wrong. What differs by more than 1e-4 of its size (float32: 0.1) is.
 
     Args:
         model: any module with trainable parameters. It is not modified.
@@ -64,7 +70,7 @@ def check_replayable(model: nn.Module, loss: Loss, batch: Any, hyperparameters: 
         RuntimeError: if another thread is inside of a run.
         Exception: whatever the loss itself raises.
 
-    Cost: two gradients and one Hessian-vector product, and up to one more of each per module if something is wrong.
+    Cost: eight gradients and three Hessian-vector products, and up to as many per module if something is wrong.
 
     >>> import torch, reversible_hypergrad as rh
     >>> def loss(model, batch, hyperparameters):
@@ -120,7 +126,52 @@ def check_replayable(model: nn.Module, loss: Loss, batch: Any, hyperparameters: 
             culprit = watch.without_second_derivative(seed)
             where = f"{culprit} has" if culprit else "the loss has"
             result.problems.append(f"{where} no second derivative: {str(error).splitlines()[0]}")
+        if result:
+            _check_derivatives(result, private, loss, batch, hyperparameters, seed)
     return result
+
+
+def _check_derivatives(result: Replayability, model: nn.Module, loss: Loss, batch: Any, hyperparameters: Any, seed: int) -> None:
+    def double(nest: Any) -> Any:
+        return pytree.map_tensors(_double, nest)
+
+    try:
+        wide = copy.deepcopy(model).double()
+        gradient = _gradient_of(wide, loss, double(batch), double(hyperparameters), seed)
+        gradient(0)
+    except (RuntimeError, TypeError):  # something in it is of one dtype, whatever the model's
+        wide, gradient = model, _gradient_of(model, loss, batch, hyperparameters, seed)
+    watch = _Watch(wide)
+    evaluation = gradient(0)
+    watch.remove()
+    variables = [*gradient.weights, *gradient.wanted]
+    bound = BOUND[torch.float64 if evaluation.value.dtype == torch.float64 else torch.float32]
+
+    def products(u: Sequence[Tensor]) -> list[Tensor | None]:
+        by_weights, by_hyperparameters = gradient(0).products(u)
+        return [*by_weights, *by_hyperparameters]
+
+    error = disagreement(lambda: gradient(0).gradients, products, variables, seed)
+    if error <= bound:
+        return
+    result.derivatives_agree = False
+    culprit = watch.with_wrong_second_derivative(seed)
+    result.problems.append(
+        f"the second derivatives of {culprit or 'the loss'} are wrong, by {error:.1g} of their size along random directions: "
+        "hypergradients through it would be wrong in silence. Write it in other operations of torch"
+    )
+
+
+def _gradient_of(model: nn.Module, loss: Loss, batch: Any, hyperparameters: Any, seed: int) -> LossGradient:
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return LossGradient(model, trained, loss, lambda step: batch, hyperparameters, seed)
+
+
+def _double(tensor: Tensor) -> Tensor:
+    """The hyperparameters' leaves stay leaves."""
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.detach().double().requires_grad_(tensor.requires_grad)
 
 
 class _Watch:
@@ -153,6 +204,16 @@ class _Watch:
 
         return hook
 
+    def with_wrong_second_derivative(self, seed: int) -> str | None:
+        """The first innermost module whose second derivatives, alone and on its own inputs, are not those of its gradients."""
+        for name, module in sorted(self._modules.items(), key=lambda item: len(list(item[1].modules()))):
+            for inputs, _ in self._calls.get(name, [])[:1]:
+                floats = [x for x in pytree.leaves(inputs) if isinstance(x, Tensor) and x.is_floating_point()]
+                wide = any(x.dtype == torch.float64 for x in [*floats, *module.parameters()])
+                if _second_derivative_error(module, inputs, seed) > BOUND[torch.float64 if wide else torch.float32]:
+                    return _described(name, module)
+        return None
+
     def without_second_derivative(self, seed: int) -> str | None:
         """The first innermost module that fails alone, on its own inputs."""
         for name, module in sorted(self._modules.items(), key=lambda item: len(list(item[1].modules()))):
@@ -163,6 +224,36 @@ class _Watch:
                 except Exception:
                     return _described(name, module)
         return None
+
+
+def _second_derivative_error(module: nn.Module, inputs: Any, seed: int) -> float:
+    """Of a module alone, on its own inputs."""
+    leaves, spec = pytree.flatten(inputs)
+    own = [x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in leaves]
+    variables = [x for x in own if isinstance(x, Tensor) and x.requires_grad]
+    variables += [p for p in module.parameters() if p.requires_grad]
+    weights: list[Tensor] = []
+
+    def gradients() -> list[Tensor | None]:
+        seed_step(seed, 0)
+        with torch.enable_grad():
+            given = [x * 1 if isinstance(x, Tensor) and x.requires_grad else x for x in own]  # it may write to its inputs
+            outputs = pytree.leaves(module(*pytree.unflatten(given, spec)))
+            outputs = [y for y in outputs if isinstance(y, Tensor) and y.requires_grad]
+            if not weights:
+                weights.extend(torch.randn_like(y) for y in outputs)
+            total = sum((y * w).sum() for y, w in zip(outputs, weights, strict=True))
+            if not isinstance(total, Tensor):
+                return [None] * len(variables)
+            return list(torch.autograd.grad(total, variables, create_graph=True, allow_unused=True))
+
+    def products(u: Sequence[Tensor]) -> list[Tensor | None]:
+        pairs = [(g, d) for g, d in zip(gradients(), u, strict=True) if g is not None and g.requires_grad]
+        if not pairs:
+            return [None] * len(variables)
+        return list(torch.autograd.grad([g for g, _ in pairs], variables, [d for _, d in pairs], allow_unused=True))
+
+    return disagreement(gradients, products, variables, seed)
 
 
 def _differentiate_twice(module: nn.Module, inputs: Any) -> None:

@@ -85,3 +85,92 @@ def test_check_with_hyperparameters():
     scale = torch.ones((), requires_grad=True)
     assert check(loss=lambda m, b, h: h["s"] * square(m, b, h), hyperparameters={"s": scale})
     assert scale.grad is None
+
+
+class Wrong(torch.autograd.Function):
+    """Its gradient is right; that of its gradient is not."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return 3 * g * x.detach().square()
+
+
+class OnlyWrong(nn.Module):
+    def forward(self, x):
+        return Wrong.apply(x)
+
+
+LAYERS = [nn.ReLU(), nn.GELU(), nn.Hardtanh(0.1), nn.Dropout(0.5), nn.BatchNorm1d(4), nn.LayerNorm(4), nn.Softmax(1), nn.PReLU()]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=repr)
+def test_right_second_derivatives(layer):
+    torch.manual_seed(0)
+    assert check(layer, nn.Linear(4, 2)).derivatives_agree
+
+
+def test_wrong_second_derivatives_of_a_function():
+    torch.manual_seed(0)
+    result = check(nn.Tanh(), OnlyWrong(), nn.Linear(4, 2))
+    assert not result
+    assert not result.derivatives_agree
+    assert "the second derivatives of '2' (OnlyWrong) are wrong" in str(result)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_wrong_second_derivatives_of_torch(dtype):
+    """The fused weight_norm of torch's CPU kernels. Should a later torch mend it, the check finds nothing, rightly."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)), nn.SiLU(), nn.Linear(8, 3)).to(dtype)
+
+    def loss(model, x, _):
+        return (model(x) * torch.linspace(-1, 1, 3).to(x)).sum() + model(x).square().mean()
+
+    x = torch.randn(5, 6, dtype=dtype)
+    v = model[0].parametrizations.weight.original1
+    (g,) = torch.autograd.grad(loss(model, x, None), v, create_graph=True)
+    u = torch.randn_like(v)
+    (product,) = torch.autograd.grad(g, v, u)
+    sides = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            v += sign * 1e-3
+        sides.append(torch.autograd.grad(loss(model, x, None), v)[0])
+        with torch.no_grad():
+            v -= sign * 1e-3
+    is_wrong = not torch.allclose((u * (sides[0] - sides[1])).sum() / 2e-3, product.sum(), rtol=1e-3, atol=1e-3)
+    result = rh.check_replayable(model, loss, x)
+    assert result.derivatives_agree != is_wrong
+    assert ("(_WeightNorm) are wrong" in str(result)) == is_wrong
+
+
+class OnlyCubes(nn.Module):
+    """One direction, in which all of the second derivative is wrong."""
+
+    def __init__(self):
+        super().__init__()
+        self.x = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, batch):
+        return Wrong.apply(self.x) * batch
+
+
+def test_a_loss_that_cannot_be_cast_is_checked_as_it_is():
+    """Gross errors alone are found in float32."""
+
+    def loss(model, batch, log_scale):
+        return (model(batch) @ torch.ones(3, 1)).mean() * log_scale.exp()  # a matrix of float32
+
+    torch.manual_seed(0)
+    scale = torch.tensor(0.5, requires_grad=True)
+    batch = torch.rand(5, 3)
+    assert rh.check_replayable(nn.Sequential(nn.Linear(3, 3), nn.Tanh()), loss, batch, scale)
+    result = rh.check_replayable(OnlyCubes(), loss, batch, scale)
+    assert not result.derivatives_agree
+    assert "are wrong, by" in str(result)
