@@ -133,13 +133,13 @@ def row(task: Task, name: str, repeats: int) -> str:
     return f"{name:12}{count:9,}{plain:13.2f}{eager:8.2f}{compiled:10.2f}{alike:>7}{took:11.0f}{report.restored!s:>10}"
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["mlp", "conv", "transformer"], choices=["mlp", "conv", "transformer"])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--text", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     text = options.text.read_text() if options.text else "".join(chr(97 + i * i % 26) for i in range(20_000))
     print(f"{conditions()}, {when()}; {options.steps} steps, medians of {options.repeats} turns")

@@ -49,14 +49,14 @@ def own_walk(task: Task, steps: int, count: int, compile: bool) -> list[Tensor]:
     return list(torch.autograd.grad(losses_of(task, train(task, steps, compile), count)[-1], task.penalty))
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--losses", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=3, help="all take turns; ratios are medians over turns")
     parser.add_argument("--model", default="mlp")
     parser.add_argument("--compile", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     task, steps = Task(options.model), options.steps
     how = "compiled" if options.compile else "eager"

@@ -6,7 +6,7 @@ import re
 import pytest
 
 import reversible_hypergrad as rh
-from bench import chaos, hyperparameters, long_run, optimizer_step, race, rollback, transformer
+from bench import chaos, compiled, hyperparameters, long_run, many_losses, optimizer_step, race, rollback, transformer
 from bench.timing import ratio
 
 
@@ -86,3 +86,16 @@ def test_transformer_prints_a_row_per_strategy(capsys, tmp_path):
     assert re.search(r"\nreversible .*True", out)
     assert re.search(r"\ncheckpoint ", out)
     assert "reversible from checkpoint: learning rates" in out
+
+
+def test_many_losses_have_the_bits_of_their_own_walks(capsys, set_num_threads):
+    many_losses.main(["--losses", "1", "3", "--steps", "4", "--repeats", "1", "--model", "small"])
+    assert "the last one of 3 has the bits of a walk of its own: True" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_compiled_gradients_in_every_model(capsys, set_num_threads):
+    compiled.main(["--steps", "3", "--repeats", "1"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["mlp", "conv", "transformer"]
+    assert all(row[-1] == "True" for row in rows)  # restored
