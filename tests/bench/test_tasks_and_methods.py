@@ -17,7 +17,7 @@ def skip_if_missing(method):
         pytest.skip(f"{method} is {reason}")
 
 
-@pytest.mark.parametrize("method", EXACT)
+@pytest.mark.parametrize("method", [pytest.param(m, marks=[pytest.mark.slow] if METHODS[m].compiled else []) for m in EXACT])
 @pytest.mark.parametrize("steps", [1, 7])
 def test_exact_methods_agree_with_the_unrolled_graph(method, steps):
     skip_if_missing(method)
