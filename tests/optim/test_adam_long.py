@@ -36,19 +36,20 @@ def one_thread(set_num_threads: Callable[[int], None]) -> None:
     set_num_threads(1)
 
 
+@pytest.mark.parametrize("steps", [1000, pytest.param(STEPS, marks=pytest.mark.slow)])
 @by_width
-def test_other_settings_at_each_step(state_bits: int) -> None:
+def test_other_settings_at_each_step(state_bits: int, steps: int) -> None:
     model = mlp()
     half = [list(model[0].parameters()), list(model[2].parameters())]
     optimizer = rh.ReversibleAdamW([{"params": half[0]}, {"params": half[1], "lr": 1e-4}], state_bits=state_bits)
 
     def prepare(step: int) -> None:
         first, second = optimizer.param_groups
-        first["lr"] = warm_up_and_cosine(step, STEPS, 3e-3)
+        first["lr"] = warm_up_and_cosine(step, steps, 3e-3)
         first["betas"] = (0.85 + 0.1 * (step % 2), 0.99 + 0.009 * (step % 3) / 2)
         second["weight_decay"] = 0.1 * (step % 5)
 
-    train_and_rewind(optimizer, lambda step: digits_closure(model, optimizer, step), STEPS, prepare)
+    train_and_rewind(optimizer, lambda step: digits_closure(model, optimizer, step), steps, prepare)
 
 
 @pytest.mark.slow

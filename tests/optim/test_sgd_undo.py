@@ -47,8 +47,9 @@ class StackedMLPs(nn.Module):
         return torch.baddbmm(b2.unsqueeze(1), hidden, w2.transpose(1, 2))
 
 
+@pytest.mark.parametrize("steps", [1000, pytest.param(5000, marks=pytest.mark.slow)])
 @by_width
-def test_5000_steps_of_mlps_for_every_momentum(state_bits: int) -> None:
+def test_mlps_for_every_momentum(state_bits: int, steps: int) -> None:
     """A group per momentum, and one whose momentum, learning rate and decay are others at every step."""
     model = StackedMLPs(len(MOMENTA) + 1)
     groups = [{"params": m.parameters(), "momentum": mu} for m, mu in zip(model.members, [*MOMENTA, 0.7], strict=True)]
@@ -75,7 +76,7 @@ def test_5000_steps_of_mlps_for_every_momentum(state_bits: int) -> None:
         last["lr"] = 0.05 * (1 - last["momentum"])
         last["weight_decay"] = 1e-4 * (step % 7)
 
-    train_and_rewind(optimizer, closure_of, 5000, prepare)
+    train_and_rewind(optimizer, closure_of, steps, prepare)
 
 
 def undo_training(name: str, momentum: float | None, state_bits: int, steps: int, **settings: Any) -> None:
