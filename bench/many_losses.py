@@ -17,20 +17,9 @@ from torch import Tensor
 
 import reversible_hypergrad as rh
 from bench import handwritten
-from bench.tasks import LR, MOMENTUM, TRAINING_EXAMPLES, Task
+from bench.methods import train
+from bench.tasks import TRAINING_EXAMPLES, Task
 from bench.timing import conditions, when
-
-
-def train(task: Task, steps: int, compile: bool = False) -> rh.TrainedWeights:
-    return rh.train(
-        task.model,
-        lambda model, batch, penalty: task.loss(model, list(model.parameters()), batch, penalty),
-        task.batch,
-        steps=steps,
-        optimizer=rh.SGD(lr=LR, momentum=MOMENTUM),
-        hyperparameters=task.penalty,
-        compile=compile,
-    )
 
 
 def losses_of(task: Task, trained: rh.TrainedWeights, count: int) -> list[Tensor]:
@@ -41,12 +30,12 @@ def losses_of(task: Task, trained: rh.TrainedWeights, count: int) -> list[Tensor
 
 
 def together(task: Task, steps: int, count: int, compile: bool) -> list[list[Tensor]]:
-    return rh.hypergradients(losses_of(task, train(task, steps, compile), count), task.penalty)
+    return rh.hypergradients(losses_of(task, train(task, steps, compile=compile), count), task.penalty)
 
 
 def own_walk(task: Task, steps: int, count: int, compile: bool) -> list[Tensor]:
     """Of the last one."""
-    return list(torch.autograd.grad(losses_of(task, train(task, steps, compile), count)[-1], task.penalty))
+    return list(torch.autograd.grad(losses_of(task, train(task, steps, compile=compile), count)[-1], task.penalty))
 
 
 def main(arguments: list[str] | None = None) -> None:

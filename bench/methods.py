@@ -5,6 +5,7 @@ METHODS["rh.Reversible"](task, steps)   # the gradient by task.penalty
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from bench import handwritten, peers
 from bench.tasks import LR, MOMENTUM, Task, Weights
 from reversible_hypergrad.adjoints import Adjoint
 
-__all__ = ["METHODS", "STRATEGIES", "Method"]
+__all__ = ["METHODS", "STRATEGIES", "Method", "train"]
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,22 @@ class Method:
         return peers.missing(self.name) if self.family == "peer" else None
 
 
+def train(task: Task, steps: int, **settings: Any) -> rh.TrainedWeights:
+    """The task's run by the library."""
+    return rh.train(
+        task.model,
+        lambda model, batch, penalty: task.loss(model, list(model.parameters()), batch, penalty),
+        task.batch,
+        steps=steps,
+        optimizer=rh.SGD(lr=LR, momentum=MOMENTUM),
+        hyperparameters=task.penalty,
+        **settings,
+    )
+
+
 def by_train(make: Callable[[], Adjoint], compile: bool = False) -> Callable[[Task, int], Weights]:
     def compute(task: Task, steps: int) -> Weights:
-        trained = rh.train(
-            task.model,
-            lambda model, batch, penalty: task.loss(model, list(model.parameters()), batch, penalty),
-            task.batch,
-            steps=steps,
-            optimizer=rh.SGD(lr=LR, momentum=MOMENTUM),
-            hyperparameters=task.penalty,
-            adjoint=make(),
-            compile=compile,
-        )
+        trained = train(task, steps, adjoint=make(), compile=compile)
         return list(torch.autograd.grad(task.validation_loss(list(trained.values())), task.penalty))
 
     return compute

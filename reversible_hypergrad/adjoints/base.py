@@ -2,14 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
 from reversible_hypergrad.adjoints.cost import Cost, RunSize
 from reversible_hypergrad.problem.problem import Cotangents, Downstream, Problem
 
-__all__ = ["CAUSES", "Adjoint", "End", "Run"]
+__all__ = ["CAUSES", "Adjoint", "End", "Run", "states_of"]
 
 CAUSES = (
     "Likely causes: a batch that differs on the second call, randomness that is not torch's, NumPy's or Python's global one, a "
@@ -23,6 +23,20 @@ class End(NamedTuple):
 
     states: list[dict[str, Tensor]]  # per weight, of its shape
     exact: Any = None  # integers that say it with more bits; None: there are none
+
+
+class Group(Protocol):
+    """Some of a run's weights, with their states."""
+
+    members: list[int]  # of the problem's weights
+
+    def states(self) -> list[dict[str, Tensor]]: ...
+
+
+def states_of(groups: Sequence[Group]) -> list[dict[str, Tensor]]:
+    """Per weight of the problem."""
+    found = {m: own for group in groups for m, own in zip(group.members, group.states(), strict=True)}
+    return [found[i] for i in range(len(found))]
 
 
 class Run(ABC):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.adjoints.base import CAUSES, End, Run
+from reversible_hypergrad.adjoints.base import CAUSES, End, Run, states_of
 from reversible_hypergrad.adjoints.float_adjoint import FloatAdjoint
 from reversible_hypergrad.adjoints.floats import FloatGroup, FloatState, float_groups, needs_states
 from reversible_hypergrad.adjoints.norms import AdjointNorms
@@ -82,11 +82,7 @@ class FloatRun(Run):
     def end(self) -> End | None:
         if not self.groups or self._undone:
             return None
-        states: list[dict[str, Tensor]] = [{} for _ in self.problem.weights]
-        for group in self.groups:
-            for m, own in zip(group.members, group.states(), strict=True):
-                states[m] = own
-        return End(states)
+        return End(states_of(self.groups))
 
     def train(self, step: int) -> None:
         gradient = self.problem.gradient

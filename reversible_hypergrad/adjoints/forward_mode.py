@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.adjoints.base import Adjoint, End, Run
+from reversible_hypergrad.adjoints.base import Adjoint, End, Run, states_of
 from reversible_hypergrad.adjoints.cost import Cost, RunSize
 from reversible_hypergrad.adjoints.float_span import FloatSpan
 from reversible_hypergrad.adjoints.floats import FloatGroup, float_groups
@@ -134,11 +134,7 @@ class ForwardModeRun(Run):
         problem.report.kept_bytes = sum((1 + len(group.rule.states)) * w.nbytes for group, w in rows)
 
     def end(self) -> End | None:
-        states: list[dict[str, Tensor]] = [{} for _ in self.problem.weights]
-        for group in self.groups:
-            for m, own in zip(group.members, group.states(), strict=True):
-                states[m] = own
-        return End(states)
+        return End(states_of(self.groups))
 
     def _begin(self) -> None:
         for begin, m in zip(self._of_initial, self.problem.given, strict=True):

@@ -74,7 +74,10 @@ class ResumableRun(Run):
             found = run.end()
             assert found is not None
             end = found
-            self._keep(files, last, end)
+            if _end_of(last) in files:
+                self._compare(files, first, last)
+            else:
+                self._keep(files, last, end)
             self._last = run if record and last == stop else None
         self._end = end
         if not record:
@@ -99,8 +102,6 @@ class ResumableRun(Run):
             )
 
     def _keep(self, files: KeptFiles, border: int, end: End) -> None:
-        if _end_of(border) in files:
-            return
         readouts = self.problem.readouts
         files.write(
             _end_of(border),
@@ -175,12 +176,16 @@ class ResumableRun(Run):
         run = self.adjoint.start(self._part(first, last, self._return_to(files, first)))
         run.forward(record=True)
         problem.report.steps_again += last - first
-        if not same_bits([w.detach() for w in problem.weights], files.read(_end_of(last))["weights"]):
+        self._compare(files, first, last)
+        return run
+
+    def _compare(self, files: KeptFiles, first: int, last: int) -> None:
+        """Training from a kept point on must come to the next one."""
+        if not same_bits([w.detach() for w in self.problem.weights], files.read(_end_of(last))["weights"]):
             raise ReversalError(
                 f"training once more from step {first} did not come to the weights that were kept at step {last}, so there is no "
                 f"exact hypergradient, and no gradient has been changed. {CAUSES}"
             )
-        return run
 
     def _before(self, found: Cotangents, given: Downstream) -> Downstream:
         """What comes out of a part's beginning goes into the end of the part before."""

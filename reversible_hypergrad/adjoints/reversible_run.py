@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.adjoints.base import CAUSES, End, Run
+from reversible_hypergrad.adjoints.base import CAUSES, End, Run, states_of
 from reversible_hypergrad.adjoints.cost import RunSize
 from reversible_hypergrad.adjoints.norms import AdjointNorms
 from reversible_hypergrad.adjoints.reversible_loss import ReversibleLoss
@@ -90,11 +90,7 @@ class ReversibleRun(Run):
     def end(self) -> End | None:
         if not self.groups or self.undone:
             return None
-        states: list[dict[str, Tensor]] = [{} for _ in self.problem.weights]
-        for group in self.groups:
-            for m, own in zip(group.members, group.states(), strict=True):
-                states[m] = own
-        return End(states, [group.freeze() for group in self.groups])
+        return End(states_of(self.groups), [group.freeze() for group in self.groups])
 
     def _meet(self, step: int) -> None:
         """Where a segment ends, and a new one begins."""

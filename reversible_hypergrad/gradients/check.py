@@ -70,7 +70,7 @@ def check_replayable(model: nn.Module, loss: Loss, batch: Any, hyperparameters: 
         RuntimeError: if another thread is inside of a run.
         Exception: whatever the loss itself raises.
 
-    Cost: eight gradients and three Hessian-vector products, and up to as many per module if something is wrong.
+    Cost: a dozen gradients and three Hessian-vector products, and up to as many per module if something is wrong.
 
     >>> import torch, reversible_hypergrad as rh
     >>> def loss(model, batch, hyperparameters):

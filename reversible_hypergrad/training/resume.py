@@ -1,13 +1,14 @@
 """Runs that outlive their process."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from reversible_hypergrad import pytree
 from reversible_hypergrad.adjoints import Adjoint
 from reversible_hypergrad.adjoints.resumable import ResumableRun
 from reversible_hypergrad.checks import check_integer
@@ -63,20 +64,15 @@ def check_resume(resume: Any) -> Resume | None:
 
 
 def resumable_run(
-    resume: Resume,
-    adjoint: Adjoint,
-    problem: Problem,
-    buffers: Callable[[], dict[str, Tensor]],
-    given: Iterable[Any],
-    said: dict[str, str],
+    resume: Resume, adjoint: Adjoint, problem: Problem, model: nn.Module, hyperparameters: Sequence[Any], others: dict[str, Any]
 ) -> ResumableRun:
     """A run of ``problem`` under ``adjoint`` that is kept.
 
     Args:
         resume: where, and how often.
-        buffers: the model's.
-        given: the hyperparameters' leaves.
-        said: further arguments that must be the same.
+        model: the copy that is trained, for its buffers.
+        hyperparameters: the leaves of their nest. Of these and the next, what is no tensor, number or text does not count.
+        others: further arguments that must be the same, by name: objects count by their text and the values that they hold.
 
     Raises:
         ValueError: for a strategy whose runs cannot be joined.
@@ -97,13 +93,20 @@ def resumable_run(
         "optimizer": f"{problem.rule!r}, settings {_digest(numbers)}",
         "initial weights": f"{', '.join(problem.names)}: {_digest(problem.weights)}",
         "first states": _digest(z for own in problem.states for z in own.values()),
-        "hyperparameters": _digest(given),
-        **said,
+        "hyperparameters": _digest(hyperparameters),
+        **{name: f"{value!r}, values {_digest(_values(value))}" for name, value in others.items()},
         "torch": str(torch.__version__),
         "threads": str(torch.get_num_threads()),
         "processor": torch.backends.cpu.get_cpu_capability(),
     }
-    return ResumableRun(adjoint, problem, every, lambda: KeptFiles(resume.directory), buffers, said)
+    files, buffers = (lambda: KeptFiles(resume.directory)), (lambda: dict(model.named_buffers()))
+    return ResumableRun(adjoint, problem, every, files, buffers, said)
+
+
+def _values(given: Any) -> list[Any]:
+    """What clippings and readouts hold."""
+    nest = [vars(leaf) if hasattr(leaf, "__dict__") and not isinstance(leaf, Tensor) else leaf for leaf in pytree.leaves(given)]
+    return pytree.leaves([dict(one) if isinstance(one, dict) else one for one in nest])
 
 
 def _digest(values: Iterable[Any]) -> str:
@@ -112,6 +115,6 @@ def _digest(values: Iterable[Any]) -> str:
         if isinstance(value, Tensor):
             digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        else:
-            digest.update(repr(value).encode())
+        elif isinstance(value, bool | int | float | str | list):
+            digest.update(repr(value).encode())  # of other objects it may hold an address
     return digest.hexdigest()

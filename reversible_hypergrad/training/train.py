@@ -219,8 +219,8 @@ def train(
     environment = Environment.current({w.device for w in weights.values()})
     run: Run = chosen.start(problem)
     if resume is not None:
-        said = {"seed": str(seed), "readouts": repr(readouts), "clip": repr(clip), "accumulate": str(accumulate)}
-        run = resumable_run(resume, chosen, problem, lambda: dict(private.named_buffers()), leaves, said)
+        said = {"seed": seed, "readouts": readouts, "clip": clip, "accumulate": accumulate}
+        run = resumable_run(resume, chosen, problem, private, leaves, said)
     call = Call(run, problem, environment, inputs, unchanged, record)
     outputs: tuple[Tensor, ...] = Training.apply(call, *inputs)  # type: ignore[no-untyped-call]
     note_compilation(gradient, problem.report)

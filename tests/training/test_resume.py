@@ -110,6 +110,55 @@ def test_another_call_is_refused(tmp_path):
     outcome("reversible", tmp_path)
 
 
+@pytest.mark.parametrize("at", [8, 14])
+def test_other_data_under_the_same_call_is_noticed(at, tmp_path, monkeypatch):
+    """Killed in the second part, or on the way back: what is trained again must come to what was kept."""
+    with pytest.raises(Interrupted):
+        outcome("reversible", tmp_path, at=at)
+    kept = {path.name for path in tmp_path.iterdir()}
+    plain = Run.loss
+
+    def loss(self, *given):
+        return 1.5 * plain(self, *given)
+
+    monkeypatch.setattr(Run, "loss", loss)
+    with pytest.raises(rh.ReversalError, match=r"training once more from step \d+ did not come to the weights that were kept at"):
+        outcome("reversible", tmp_path)
+    assert kept <= {path.name for path in tmp_path.iterdir()}  # nothing is lost
+
+
+def test_other_numbers_in_tensors_are_another_call(tmp_path):
+    """Also in those that only a clipping or a readout is given, and not in what has no value to compare."""
+
+    def train(limit, decay, at=None):
+        run, count = Run(), iter(range(100))
+        plain = run.loss
+
+        def loss(model, index, hyperparameters):
+            if next(count) == at:
+                raise Interrupted
+            return plain(model, index, hyperparameters[0])
+
+        return rh.train(
+            run.model,
+            loss,
+            lambda step: slice(0, 12),
+            steps=8,
+            optimizer=rh.SGD(0.1),
+            hyperparameters=[run.l2, object()],
+            clip=rh.clip_norm(torch.tensor(limit)),
+            readouts={"ema": rh.ExponentialAverage(torch.tensor(decay))},
+            resume=rh.Resume(tmp_path, every=3),
+        )
+
+    with pytest.raises(Interrupted):
+        train(0.5, 0.9, at=5)
+    for limit, decay, argument in ((0.4, 0.9, "clip"), (0.5, 0.8, "readouts")):
+        with pytest.raises(ValueError, match=f"resume: the directory holds another run: {argument} differ"):
+            train(limit, decay)
+    train(0.5, 0.9)
+
+
 def test_a_damaged_file(tmp_path):
     with pytest.raises(Interrupted):
         outcome("reversible", tmp_path, at=8)
