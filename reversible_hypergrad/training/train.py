@@ -1,6 +1,6 @@
 """train(): a whole training run as one node of autograd."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,12 +198,7 @@ def train(
         gradient=gradient,
         sources=[t.detach() for t in resolved.tensors],
         hyperparameters=[t.detach() for t in wanted],
-        report=Report(
-            steps=len(span),
-            weights=sum(w.numel() for w in weights.values()),
-            hyperparameters=sum(t.numel() for t in (*resolved.tensors, *wanted)),
-            trajectory_bytes=len(span) * sum(w.nbytes for w in weights.values()),
-        ),
+        report=_report(span, weights, [*resolved.tensors, *wanted]),
         progress=bars(progress),
         given=[i for i, name in enumerate(names) if name in given and given[name].requires_grad],
         states=[{name: values.detach() for name, values in own.items()} for own in states],
@@ -241,6 +236,16 @@ def _own_weights(private: nn.Module, starts: Mapping[str, Tensor], initial: Mapp
         for name in initial:
             weights[name].copy_(starts[name])
     return weights
+
+
+def _report(steps: range, weights: Mapping[str, Tensor], learned: Sequence[Tensor]) -> Report:
+    """What is known of a run before it runs."""
+    return Report(
+        steps=len(steps),
+        weights=sum(w.numel() for w in weights.values()),
+        hyperparameters=sum(t.numel() for t in learned),
+        trajectory_bytes=len(steps) * sum(w.nbytes for w in weights.values()),
+    )
 
 
 def _choose(adjoint: Adjoint | str | None, problem: Problem, budget: Budget | None, cuda_graph: bool, compile: bool) -> Adjoint:
