@@ -1,6 +1,5 @@
 """Whether a user's loss can be replayed and differentiated twice, and which module spoils it."""
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,7 +98,13 @@ def check_replayable(model: nn.Module, loss: Loss, batch: Any, hyperparameters: 
     gradient = LossGradient(private, trained, loss, lambda step: batch, hyperparameters, seed, check=note)
     with Environment.current({w.device for w in trained.values()}).pinned():
         watch = _Watch(private)
-        first = gradient(0)
+        try:
+            first = gradient(0)
+        except (RuntimeError, NotImplementedError) as error:
+            if not _has_gradient(gradient):
+                raise
+            _note_missing(result, watch, error, seed)  # a backward that cannot even be recorded
+            return result
         watch.compare = True
         second = gradient(0)
         watch.remove()
@@ -122,13 +127,25 @@ def check_replayable(model: nn.Module, loss: Loss, batch: Any, hyperparameters: 
                 raise RuntimeError("a torch.autograd.Function in it is marked once_differentiable")
             first.products([torch.ones_like(g) for g in first.gradients])
         except (RuntimeError, NotImplementedError) as error:
-            result.second_derivatives = False
-            culprit = watch.without_second_derivative(seed)
-            where = f"{culprit} has" if culprit else "the loss has"
-            result.problems.append(f"{where} no second derivative: {str(error).splitlines()[0]}")
+            _note_missing(result, watch, error, seed)
         if result:
             _check_derivatives(result, private, loss, batch, hyperparameters, seed)
     return result
+
+
+def _has_gradient(gradient: LossGradient) -> bool:
+    """Whether the loss can be differentiated once."""
+    try:
+        gradient.first_order(gradient.batch(0))
+    except Exception:  # the caller raises what it has caught before
+        return False
+    return True
+
+
+def _note_missing(result: Replayability, watch: "_Watch", error: Exception, seed: int) -> None:
+    result.second_derivatives = False
+    culprit = watch.without_second_derivative(seed)
+    result.problems.append(f"{culprit or 'the loss'} has no second derivative: {str(error).splitlines()[0]}")
 
 
 def _check_derivatives(result: Replayability, model: nn.Module, loss: Loss, batch: Any, hyperparameters: Any, seed: int) -> None:
@@ -136,7 +153,7 @@ def _check_derivatives(result: Replayability, model: nn.Module, loss: Loss, batc
         return pytree.map_tensors(_double, nest)
 
     try:
-        wide = copy.deepcopy(model).double()
+        wide = private_copy(model).double()
         gradient = _gradient_of(wide, loss, double(batch), double(hyperparameters), seed)
         gradient(0)
     except (RuntimeError, TypeError):  # something in it is of one dtype, whatever the model's

@@ -72,6 +72,18 @@ def test_check_names_a_module_without_second_derivative():
     assert "'1.1' (OnlyOnce) has no second derivative" in str(result)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_check_names_a_module_whose_backward_cannot_be_recorded():
+    result = check(nn.Unflatten(1, (2, 1, 2)), nn.CrossMapLRN2d(2))
+    assert not result.second_derivatives
+    assert "'2' (CrossMapLRN2d) has no second derivative" in str(result)
+
+
+def test_check_lets_the_errors_of_a_loss_through():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        check(nn.Linear(5, 1))
+
+
 def test_check_blames_the_loss_itself():
     own = torch.Generator()
 
@@ -148,6 +160,18 @@ def test_wrong_second_derivatives_of_torch(dtype):
     result = rh.check_replayable(model, loss, x)
     assert result.derivatives_agree != is_wrong
     assert ("(_WeightNorm) are wrong" in str(result)) == is_wrong
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_weight_that_a_hook_computes_is_checked_in_float64():
+    """The deprecated weight_norm keeps a tensor with a graph, which torch does not copy."""
+
+    def verdict(dtype):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 8)), nn.SiLU(), nn.Linear(8, 3)).to(dtype)
+        return rh.check_replayable(model, square, torch.randn(5, 6).to(dtype)).derivatives_agree
+
+    assert verdict(torch.float32) == verdict(torch.float64)
 
 
 class OnlyCubes(nn.Module):
