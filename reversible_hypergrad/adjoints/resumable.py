@@ -12,6 +12,7 @@ from reversible_hypergrad.adjoints.base import CAUSES, Adjoint, End, Run
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.gradients.same_bits import same_bits
 from reversible_hypergrad.problem.problem import Cotangents, Downstream, Problem
+from reversible_hypergrad.replay.fingerprint import Fingerprint
 from reversible_hypergrad.reversible.beginning import Frozen
 from reversible_hypergrad.storage.kept import KeptFiles
 
@@ -30,6 +31,7 @@ class ResumableRun(Run):
             trained.
         buffers: the model's, as they are.
         call: says what is asked for; kept files must be of the same call.
+        environment: where; theirs must have the same bits.
     """
 
     def __init__(
@@ -40,8 +42,10 @@ class ResumableRun(Run):
         open_files: Callable[[], KeptFiles],
         buffers: Callable[[], dict[str, Tensor]],
         call: dict[str, str],
+        environment: Fingerprint,
     ) -> None:
-        self.adjoint, self.problem, self.buffers, self.call = adjoint, problem, buffers, call
+        self.adjoint, self.problem, self.buffers = adjoint, problem, buffers
+        self.call, self.environment = call, environment
         steps = problem.steps
         self.borders = [*range(steps.start, steps.stop, every), steps.stop] if steps else [steps.start]
         self._open_files = open_files
@@ -91,7 +95,7 @@ class ResumableRun(Run):
 
     def _check_call(self, files: KeptFiles) -> None:
         if "call" not in files:
-            files.write("call", self.call)
+            files.write("call", {**self.call, "environment": dict(self.environment)})
             return
         kept = files.read("call")
         different = [name for name in self.call if kept.get(name) != self.call[name]]
@@ -99,6 +103,12 @@ class ResumableRun(Run):
             raise ValueError(
                 f"resume: the directory holds another run: {', '.join(different)} differ (kept: {kept.get(different[0])}; now: "
                 f"{self.call[different[0]]}). Make the same call, or give another directory"
+            )
+        changed = Fingerprint(kept["environment"]).difference(self.environment)
+        if changed is not None:
+            raise ValueError(
+                f"resume: the directory holds a run that began in another environment, whose bits may be others: {changed}. Go "
+                "on where it began, or give another directory"
             )
 
     def _keep(self, files: KeptFiles, border: int, end: End) -> None:

@@ -6,22 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["is_first_order_only", "lacks_second_derivative", "leaves_of"]
+__all__ = ["is_first_order_only", "lacks_second_derivative", "leaves_of", "nodes_of"]
 
 
 def is_first_order_only(results: Sequence[Tensor | None]) -> bool:
     """Whether a once_differentiable function is in the graphs, which torch may take for constant without an error."""
-    return any(_is_marked(node) for node in _nodes(results))
+    return any(_is_marked(node) for node in nodes_of(results))
 
 
 def lacks_second_derivative(gradients: Sequence[Tensor | None]) -> bool:
     """Torch would say so itself, but only on the way back, after all of training."""
-    return any(node.name().endswith("::NotImplemented") for node in _nodes(gradients))
+    return any(node.name().endswith("::NotImplemented") for node in nodes_of(gradients))
 
 
 def leaves_of(loss: Tensor) -> list[Tensor]:
     """The tensors that a backward would give gradients."""
-    variables = (getattr(node, "variable", None) for node in _nodes([loss]))
+    variables = (getattr(node, "variable", None) for node in nodes_of([loss]))
     return [variable for variable in variables if isinstance(variable, Tensor)]
 
 
@@ -34,7 +34,7 @@ def _is_marked(node: Any) -> bool:
     return wrapped or node.name().endswith("::Error")
 
 
-def _nodes(tensors: Sequence[Tensor | None]) -> Iterator[Any]:
+def nodes_of(tensors: Sequence[Tensor | None]) -> Iterator[Any]:
     """Every node of the graphs of ``tensors``."""
     seen, waiting = set(), [t.grad_fn for t in tensors if t is not None]
     while waiting:

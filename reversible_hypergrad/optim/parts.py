@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from reversible_hypergrad.optim.settings import Settings
@@ -78,6 +79,7 @@ class Part:
         if self.steps == 0 and not stepped:
             self.state.restore_initial()
         self.watch.wrote()
+        torch.clear_autocast_cache()  # an autocast around all of training would go on with casts of the weights of before
 
     def take_off(self, record: Record) -> None:
         """The last step counts as not taken; the device knows already."""

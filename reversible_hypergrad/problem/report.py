@@ -1,6 +1,6 @@
 """What a run took."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 __all__ = ["Report"]
@@ -15,6 +15,8 @@ class Report:
         weights: how many are trained.
         hyperparameters: elements that get a gradient, initial weights not counted.
         trajectory_bytes: what storing the weights of every step would have taken.
+        environment: name -> value of what the bits of a gradient depend on beside the program: versions of torch and its
+            libraries, processor, threads, settings of precision, GPU; as they were in training.
         adjoint: the memory strategy, as text.
         exact: whether its gradients are those of the run.
         approximation: if not, what it leaves out.
@@ -62,3 +64,4 @@ class Report:
     checks: int = 0
     restored: bool = False
     adjoint_norms: Sequence[float] = field(default=(), repr=False)
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from reversible_hypergrad.adjoints import Run
+from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.problem.problem import Cotangents, Downstream, Problem
 from reversible_hypergrad.replay.environment import Environment
+from reversible_hypergrad.replay.fingerprint import Fingerprint
 
 __all__ = ["Call", "Filled", "Training", "state_dtype"]
 
@@ -55,6 +57,10 @@ class Call:
             if last:
                 self.problem.gradient.let_go()
 
+    def fingerprint(self) -> Fingerprint:
+        """Inside of the pinned environment, since what it pins is no suspect."""
+        return Fingerprint.current(self.environment.cuda_devices)
+
     @property
     def states(self) -> list[tuple[int, str]]:
         """A weight and the name of one of its states, for all of them, in the order of the node's outputs."""
@@ -74,7 +80,13 @@ class Call:
         """For each loss, the gradients by :attr:`inputs`."""
         began = time.perf_counter()
         with self.pinned(last=True):
-            found = self.run.pull_back(downstream)
+            try:
+                found = self.run.pull_back(downstream)
+            except ReversalError as error:
+                changed = Fingerprint(self.problem.report.environment).difference(self.fingerprint())
+                if changed is None:
+                    raise
+                raise ReversalError(f"{error}. The environment is another one than in training: {changed}") from error
         self.problem.report.backward_seconds = time.perf_counter() - began
         return [self._by_inputs(one) for one in found]
 
@@ -97,6 +109,7 @@ class Training(torch.autograd.Function):
         began = time.perf_counter()
         problem = call.problem
         with call.pinned(last=not call.record):
+            problem.report.environment = call.fingerprint()
             call.run.forward(call.record)
         weights = [weight.detach().clone() for weight in problem.weights]
         # Of the states a number each, in the shape of all: their values are looked up when somebody asks.

@@ -13,6 +13,7 @@ from reversible_hypergrad.adjoints import Adjoint
 from reversible_hypergrad.adjoints.resumable import ResumableRun
 from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.problem.problem import Problem
+from reversible_hypergrad.replay.fingerprint import Fingerprint
 from reversible_hypergrad.storage.kept import KeptFiles
 
 __all__ = ["Resume", "check_resume", "resumable_run"]
@@ -95,12 +96,10 @@ def resumable_run(
         "first states": _digest(z for own in problem.states for z in own.values()),
         "hyperparameters": _digest(hyperparameters),
         **{name: f"{value!r}, values {_digest(_values(value))}" for name, value in others.items()},
-        "torch": str(torch.__version__),
-        "threads": str(torch.get_num_threads()),
-        "processor": torch.backends.cpu.get_cpu_capability(),
     }
+    here = Fingerprint.current({w.device for w in problem.weights})
     files, buffers = (lambda: KeptFiles(resume.directory)), (lambda: dict(model.named_buffers()))
-    return ResumableRun(adjoint, problem, every, files, buffers, said)
+    return ResumableRun(adjoint, problem, every, files, buffers, said, here)
 
 
 def _values(given: Any) -> list[Any]:

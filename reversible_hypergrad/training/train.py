@@ -12,6 +12,7 @@ from reversible_hypergrad.adjoints import Adjoint, Reversible, Run
 from reversible_hypergrad.gradients.clip import Clip
 from reversible_hypergrad.gradients.compile_options import refuse_compiled
 from reversible_hypergrad.gradients.loss import Loss, LossGradient
+from reversible_hypergrad.gradients.precision import CheckedOnce
 from reversible_hypergrad.gradients.private_copy import private_copy
 from reversible_hypergrad.planning.memory import Budget
 from reversible_hypergrad.planning.plan import plan_for
@@ -111,6 +112,10 @@ def train(
         ReversalError: from ``backward``, if the trajectory was not restored bit for bit; no gradient is returned then.
         RuntimeError: for double backward, a loss without second derivatives, or another thread that is inside of a run.
 
+    Warns:
+        RuntimeWarning: once per call, where the loss computes in fewer digits than float32 has: in 16 bits, by autocast or by its
+            weights, or in products that a setting shortens.
+
     After any error the model, the hyperparameters and random states are as before. On a GPU the host does not wait for each
     step: it looks every 64 steps and where a segment begins or ends, so an error comes up to 63 steps late and still names its
     step, and a gradient that has grown too fast for its integers is a FloatingPointError, too, since it is gone by then. No
@@ -183,7 +188,7 @@ def train(
     resolved = optimizer.resolve(names, list(weights.values()), span)
     leaves = pytree.leaves(hyperparameters)
     wanted = those_wanted(leaves)
-    plain = LossGradient(private, weights, loss, batch_of, hyperparameters, seed)
+    plain = LossGradient(private, weights, loss, batch_of, hyperparameters, seed, CheckedOnce())
     taken = Readouts(readouts, span, names, list(weights.values()), plain.with_loss) if readouts else None
     gradient, limits = decorated(plain, hyperparameters, span, compile, cuda_graph, accumulate, clip)
     wanted += limits

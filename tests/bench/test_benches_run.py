@@ -6,7 +6,7 @@ import re
 import pytest
 
 import reversible_hypergrad as rh
-from bench import chaos, compiled, hyperparameters, long_run, many_losses, optimizer_step, race, rollback, transformer
+from bench import chaos, compiled, hyperparameters, long_run, many_losses, optimizer_step, precision, race, rollback, transformer
 from bench.timing import ratio
 
 
@@ -91,6 +91,15 @@ def test_transformer_prints_a_row_per_strategy(capsys, tmp_path):
 def test_many_losses_have_the_bits_of_their_own_walks(capsys, set_num_threads):
     many_losses.main(["--losses", "1", "3", "--steps", "4", "--repeats", "1", "--model", "small"])
     assert "the last one of 3 has the bits of a walk of its own: True" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:loss. it computes:RuntimeWarning")
+def test_precision_is_compared_with_float64(capsys):
+    precision.main(["--steps", "3", "--only", "float32", "TF32, emulated", "autocast to bfloat16"])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.endswith("True |")]
+    assert [row[0] for row in rows] == ["float32", "TF32, emulated", "autocast to bfloat16"] * len(precision.RULES)
+    by_sequences = [float(row[2]) for row in rows[:3]]  # of SGD, which amplifies little in three steps
+    assert by_sequences[0] < 1e-5 < by_sequences[1] < 1e-3 < 10 * by_sequences[2]
 
 
 @pytest.mark.slow
