@@ -1,8 +1,9 @@
 """Checks of arguments that many places make."""
 
+import operator
 from typing import Any
 
-__all__ = ["check_integer"]
+__all__ = ["as_integer", "check_integer"]
 
 
 def check_integer(name: str, value: Any, least: int | None = None, otherwise: str = "") -> None:
@@ -28,3 +29,21 @@ def check_integer(name: str, value: Any, least: int | None = None, otherwise: st
         return
     expected = "an integer" + (f" >= {least}" if least is not None else "") + (f" or {otherwise}" if otherwise else "")
     raise (ValueError if is_integer else TypeError)(f"{name}: expected {expected}, got {value!r}")
+
+
+def as_integer(name: str, value: Any) -> int:
+    """An integer of Python, NumPy or torch as an int.
+
+    Raises:
+        TypeError: for anything else, whole floats and bools included, which conversions would truncate or take.
+
+    >>> as_integer("shift", 3.0)
+    Traceback (most recent call last):
+    TypeError: shift: expected an integer, got 3.0
+    """
+    if not isinstance(value, bool):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise TypeError(f"{name}: expected an integer, got {value!r}")

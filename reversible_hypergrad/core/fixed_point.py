@@ -8,6 +8,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from reversible_hypergrad import _core
+from reversible_hypergrad.checks import as_integer
 
 __all__ = ["FORMATS", "FixedPointFormat", "Integers", "Reals", "as_integers", "dequantize", "quantize"]
 
@@ -117,6 +118,6 @@ def as_integers(values: ArrayLike) -> Integers:
 
 
 def format_of(state_bits: int) -> FixedPointFormat:
-    if state_bits not in FORMATS:
+    if as_integer("state_bits", state_bits) not in FORMATS:
         raise ValueError(f"state_bits: expected 32 or 64, got {state_bits}")
     return FORMATS[state_bits]

@@ -3,6 +3,7 @@
 import math
 
 from reversible_hypergrad import _core
+from reversible_hypergrad.checks import as_integer
 
 __all__ = ["MOST_SHIFT", "SMALLEST_FACTOR", "LazyScale"]
 
@@ -27,6 +28,9 @@ class LazyScale:
         exponent: int.
         count: how many moves there have been. Odd ones round halves down, the others up.
 
+    Raises:
+        TypeError: for an exponent that is no integer.
+
     Cost: about 1 us per decay. Each decay is remembered (some 100 bytes) until it is undone.
 
     >>> from reversible_hypergrad import core
@@ -40,7 +44,7 @@ class LazyScale:
     """
 
     def __init__(self, exponent: int = 0) -> None:
-        self.a, self.exponent, self.count = 1.0, exponent, 0
+        self.a, self.exponent, self.count = 1.0, as_integer("exponent", exponent), 0
         self._log: list[tuple[float, int, int, int, int]] = []
 
     @property
@@ -60,7 +64,9 @@ class LazyScale:
 
         Raises:
             ValueError: for a factor outside its range or a negative ``rescale``. Nothing is changed then.
+            TypeError: for a ``rescale`` that is no integer.
         """
+        rescale = as_integer("rescale", rescale)
         if not SMALLEST_FACTOR <= factor <= 1:
             raise ValueError(f"factor: expected a number in [2 ** -16, 1], got {factor}. A smaller factor forgets the state")
         if rescale < 0:

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from reversible_hypergrad import _core
+from reversible_hypergrad.checks import as_integer
 from reversible_hypergrad.core.fixed_point import Integers, as_integers
 
 __all__ = ["contract", "expand"]
@@ -25,7 +26,7 @@ def contract(values: ArrayLike, shift: int, centre: int) -> tuple[Integers, NDAr
     Raises:
         OverflowError: if a value is out of range.
         ValueError: for another shift or centre.
-        TypeError: for another dtype.
+        TypeError: for another dtype, and a shift or centre that is no integer.
 
     Cost: one pass over memory, about 1 ns per value on one core.
 
@@ -38,7 +39,7 @@ def contract(values: ArrayLike, shift: int, centre: int) -> tuple[Integers, NDAr
     array([-7,  6,  5])
     """
     integers = np.array(as_integers(values))
-    return integers, _core.contract(integers, shift, centre)
+    return integers, _core.contract(integers, as_integer("shift", shift), as_integer("centre", centre))
 
 
 def expand(values: ArrayLike, planes: NDArray[np.uint8], shift: int, centre: int) -> Integers:
@@ -56,10 +57,10 @@ def expand(values: ArrayLike, planes: NDArray[np.uint8], shift: int, centre: int
     Raises:
         OverflowError: for a value that no contraction gives; expanding it would lose its high bits.
         ValueError: for another shift, centre or shape of the planes.
-        TypeError: for another dtype.
+        TypeError: for another dtype, and a shift or centre that is no integer.
     """
     integers = np.array(as_integers(values))
     if not isinstance(planes, np.ndarray) or planes.dtype != np.uint8:
         raise TypeError(f"planes: expected a uint8 array, got {getattr(planes, 'dtype', type(planes).__name__)}")
-    _core.expand(integers, np.ascontiguousarray(planes), shift, centre)
+    _core.expand(integers, np.ascontiguousarray(planes), as_integer("shift", shift), as_integer("centre", centre))
     return integers

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from reversible_hypergrad.checks import as_integer
 from reversible_hypergrad.core.fixed_point import Integers, Reals, dequantize, format_of, quantize, rounded
 from reversible_hypergrad.core.lazy_scale import LazyScale
 from reversible_hypergrad.core.planes import contract, expand
@@ -38,6 +39,7 @@ class ReversibleDecay:
 
     Raises:
         OverflowError: if a value is not finite or beyond the format's limits.
+        TypeError: for bits that are no integers.
 
     >>> import numpy as np
     >>> from reversible_hypergrad import core
@@ -59,7 +61,7 @@ class ReversibleDecay:
 
     def __init__(self, values: ArrayLike, fraction_bits: int = 40, state_bits: int = 64) -> None:
         self.format = format_of(state_bits)
-        self.scale = LazyScale(-fraction_bits)
+        self.scale = LazyScale(-as_integer("fraction_bits", fraction_bits))
         self.integers: Integers = quantize(values, self.scale.sigma, state_bits)
         self._history: list[_Decay | None] = []  # None: an addition
 

@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -265,3 +266,30 @@ def test_quantize_refuses_a_bad_sigma_or_width():
             core.quantize([1.0], sigma)
     with pytest.raises(ValueError, match="state_bits: expected 32 or 64, got 16"):
         core.quantize([1.0], 1.0, 16)
+
+
+NOT_INTEGERS = [1.5, 2.0, np.float32(1.5), np.float64(2.0), torch.tensor(1.5), True, "1", None]
+
+
+@pytest.mark.parametrize("value", NOT_INTEGERS, ids=repr)
+def test_what_is_no_integer_is_refused_and_not_truncated(value):
+    integers, scale = np.array([-7, 6, 5]), core.LazyScale()
+    halves, planes = core.contract(integers, 1, 1)
+    calls = {
+        "shift": lambda: core.contract(integers, value, 1),
+        "centre": lambda: core.expand(halves, planes, 1, value),
+        "rescale": lambda: scale.decay(0.5, value),
+        "exponent": lambda: core.LazyScale(value),
+        "fraction_bits": lambda: core.ReversibleDecay([1.0], value),
+        "state_bits": lambda: core.quantize([1.0], 0.5, value),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=f"^{name}: expected an integer, got"):
+            call()
+    assert (scale.a, scale.exponent, scale.count) == (1.0, 0, 0)
+
+
+@pytest.mark.parametrize("one", [np.int32(1), np.uint8(1), torch.tensor(1)], ids=repr)
+def test_integers_of_other_libraries_are_integers(one):
+    integers = np.array([-7, 6, 5])
+    assert np.array_equal(core.contract(integers, one, one)[0], core.contract(integers, 1, 1)[0])
