@@ -88,6 +88,7 @@ class ForwardModeRun(Run):
 
     def __init__(self, problem: Problem, chunk: int) -> None:
         self.problem, self.chunk = problem, chunk
+        problem.gradient.expect_no_replay()
         inputs = [] if problem.readouts is None else problem.readouts.inputs
         kinds: list[list[Tensor]] = [
             problem.sources,

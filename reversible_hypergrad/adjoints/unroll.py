@@ -48,6 +48,7 @@ class Unroll(Adjoint):
 class UnrollRun(Run):
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
+        problem.gradient.expect_no_replay()
         self.begin = [weight.detach().clone() for weight in problem.weights]
         self._leaves: dict[Setting, Tensor] = {}
         self._initial: list[Tensor] = []

@@ -1,12 +1,51 @@
 """What autograd's graph tells before anything is differentiated through it."""
 
+import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["is_first_order_only", "lacks_second_derivative", "leaves_of", "nodes_of"]
+__all__ = ["Graph", "graph_of", "is_first_order_only", "is_held", "lacks_second_derivative", "nodes_of"]
+
+
+class Graph(NamedTuple):
+    """What a tensor was computed of.
+
+    Attributes:
+        others: nodes of leaves, other than those that are known.
+        kinds: the classes of its nodes.
+    """
+
+    others: list[Any]
+    kinds: set[type]
+
+
+def graph_of(result: Tensor, known: Sequence[Tensor]) -> Graph:
+    """Walks through the graph of ``result``, down to the tensors ``known``, which need not be leaves. 0.3 us per node."""
+    leaves = {id(t) for t in known}
+    seen = {t.grad_fn for t in known if t.grad_fn is not None}
+    others, kinds, waiting = [], set(), [result.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        kind = type(node)
+        if kind is _LEAF:
+            if id(node.variable) not in leaves:  # type: ignore[union-attr]
+                others.append(node)
+            continue
+        kinds.add(kind)
+        for parent, _ in node.next_functions:  # type: ignore[union-attr]
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                waiting.append(parent)
+    return Graph(others, kinds)
+
+
+def is_held(node: Any) -> bool:
+    """Whether the variable of a leaf's node is held by anything but its graph: only then can somebody ask for its gradient."""
+    lone = _leaf()
+    return sys.getrefcount(node.variable) > sys.getrefcount(lone.variable)
 
 
 def is_first_order_only(results: Sequence[Tensor | None]) -> bool:
@@ -19,10 +58,13 @@ def lacks_second_derivative(gradients: Sequence[Tensor | None]) -> bool:
     return any(node.name().endswith("::NotImplemented") for node in nodes_of(gradients))
 
 
-def leaves_of(loss: Tensor) -> list[Tensor]:
-    """The tensors that a backward would give gradients."""
-    variables = (getattr(node, "variable", None) for node in nodes_of([loss]))
-    return [variable for variable in variables if isinstance(variable, Tensor)]
+def _leaf() -> Any:
+    """The node of a leaf that nothing else holds."""
+    with torch.enable_grad():
+        return torch.zeros((), requires_grad=True).view(1).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+
+
+_LEAF: type = type(_leaf())
 
 
 def _is_marked(node: Any) -> bool:

@@ -92,7 +92,7 @@ def check_replayable(model: nn.Module, loss: Loss, batch: Any, hyperparameters: 
         raise ValueError("model: expected parameters that require grad, got none")
     first_order_only: list[bool] = []
 
-    def note(loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
+    def note(loss: Tensor, gradients: Sequence[Tensor | None], variables: Sequence[Tensor]) -> None:
         first_order_only.append(is_first_order_only([loss, *gradients]))
 
     gradient = LossGradient(private, trained, loss, lambda step: batch, hyperparameters, seed, check=note)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch._C._autograd import _saved_tensors_hooks_enable, _saved_tensors_hooks_get_disabled_error_message
 
 from reversible_hypergrad.gradients.bound import Bound
 
@@ -26,6 +27,7 @@ def explained(bound: Bound) -> Iterator[None]:
     """
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # takes seconds
 
+    hooks_were_off = _saved_tensors_hooks_get_disabled_error_message()
     try:
         yield
     except FailOnRecompileLimitHit as error:
@@ -37,6 +39,10 @@ def explained(bound: Bound) -> Iterator[None]:
     except TorchDynamoException as error:
         where = _place(error, bound.model, bound.loss)
         raise RuntimeError(f"compile: torch.compile refuses {where}. Torch says: {_first_line(error)}. {_REMEDY}") from error
+    finally:
+        if hooks_were_off is None:
+            # Where the compiler fails in the midst of a derivative, torch leaves them off, for the whole process.
+            _saved_tensors_hooks_enable()
 
 
 def is_of_too_many_kinds(error: RuntimeError) -> bool:

@@ -39,7 +39,7 @@ class Expected:
     def _note(self, tensor: Tensor) -> Tensor:
         if tensor.is_floating_point():
             self._eps = max(self._eps, torch.finfo(tensor.dtype).eps)
-        return tensor
+        return tensor.detach()  # not the very tensor, which would count as held by somebody
 
     def compare(self, step: int, gradients: Sequence[Tensor], buffers: Sequence[Tensor], before: SideEffects) -> None:
         """Raises RuntimeError if the compiled ``gradients`` or ``buffers`` of ``step`` are others.

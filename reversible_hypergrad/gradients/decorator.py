@@ -51,6 +51,9 @@ class Decorator(Gradient):
     def expect_along(self) -> None:
         self.inner.expect_along()
 
+    def expect_no_replay(self) -> None:
+        self.inner.expect_no_replay()
+
     def memory(self) -> Any:
         return self.inner.memory()
 

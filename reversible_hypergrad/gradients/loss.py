@@ -1,6 +1,6 @@
 """The training loss's gradient as a function of the step: one code path for training and for its reversal."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -9,15 +9,24 @@ from torch import Tensor, nn
 
 from reversible_hypergrad import pytree
 from reversible_hypergrad.gradients.bound import Bound, Loss
+from reversible_hypergrad.gradients.buffer_reads import BufferReads
 from reversible_hypergrad.gradients.diagnosis import diagnose
 from reversible_hypergrad.gradients.evaluation import LossEvaluation, dense
-from reversible_hypergrad.gradients.loss_checks import check_loss, check_second_derivative
+from reversible_hypergrad.gradients.input_gradients import InputGradients
+from reversible_hypergrad.gradients.loss_checks import Check, LossChecks, check_second_derivative
 from reversible_hypergrad.gradients.side_effects import Buffers, LossSideEffects
+from reversible_hypergrad.gradients.weight_writes import WeightWrites
 from reversible_hypergrad.problem.gradient import Gradient
 from reversible_hypergrad.replay.batches import BatchOf
 from reversible_hypergrad.replay.environment import mix, seed_step
 
 __all__ = ["Loss", "LossGradient"]
+
+_NO_HOOKS = (
+    "loss: rh.Unroll() expected no torch.utils.checkpoint, nor other hooks for saved tensors, in the loss or around train(): "
+    "what they compute again, they compute with the weights of another step. Take rh.Snapshots(), which is as exact and keeps "
+    "the graph of one step at a time, rh.Checkpoint() or rh.Reversible()"
+)
 
 
 class LossGradient(Gradient):
@@ -33,7 +42,8 @@ class LossGradient(Gradient):
         batches: step -> batch.
         hyperparameters: any nest; tensors in it that require grad get gradients.
         seed: with the step, and the part of its batch, of the random numbers of batch and loss.
-        check: looks at the first loss and its gradients, which have graphs, and may raise.
+        check: looks at a loss and its gradients, which have graphs, and may raise; in the first step, and wherever there is an
+            operation of a new kind.
     """
 
     def __init__(
@@ -44,7 +54,7 @@ class LossGradient(Gradient):
         batches: BatchOf,
         hyperparameters: Any = None,
         seed: int = 0,
-        check: Callable[[Tensor, Sequence[Tensor | None]], None] = check_second_derivative,
+        check: Check = check_second_derivative,
     ) -> None:
         self.names, self.weights = list(weights), list(weights.values())
         self._model, self._loss, self._batches, self._seed = model, loss, batches, seed
@@ -55,7 +65,9 @@ class LossGradient(Gradient):
         self._cuda_devices = tuple({w.device for w in self.weights if w.device.type == "cuda"})
         self.bound = Bound(model, loss)
         self._first_buffers = Buffers(model)
-        self._check, self._checked = check, False
+        self._check, self._checks = check, LossChecks(check)
+        self._inputs, self._writes = InputGradients(), WeightWrites(self.names)
+        self._buffer_reads = BufferReads(model, self._cuda_devices)
 
     def load(self, step: int) -> Any:
         seed_step(self._seed, step, self._cuda_devices)
@@ -76,9 +88,11 @@ class LossGradient(Gradient):
     def values(self, batch: Any) -> tuple[Tensor, list[Tensor]]:
         with torch.enable_grad():
             loss = self._loss_of(batch)
-            if not self._checked:
+            if self._checks.due:
                 # Only gradients with a graph can be checked, and theirs may have other last bits.
+                buffers = Buffers(self._model)
                 self._differentiate(loss, self.weights)
+                buffers.put_back_moved()
             gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
         return loss.detach(), [dense(n, w, g) for n, w, g in zip(self.names, self.weights, gradients, strict=True)]
 
@@ -91,64 +105,69 @@ class LossGradient(Gradient):
     def with_loss(self, loss: Loss, batches: BatchOf) -> "LossGradient":
         """Of another loss of the same model, weights and hyperparameters, with random numbers of its own."""
         other = copy(self)
-        other._loss, other._batches, other._seed, other._checked = loss, batches, mix(self._seed), False
+        other._loss, other._batches, other._seed = loss, batches, mix(self._seed)
         other.bound = Bound(self._model, loss)
+        other._checks, other._inputs = LossChecks(self._check), InputGradients()
         return other
 
     def value(self, batch: Any) -> Tensor:
         """The loss alone."""
-        with torch.no_grad():
-            loss = self._loss_of(batch)
+        with torch.enable_grad():  # it may differentiate by its inputs
+            loss = self._evaluated(batch, self.weights)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise TypeError(f"readouts: expected a loss that returns a scalar tensor, got {loss!r:.60}. Reduce it")
-        return loss
+        return loss.detach()
 
     def value_at(self, batch: Any, weights: Sequence[Tensor]) -> Tensor:
         """The loss as a differentiable function of ``weights``."""
-        named = {f"model.{name}": weight for name, weight in zip(self.names, weights, strict=True)}
         with torch.enable_grad():
-            before = [w._version for w in weights]
-            loss: Tensor = torch.func.functional_call(self.bound, named, (batch, self.hyperparameters))
-            self._refuse_written(before, weights)
+            with torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS):
+                loss = self._evaluated(batch, weights)
+            self._checks.look(loss, [*weights, *self.wanted, *self._inputs.taken()])
         return loss
 
     def first_order(self, batch: Any) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """The gradients by weights and by hyperparameters, without a graph."""
         with torch.enable_grad():
             loss = self._loss_of(batch)
-        check_loss(loss, [*self.weights, *self.wanted])
         found = torch.autograd.grad(loss, [*self.weights, *self.wanted], allow_unused=True)
         return list(found[: len(self.weights)]), list(found[len(self.weights) :])
 
     def _loss_of(self, batch: Any) -> Tensor:
-        # Inside of somebody's autocast, even a disabled one, an autocast in the loss would find its casts of earlier weights.
-        torch.clear_autocast_cache()
-        before = [w._version for w in self.weights]
-        loss = self._loss(self._model, batch, self.hyperparameters)
-        self._refuse_written(before, self.weights)
+        loss = self._evaluated(batch, self.weights)
+        self._checks.look(loss, [*self.weights, *self.wanted, *self._inputs.taken()])
         return loss
 
-    def _refuse_written(self, before: Sequence[int], weights: Sequence[Tensor]) -> None:
-        written = [n for n, w, version in zip(self.names, weights, before, strict=True) if w._version != version]
-        if written:
-            raise RuntimeError(
-                f"loss: the loss or the model wrote to the weight {written[0]!r} in place, as Embedding(max_norm=...) does, or "
-                "clamp_() under no_grad(). A run would neither undo nor differentiate that. Leave it out: divide by the norm in "
-                "the loss, or penalize it"
-            )
+    def _evaluated(self, batch: Any, weights: Sequence[Tensor]) -> Tensor:
+        """What the user's function returns at ``weights``."""
+        # Inside of somebody's autocast, even a disabled one, an autocast in the loss would find its casts of earlier weights.
+        torch.clear_autocast_cache()
+        batch, before = self._inputs.lend(batch), self._writes.before(weights)
+        loss = self._buffer_reads.evaluate(lambda own: self._call(batch, own), weights)
+        self._writes.refuse(before, weights)
+        return loss
+
+    def _call(self, batch: Any, weights: Sequence[Tensor]) -> Tensor:
+        if weights is self.weights:
+            return self._loss(self._model, batch, self.hyperparameters)
+        named = {f"model.{name}": weight for name, weight in zip(self.names, weights, strict=True)}
+        loss: Tensor = torch.func.functional_call(self.bound, named, (batch, self.hyperparameters))
+        return loss
 
     def _differentiate(self, loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor | None]:
-        """With a graph, which is looked at the first time."""
-        if not self._checked:
-            check_loss(loss, [*weights, *self.wanted])
+        """With a graph, which is looked at where something is new in it."""
         gradients = torch.autograd.grad(loss, list(weights), create_graph=True, allow_unused=True)
-        if not self._checked:
-            self._check(loss, gradients)
-            self._checked = True
+        if self._checks.due:
+            buffers = Buffers(self._model)  # a checkpoint moves them when it computes again
+            self._checks.check(loss, gradients, [*weights, *self.wanted])
+            buffers.put_back_moved()
         return list(gradients)
 
     def diagnose(self, step: int) -> str:
         return diagnose(self, step)
+
+    def expect_no_replay(self) -> None:
+        self._buffer_reads.at_once = True
 
     def restart(self) -> None:
         self._first_buffers.put_back()

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from reversible_hypergrad.gradients.same_bits import same_bits
 from reversible_hypergrad.problem.gradient import SideEffects
 from reversible_hypergrad.replay.environment import RandomStates
 
@@ -15,17 +16,25 @@ class Buffers:
     """The buffers of a model, as they are when this is made."""
 
     def __init__(self, model: nn.Module) -> None:
-        places = [(module._buffers, name) for module in model.modules() for name in module._buffers]
-        self._buffers = [(of, name, b, b.clone()) for of, name in places if (b := of[name]) is not None]
+        places = [(m._buffers, name, b) for m in model.modules() for name, b in m._buffers.items()]
+        self._buffers = [(of, name, b, None if b is None else b.clone()) for of, name, b in places]
 
     @property
     def copies(self) -> list[Tensor]:
-        return [copy for *_, copy in self._buffers]
+        return [copy for *_, copy in self._buffers if copy is not None]
+
+    def put_back_moved(self) -> None:
+        """As :meth:`put_back`, and writes to none that is as it was: torch would count that, and refuse a graph that holds it."""
+        for of, name, buffer, copy in self._buffers:
+            of[name] = buffer
+            if buffer is not None and copy is not None and not same_bits(buffer, copy):
+                buffer.copy_(copy)
 
     def put_back(self) -> None:
         for of, name, buffer, copy in self._buffers:
             of[name] = buffer  # a module may have put another one there
-            buffer.copy_(copy)
+            if buffer is not None and copy is not None:
+                buffer.copy_(copy)
 
 
 class LossSideEffects(SideEffects):

@@ -102,6 +102,10 @@ class Gradient(ABC):
     def expect_along(self) -> None:  # noqa: B027
         """The way back will ask :meth:`along`: what that takes to prepare is better done in the first step."""
 
+    def expect_no_replay(self) -> None:  # noqa: B027
+        """No step will be evaluated again: what its loss would tell then, a loss that reads what it moves, is to be looked for at
+        once."""
+
     def alone(self, batch: Any) -> tuple[Tensor, list[Tensor]]:
         """Loss and gradients with the very bits of the evaluation, for training that is to be undone by evaluations.
 

@@ -81,6 +81,26 @@ def test_restart_puts_back_buffers_that_were_replaced():
     assert torch.equal(gradient(0).gradients[0], first[0])
 
 
+def test_restart_puts_back_a_buffer_that_was_none():
+    class Late(nn.Linear):
+        def __init__(self):
+            super().__init__(6, 3)
+            self.register_buffer("first", None)
+
+        def forward(self, x):
+            if self.first is None:
+                self.first = x.detach().mean()
+            return super().forward(x)
+
+    _, x, y = problem("mlp", torch.float32)
+    model = Late()
+    gradient = gradient_of(lambda model, i, _: F.cross_entropy(model(x[i]), y[i]), model)
+    gradient(0)
+    assert model.first is not None
+    gradient.restart()
+    assert model.first is None
+
+
 def test_side_effects_are_put_back():
     model, x, y = problem("convolution and batch norm", torch.float32)
     gradient = gradient_of(lambda model, i, _: F.cross_entropy(model(x[i]), y[i]), model)
