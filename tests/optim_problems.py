@@ -37,10 +37,14 @@ def plain(value: Any) -> Any:
 
 
 def frozen(optimizer: rh.ReversibleSGD) -> dict[str, Any]:
-    """Weights, integers, scales, records and settings as they are now."""
+    """Weights, integers, scales, records and settings as they are now; not where they were computed."""
     groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
     weights = [p for g in optimizer.param_groups for p in g["params"]]
-    return {"weights": plain(weights), "groups": plain(groups), "state": plain(optimizer.state_dict()["state"])}
+    state = {
+        i: {k: v for k, v in own.items() if k not in ("environment", "digest")}
+        for i, own in optimizer.state_dict()["state"].items()
+    }
+    return {"weights": plain(weights), "groups": plain(groups), "state": plain(state)}
 
 
 def quanta(optimizer: rh.ReversibleSGD) -> list[tuple[float, float]]:

@@ -1,6 +1,7 @@
 """An optimizer whose every step can be undone bit for bit, whatever its rule."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -175,7 +176,7 @@ class ReversibleOptimizer(StatefulOptimizer):
             with torch.enable_grad():
                 loss = closure()
             self._refuse_edits()
-            undoing.states(f"step_back() of step {self._history.steps_taken}")
+            undoing.states(f"step_back() of step {self._history.steps_taken}", partial(self._history.changed, self.param_groups))
         except BaseException:
             undoing.redo()
             raise

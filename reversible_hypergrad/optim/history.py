@@ -9,12 +9,13 @@ import torch
 
 from reversible_hypergrad.optim.parts import Entry, Part
 from reversible_hypergrad.optim.settings import Settings
+from reversible_hypergrad.replay.fingerprint import Fingerprint
 from reversible_hypergrad.reversible.parameters import check_parameter
 from reversible_hypergrad.reversible.record import Record
 from reversible_hypergrad.reversible.state import State
 from reversible_hypergrad.rules.base import Rule
 
-__all__ = ["History", "name_of"]
+__all__ = ["History", "here", "name_of"]
 
 Groups = Sequence[dict[str, Any]]
 
@@ -29,6 +30,7 @@ class History:
     entries: list[Entry] = field(default_factory=list)
     steps_taken: int = 0
     waiting: list[list[int]] = field(default_factory=list)  # per group: positions of parameters that have no state yet
+    environment: Fingerprint | None = None  # in which the first of the steps was taken, wherever that was
 
     def newcomers(self, groups: Groups) -> list[Part]:
         """Parts for the parameters whose first gradient has come.
@@ -48,7 +50,13 @@ class History:
             for members in by_device.values():
                 names = [name_of(groups, g, i) for i in members]
                 parts.append(Part(g, tuple(members), State([params[i] for i in members], names, self.rule, self.state_bits)))
+        if parts and self.environment is None:
+            self.environment = here(groups)
         return parts
+
+    def changed(self, groups: Groups) -> str | None:
+        """What is another than it was at the first step, of what gradients depend on."""
+        return None if self.environment is None else self.environment.difference(here(groups))
 
     def _refuse_other_groups(self, groups: Groups) -> None:
         known = [len(positions) for positions in self.waiting]
@@ -90,6 +98,7 @@ class History:
             if part.at_fresh_start:
                 self.waiting[part.group] = sorted([*self.waiting[part.group], *part.members])
         self.parts = [part for part in self.parts if not part.at_fresh_start]
+        self.environment = self.environment if self.parts else None
 
     def begin_anew(self, groups: Groups, optimizer: str) -> None:
         """From the present weights and states, without the steps so far.
@@ -116,6 +125,12 @@ class History:
             counts = np.where(np.array(state.sizes) == np.array(part.state.sizes), part.counts, 0)
             renewed.append(Part(part.group, part.members, state, fresh=False, offsets=counts))
         self.parts, self.entries = renewed, []
+        self.environment = here(groups) if renewed else None
+
+
+def here(groups: Groups) -> Fingerprint:
+    """Of this process, and the devices of the parameters."""
+    return Fingerprint.current(p.device for group in groups for p in group["params"])
 
 
 def name_of(groups: Groups, group: int, position: int) -> str:

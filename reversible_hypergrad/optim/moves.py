@@ -1,6 +1,6 @@
 """A step of all parts, forward and back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -65,11 +65,12 @@ class Undoing:
             part.count(record, -1)
             part.wrote()
 
-    def states(self, name: str) -> None:
+    def states(self, name: str, changed: Callable[[], str | None]) -> None:
         """Undoes the rest by the gradients that the parameters have now.
 
         Args:
             name: of the step, for the error.
+            changed: says what is another than when the steps were taken, for the error.
 
         Raises:
             ReversalError: if they are not the step's gradients.
@@ -90,7 +91,9 @@ class Undoing:
             if not part.is_restored(record, outcome, combine(weights.hash, outcome.hash))
         ]
         if suspects:
-            raise ReversalError(f"{name} did not restore the state before it (near {'; '.join(suspects)}). {CAUSES}")
+            seen = changed()
+            environment = f". The environment is another one than at the first step: {seen}" if seen else ""
+            raise ReversalError(f"{name} did not restore the state before it (near {'; '.join(suspects)}). {CAUSES}{environment}")
 
     def redo(self) -> None:
         """Everything is again as before the step was undone."""

@@ -1,22 +1,25 @@
 """The reversible state as one dictionary of tensors and numbers per parameter, and back, checked."""
 
 import hashlib
+import json
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.optim.history import History, name_of
+from reversible_hypergrad.optim.history import History, here, name_of
 from reversible_hypergrad.optim.packing import SIGNS, TENSORS, counts_of, pack_part, unpack_part
 from reversible_hypergrad.optim.parts import Entry, Part
 from reversible_hypergrad.optim.settings import Settings
+from reversible_hypergrad.replay.fingerprint import Fingerprint
 from reversible_hypergrad.reversible.record import StepNumbers
 from reversible_hypergrad.rules.base import Rule
 
 __all__ = ["names", "pack", "unpack"]
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 Packed = dict[str, Any]  # of one parameter: tensors and integers by name
 
@@ -31,7 +34,7 @@ def _tensors(rule: Rule) -> dict[str, torch.dtype]:
 
 def names(rule: Rule) -> tuple[str, ...]:
     """Of every parameter, with and without state: torch's distributed checkpoints load by the names that the optimizer has."""
-    return (*_NUMBERS, *_tensors(rule), "digest")
+    return (*_NUMBERS, *_tensors(rule), "environment", "digest")
 
 
 def pack(history: History, groups: Sequence[dict[str, Any]]) -> dict[Tensor, Packed]:
@@ -61,9 +64,31 @@ def pack(history: History, groups: Sequence[dict[str, Any]]) -> dict[Tensor, Pac
         for m, (i, own) in enumerate(zip(part.members, pack_part(part, records), strict=True)):
             entry = packed[groups[part.group]["params"][i]]
             entry.update(part=p, place=m, fresh=int(part.fresh), steps=part.steps, taken=part.counts[m], **own)
+    environment = _written(history.environment or here(groups))
     for parameter, entry in packed.items():
+        entry["environment"] = environment.to(parameter.device)
         entry["digest"] = _digest(entry).to(parameter.device)
     return packed
+
+
+def _written(environment: Fingerprint) -> Tensor:
+    """As text in bytes, since there is nothing but tensors and integers in a state."""
+    return torch.tensor(list(json.dumps(dict(environment)).encode()), dtype=torch.uint8)
+
+
+def _read(written: Tensor) -> Fingerprint:
+    return Fingerprint(json.loads(bytes(written.tolist())))
+
+
+def _warn_elsewhere(environment: Fingerprint, groups: Sequence[dict[str, Any]]) -> None:
+    changed = environment.difference(here(groups))
+    if changed is not None:
+        warnings.warn(
+            f"state_dict: its steps were taken in another environment, where gradients may have other last bits: {changed}. It "
+            "can be trained on; if undoing those steps fails, that is why, and they can be undone where they were taken",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _digest(packed: Packed) -> Tensor:
@@ -132,7 +157,10 @@ def unpack(
         parts.append(part)
     begun = {(part.group, i) for part in parts for i in part.members}
     waiting = [[i for i in range(len(group["params"])) if (g, i) not in begun] for g, group in enumerate(groups)]
-    return History(rule, state_bits, parts, entries, first["steps_taken"], waiting)
+    environment = _read(first["environment"])
+    if entries:
+        _warn_elsewhere(environment, groups)
+    return History(rule, state_bits, parts, entries, first["steps_taken"], waiting, environment if parts else None)
 
 
 def _by_position(state_dict: Any, groups: Sequence[dict[str, Any]]) -> dict[tuple[int, int], Any]:

@@ -94,7 +94,8 @@ class StatefulOptimizer(Optimizer):
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over a state from :meth:`state_dict`. The model's weights are loaded separately, before or after; the
-        next ``step`` or ``step_back`` checks that they are the ones of the state.
+        next ``step`` or ``step_back`` checks that they are the ones of the state. A state whose steps were taken with another
+        torch, processor, number of threads or setting of precision is a RuntimeWarning that names the first of them.
 
         Raises:
             ValueError: for a state of another optimizer, another format version, other parameters or ``state_bits``, or a damaged

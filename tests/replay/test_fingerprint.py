@@ -127,3 +127,65 @@ def test_a_run_that_began_elsewhere_is_not_resumed(tmp_path, set_num_threads):
     trained = train(model, data, **more)
     trained["weight"].sum().backward()
     assert trained.report.restored
+
+
+def optimizer_after(steps, model):
+    optimizer = rh.ReversibleSGD(model.parameters(), lr=0.05)
+    for step in range(steps):
+        optimizer.step(closure(model, optimizer, step))
+    return optimizer
+
+
+def closure(model, optimizer, step):
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(step))
+
+    def evaluate():
+        optimizer.zero_grad()
+        value = loss(model, x, None)
+        value.backward()
+        return value
+
+    return evaluate
+
+
+def test_a_state_saved_elsewhere_says_so(set_num_threads, recwarn):
+    def load(state):
+        optimizer = rh.ReversibleSGD(model.parameters(), lr=0.05)
+        optimizer.load_state_dict(state)
+        return optimizer
+
+    set_num_threads(2)
+    model = nn.Linear(6, 3)
+    unused, state = optimizer_after(0, model).state_dict(), optimizer_after(3, model).state_dict()
+    load(state)
+    set_num_threads(1)
+    load(unused)  # has no steps to undo
+    assert not recwarn.list
+    with pytest.warns(RuntimeWarning, match=r"taken in another environment, .*: threads=2, now 1\. It can be trained on"):
+        optimizer = load(state)
+    optimizer.step(closure(model, optimizer, 3))
+    with pytest.warns(RuntimeWarning, match="threads=2, now 1"):  # the first step was taken there all the same
+        load(optimizer.state_dict())
+    optimizer.mark_boundary()
+    recwarn.clear()
+    load(optimizer.state_dict())
+    assert not recwarn.list
+
+
+def test_a_step_that_is_not_undone_names_what_changed(set_num_threads):
+    set_num_threads(2)
+    model = nn.Linear(6, 3)
+    optimizer = copy.deepcopy(optimizer_after(3, model))
+    (weight, bias), model = optimizer.param_groups[0]["params"], nn.Linear(6, 3)
+    model.weight, model.bias = weight, bias
+    with pytest.raises(rh.ReversalError) as caught:
+        optimizer.step_back(closure(model, optimizer, 7))
+    assert "environment is another" not in str(caught.value)
+    set_num_threads(1)
+    with pytest.raises(rh.ReversalError, match=r"The environment is another one than at the first step: threads=2, now 1"):
+        optimizer.step_back(closure(model, optimizer, 7))
+    optimizer.mark_boundary()
+    optimizer.step(closure(model, optimizer, 0))
+    with pytest.raises(rh.ReversalError) as caught:
+        optimizer.step_back(closure(model, optimizer, 7))
+    assert "environment is another" not in str(caught.value)
