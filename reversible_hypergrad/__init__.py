@@ -29,7 +29,7 @@ from reversible_hypergrad.planning import Plan, plan
 from reversible_hypergrad.readouts import ExponentialAverage, LossAt, UniformAverage, WeightsAt
 from reversible_hypergrad.replay import MicroBatches, ReplayableLoader
 from reversible_hypergrad.rules import LAMB, LARS, SGD, Adam, AdamW, Lion, Muon, PerParameter, RAdam, RMSprop, Rule, TracedSGD
-from reversible_hypergrad.training import Resume, Start, TrainedWeights, check_replayable, hypergradients, train
+from reversible_hypergrad.training import Resume, Start, TrainedWeights, check_replayable, hypergradients, train, verify
 
 __all__ = [
     "LAMB",
@@ -80,5 +80,6 @@ __all__ = [
     "hypergradients",
     "plan",
     "train",
+    "verify",
 ]
 __version__ = "0.1.0"

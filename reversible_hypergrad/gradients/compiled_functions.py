@@ -1,13 +1,14 @@
 """The two compiled functions of a loss, and where they are found again by later runs."""
 
 from collections.abc import Callable
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from reversible_hypergrad.gradients.bound import Loss, pure_gradient, pure_products
+from reversible_hypergrad.gradients.familiar import code_of
 
 __all__ = ["CompiledFunctions", "compiled_functions"]
 
@@ -45,7 +46,7 @@ def compiled_functions(loss: Loss, key: Any, arguments: dict[str, Any], renew: b
         arguments: of torch.compile.
         renew: to leave those of an earlier run, which torch has compiled for too many kinds of circumstances.
     """
-    code = _code_of(loss)
+    code = code_of(loss)
     found = next((kept for kept in _KEPT if kept[0] is code and kept[1] == key), None)
     if found is not None:
         _KEPT.remove(found)
@@ -62,12 +63,6 @@ def compiled_functions(loss: Loss, key: Any, arguments: dict[str, Any], renew: b
 # The last used last. They hold code and kernels, but no model and no data, and torch lets none of them go while they are here:
 # hence a number, not weak references.
 _KEPT: list[tuple[Any, Any, CompiledFunctions]] = []
-
-
-def _code_of(loss: Any) -> Any:
-    """What is the same when the loss comes again: a lambda is made anew by each pass of a loop, of the same code."""
-    code = getattr(getattr(loss, "__func__", loss), "__code__", None)
-    return code if isinstance(code, CodeType) else type(loss)
 
 
 def _fresh(function: Any) -> Any:

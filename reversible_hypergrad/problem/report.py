@@ -38,6 +38,8 @@ class Report:
         checks: steps back that were compared with the hash of the step forward, over all backwards.
         adjoint_norms: Euclidean norm of the gradient by the weights after each number of steps taken, the first one by the
             initial weights, of the last backward and its first loss; empty before. Where it explodes, training is chaotic.
+        derivative_error: the largest distance that was found, before training, between the loss's second derivatives and
+            differences of its gradient, in units of their size; None where they were not compared.
         restored: whether the last backward went through the trajectory of training: :class:`Reversible` ended at the initial
             weights, bit for bit; with plain floats, every step's loss was the same.
     """
@@ -63,5 +65,6 @@ class Report:
     steps_again: int = 0
     checks: int = 0
     restored: bool = False
+    derivative_error: float | None = None
     adjoint_norms: Sequence[float] = field(default=(), repr=False)
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)

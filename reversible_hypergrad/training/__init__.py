@@ -8,5 +8,18 @@ from reversible_hypergrad.training.hypergradients import hypergradients
 from reversible_hypergrad.training.resume import Resume
 from reversible_hypergrad.training.train import train
 from reversible_hypergrad.training.trained import TrainedWeights
+from reversible_hypergrad.training.verify import Verification, verify
 
-__all__ = ["SGD", "Replayability", "Report", "Resume", "Start", "TrainedWeights", "check_replayable", "hypergradients", "train"]
+__all__ = [
+    "SGD",
+    "Replayability",
+    "Report",
+    "Resume",
+    "Start",
+    "TrainedWeights",
+    "Verification",
+    "check_replayable",
+    "hypergradients",
+    "train",
+    "verify",
+]

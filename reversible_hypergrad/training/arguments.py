@@ -12,7 +12,7 @@ from reversible_hypergrad.gradients.compile_options import check_compile
 from reversible_hypergrad.readouts import Readout
 from reversible_hypergrad.rules.base import Rule
 
-__all__ = ["check_gradient_options", "check_options", "check_readouts", "those_wanted"]
+__all__ = ["check_gradient_options", "check_number_of_steps", "check_options", "check_readouts", "those_wanted"]
 
 
 def check_options(optimizer: Any, adjoint: Any, budget: Any, seed: Any, cuda_graph: Any, compile: Any) -> None:
@@ -46,6 +46,12 @@ def check_gradient_options(clip: Any, accumulate: Any) -> None:
     if clip is not None and not isinstance(clip, Clip):
         raise TypeError(f"clip: expected rh.clip_norm(...), rh.clip_value(...) or None, got {clip!r}")
     check_integer("accumulate", accumulate, least=1)
+
+
+def check_number_of_steps(check_derivatives: Any) -> None:
+    """Likewise."""
+    if not isinstance(check_derivatives, bool):
+        check_integer("check_derivatives", check_derivatives, least=1, otherwise="True or False")
 
 
 def those_wanted(leaves: Sequence[Any]) -> list[Tensor]:

@@ -11,6 +11,7 @@ from reversible_hypergrad import pytree
 from reversible_hypergrad.adjoints import Adjoint, Reversible, Run
 from reversible_hypergrad.gradients.clip import Clip
 from reversible_hypergrad.gradients.compile_options import refuse_compiled
+from reversible_hypergrad.gradients.derivative_check import check_derivatives as check_second_derivatives
 from reversible_hypergrad.gradients.loss import Loss, LossGradient
 from reversible_hypergrad.gradients.precision import CheckedOnce
 from reversible_hypergrad.gradients.private_copy import private_copy
@@ -24,7 +25,13 @@ from reversible_hypergrad.replay.batches import batches_by_step
 from reversible_hypergrad.replay.environment import Environment
 from reversible_hypergrad.reversible.parameters import check_apart, check_parameter
 from reversible_hypergrad.rules.base import Rule
-from reversible_hypergrad.training.arguments import check_gradient_options, check_options, check_readouts, those_wanted
+from reversible_hypergrad.training.arguments import (
+    check_gradient_options,
+    check_number_of_steps,
+    check_options,
+    check_readouts,
+    those_wanted,
+)
 from reversible_hypergrad.training.beginning import check_start, first_states, initial_weights, load_buffers
 from reversible_hypergrad.training.decorated import decorated, note_compilation
 from reversible_hypergrad.training.node import Call, Training
@@ -55,6 +62,7 @@ def train(
     clip: Clip | None = None,
     accumulate: int = 1,
     resume: str | Path | Resume | None = None,
+    check_derivatives: bool | int = True,
 ) -> TrainedWeights:
     """Trains a copy of ``model`` and returns the trained weights as a differentiable function of everything that went in.
 
@@ -98,6 +106,10 @@ def train(
             :class:`MicroBatches`, of any sizes; then this is 1.
         resume: a directory, or :class:`Resume` (directory, every): the run is kept there, and after a kill the same call goes on
             from the last kept point, to the same bits. Removed when the run has been walked back through.
+        check_derivatives: at how many steps, evenly spread, to compare torch's second derivatives with differences of the
+            gradient before training, as :func:`check_replayable` does. True: at the first one, unless a run of this process has
+            checked the same code of the loss, model and shapes; False: at none. The loss is evaluated 4 to 10 more times for
+            each.
 
     Returns:
         A dict of name -> trained tensor, with ``.buffers``, ``.readouts``, ``.report``, and ``.state`` to go on from; works with
@@ -110,7 +122,8 @@ def train(
         OverflowError: if a weight or a state leaves the range of floating-point numbers, at the step that the message says; with
             :class:`Reversible` on a GPU also if one outgrows its integers between two looks.
         ReversalError: from ``backward``, if the trajectory was not restored bit for bit; no gradient is returned then.
-        RuntimeError: for double backward, a loss without second derivatives, or another thread that is inside of a run.
+        RuntimeError: for double backward, a loss without second derivatives or with wrong ones, or another thread that is inside
+            of a run.
 
     Warns:
         RuntimeWarning: once per call, where the loss computes in fewer digits than float32 has: in 16 bits, by autocast or by its
@@ -174,6 +187,7 @@ def train(
     """
     check_options(optimizer, adjoint, budget, seed, cuda_graph, compile)
     check_gradient_options(clip, accumulate)
+    check_number_of_steps(check_derivatives)
     start, readouts, resume = check_start(start, initial), check_readouts(readouts), check_resume(resume)
     batch_of, span = batches_by_step(batches, steps, start.step)
     private = private_copy(model)
@@ -217,6 +231,10 @@ def train(
     unchanged = [t for t in (*leaves, *_given_tensors(optimizer), clip and clip.limit) if isinstance(t, Tensor)]
     record = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     environment = Environment.current({w.device for w in weights.values()})
+    if record:
+        with environment.pinned():
+            error = check_second_derivatives(plain, accumulate, hyperparameters, seed, span, check_derivatives)
+        problem.report.derivative_error = error
     run: Run = chosen.start(problem)
     if resume is not None:
         said = {"seed": seed, "readouts": readouts, "clip": clip, "accumulate": accumulate}

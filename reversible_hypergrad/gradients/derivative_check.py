@@ -1,0 +1,148 @@
+"""Whether torch's second derivatives of a loss are those of its gradient, before a run relies on them."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from reversible_hypergrad import pytree
+from reversible_hypergrad.gradients.bound import Loss
+from reversible_hypergrad.gradients.derivatives import BOUND, disagreement
+from reversible_hypergrad.gradients.familiar import Familiar
+from reversible_hypergrad.gradients.loss import LossGradient
+from reversible_hypergrad.gradients.module_watch import ModuleWatch
+from reversible_hypergrad.gradients.private_copy import private_copy
+from reversible_hypergrad.gradients.widened import double, widened
+from reversible_hypergrad.replay.micro_batches import micro_batches
+
+__all__ = ["Derivatives", "check_derivatives", "compare_derivatives"]
+
+_CHECKED = Familiar(256)  # losses, models and shapes that a run of this process has checked
+
+
+class Derivatives(NamedTuple):
+    """What :func:`compare_derivatives` found.
+
+    Attributes:
+        error: the distance of products from differences, in units of their size.
+        bound: what is above is wrong; infinite where differences say nothing.
+        culprit: the module that is to blame, where the error is above the bound and one was found.
+    """
+
+    error: float
+    bound: float
+    culprit: str | None
+
+    @property
+    def are_right(self) -> bool:
+        return not self.error > self.bound  # what is not finite is for others to refuse
+
+    def __str__(self) -> str:
+        return (
+            f"the second derivatives of {self.culprit or 'the loss'} are wrong, by {self.error:.1g} of their size along random "
+            "directions: hypergradients through it would be wrong in silence. Write it in other operations of torch"
+        )
+
+
+def compare_derivatives(model: nn.Module, loss: Loss, batch: Any, hyperparameters: Any, seed: int, step: int = 0) -> Derivatives:
+    """The second derivatives of one step's loss, along random directions, beside central differences of its gradient.
+
+    In float64 if the loss can be computed in it, whatever it is written in. Nothing given is modified.
+
+    Args:
+        model: of floating-point parameters; a copy of it is evaluated.
+        loss: as for :func:`train`.
+        batch: a step's.
+        hyperparameters: likewise.
+        seed: of the run.
+        step: with the seed, of the random numbers.
+
+    Cost: 3 to 9 gradients and 1 to 3 products; a copy of the model in float64 and six of its weights.
+    """
+    with widened():
+        wide = private_copy(model).double()
+        gradient = _gradient_of(wide, loss, double(batch), double(hyperparameters), seed)
+        try:
+            gradient(step)
+        except Exception:  # whatever says that something in it is of one dtype; if it is for another reason, it comes again below
+            pass
+        else:
+            return _compare(wide, gradient, torch.float64, step, seed)
+    own = private_copy(model)
+    gradient = _gradient_of(own, loss, batch, hyperparameters, seed)
+    return _compare(own, gradient, gradient(step).value.dtype, step, seed)
+
+
+def _gradient_of(model: nn.Module, loss: Loss, batch: Any, hyperparameters: Any, seed: int) -> LossGradient:
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    leaves, structure = pytree.flatten(batch)
+    return LossGradient(model, trained, loss, lambda step: pytree.unflatten(list(leaves), structure), hyperparameters, seed)
+
+
+def _compare(model: nn.Module, gradient: LossGradient, dtype: torch.dtype, step: int, seed: int) -> Derivatives:
+    watch = ModuleWatch(model)
+    gradient(step)
+    watch.remove()
+
+    def products(u: Sequence[Tensor]) -> list[Tensor | None]:
+        by_weights, by_hyperparameters = gradient(step).products(u)
+        return [*by_weights, *by_hyperparameters]
+
+    bound = BOUND.get(dtype, math.inf)
+    error = disagreement(lambda: gradient(step).gradients, products, [*gradient.weights, *gradient.wanted], seed)
+    return Derivatives(error, bound, watch.with_wrong_second_derivative(seed) if error > bound else None)
+
+
+def check_derivatives(
+    gradient: LossGradient, parts: int, hyperparameters: Any, seed: int, steps: range, wanted: bool | int
+) -> float | None:
+    """Compares at some steps of a run, before it begins.
+
+    Args:
+        gradient: of the run's loss.
+        parts: in how many to cut a batch; the first one is looked at.
+        hyperparameters: as the loss takes them.
+        seed: of the run.
+        steps: of the run.
+        wanted: at how many of them. True: at the first one, unless a run of this process has checked the same loss, model and
+            shapes. False: at none.
+
+    Returns:
+        The largest error; None if nothing was compared.
+
+    Raises:
+        RuntimeError: where second derivatives are wrong.
+
+    Warns where they seem so, but could be computed in float32 alone.
+    """
+    count = min(int(wanted), len(steps))
+    errors = []
+    for step in (steps[k * len(steps) // count] for k in range(count)):
+        batch = micro_batches(step, gradient.load(step), parts)[0]
+        given = gradient.bound.model, gradient.bound.loss, batch, hyperparameters
+        if wanted is True and given in _CHECKED:
+            return None
+        found = compare_derivatives(*given, seed, step)
+        if not found.are_right:
+            _complain(found, step)
+        elif wanted is True:
+            _CHECKED.add(given)
+        if math.isfinite(found.bound + found.error):
+            errors.append(found.error)
+    return max(errors, default=None)
+
+
+def _complain(found: Derivatives, step: int) -> None:
+    if found.bound == BOUND[torch.float64]:
+        raise RuntimeError(f"loss: at step {step} {found}, or pass check_derivatives=False to take them as they are")
+    where = f", in {found.culprit}" if found.culprit else ""
+    warnings.warn(
+        f"loss: at step {step}, in float32, second derivatives and differences of the gradient are {found.error:.1g} of their "
+        f"size apart{where}. Kinks, as those of ReLU, may explain that, or torch's second derivatives are wrong. Write the loss "
+        "so that it can be computed in float64, too, in which the check is sharp",
+        RuntimeWarning,
+        stacklevel=2,
+    )
