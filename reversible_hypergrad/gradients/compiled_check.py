@@ -12,7 +12,7 @@ from torch import Tensor
 from reversible_hypergrad.gradients.same_bits import same_bits
 from reversible_hypergrad.problem.gradient import SideEffects
 
-__all__ = ["Expected"]
+__all__ = ["Expected", "compare_products", "random_directions"]
 
 
 class Expected:
@@ -81,6 +81,39 @@ class Expected:
             "The backend rounds much more coarsely than torch (for inductor see emulate_precision_casts in "
             "compile={'options': {...}}), or is wrong; or the gradient is nothing but rounding, as at a minimum. Leave "
             "compile=True out, or choose another backend"
+        )
+
+
+def random_directions(weights: Sequence[Tensor]) -> list[Tensor]:
+    """The same ones whenever they are asked for."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(w.shape, generator=generator).to(w).as_strided(w.shape, w.stride()) for w in weights]
+
+
+def compare_products(step: int | None, mine: Sequence[Tensor | None], theirs: Sequence[Tensor | None]) -> None:
+    """Raises RuntimeError if products of the same directions with second derivatives are not the same to rounding.
+
+    They are derivatives of what is rounded already, and terms of both signs: a third of the digits must agree, all products
+    together. A formula that is wrong changes the first ones.
+
+    Args:
+        step: for the error.
+        mine: of the compiled function; None stands for zero.
+        theirs: of the loss as it is.
+    """
+    own, others = [], []
+    for a, b in zip(mine, theirs, strict=True):
+        like = b if a is None else a
+        if like is not None:
+            own.append(torch.zeros_like(like) if a is None else a)
+            others.append(torch.zeros_like(like) if b is None else b)
+    tolerance = max((torch.finfo(b.dtype).eps for b in others), default=0.0) ** (1 / 3)
+    apart = _apart(own, others)
+    if apart > tolerance:
+        raise RuntimeError(
+            f"compile: {'' if step is None else f'at step {step} '}the compiled products with second derivatives are not those "
+            f"that the loss has by itself: {apart:.1e} of the norm apart, where rounding explains {tolerance:.0e}. The backend "
+            "is wrong, or rounds much more coarsely than torch. Leave compile=True out, or choose another backend"
         )
 
 

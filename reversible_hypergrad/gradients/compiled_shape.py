@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from reversible_hypergrad import pytree
 from reversible_hypergrad.gradients.batch_kinds import is_same, kinds_of, name_of
 from reversible_hypergrad.gradients.compile_errors import explained, is_of_too_many_kinds
-from reversible_hypergrad.gradients.compiled_check import Expected
+from reversible_hypergrad.gradients.compiled_check import Expected, compare_products, random_directions
 from reversible_hypergrad.gradients.compiled_functions import CompiledFunctions, Results, compiled_functions
 from reversible_hypergrad.gradients.loss import LossGradient
 from reversible_hypergrad.gradients.same_bits import same_bits
@@ -88,6 +88,9 @@ class CompiledShape:
         before.put_back()
         found = self._call_along(pytree.unflatten(leaves, structure), directions)
         before.put_back()
+        products = self._inner.of(pytree.unflatten(leaves, structure)).products(directions)
+        before.put_back()
+        compare_products(None, [*found[3].values(), *found[4]], [*products[0], *products[1]])
         self._along_agrees = same_bits(trained, found[:3])
         self.seconds += time.perf_counter() - began
 
@@ -119,9 +122,13 @@ class CompiledShape:
         leaves, structure = pytree.flatten(batch)
         before = self._inner.side_effects()
 
+        directions = random_directions(self._inner.weights)
+        products: list[Any] = []
+
         def evaluate() -> tuple[list[Tensor], list[Tensor]]:
-            gradients = self._inner.of(pytree.unflatten(leaves, structure)).gradients  # the loss may empty a batch's containers
-            return gradients, [of[name] for of, name, _ in self._buffers]
+            evaluation = self._inner.of(pytree.unflatten(leaves, structure))  # the loss may empty a batch's containers
+            products[:] = evaluation.products(directions)
+            return evaluation.gradients, [of[name] for of, name, _ in self._buffers]
 
         expected = Expected(evaluate)
         before.put_back()
@@ -130,12 +137,14 @@ class CompiledShape:
         mine = self._call(pytree.unflatten(leaves, structure), True)
         expected.compare(step or 0, [g.detach() for g in mine[1].values()], list(mine[2].values()), before)
         before.put_back()
+        compare_products(step, self._products(mine[1], directions), [p for row in products for p in row])
+        mine = mine[0], {name: g.detach() for name, g in mine[1].items()}, mine[2]
         self.agree = self.agree and same_bits(mine, self._call(pytree.unflatten(leaves, structure), False))
         before.put_back()
         self._checked.append(step)
         self.seconds += time.perf_counter() - began
         if along and self._along_agrees is None:
-            self._check_along(batch, [torch.zeros_like(w, requires_grad=False) for w in self._inner.weights])
+            self._check_along(batch, directions)
 
     def _compile(self, batch: Any, before: SideEffects) -> None:
         """Both functions, and the products, whose errors would come after all of training otherwise."""
@@ -159,11 +168,16 @@ class CompiledShape:
         with settings.patch(donated_buffer=False):
             self._call(pytree.unflatten(leaves, structure), False)
             _, gradients, _ = self._call(pytree.unflatten(leaves, structure), True)
-            attached = [g for g in gradients.values() if g.requires_grad]
-            inputs = [*self._inner.weights, *self._inner.wanted]
-            if attached:
-                with explained(self._inner.bound):
-                    torch.autograd.grad(attached, inputs, [torch.zeros_like(g) for g in attached], allow_unused=True)
+            self._products(gradients, random_directions(self._inner.weights))
+
+    def _products(self, gradients: dict[str, Tensor], directions: Sequence[Tensor]) -> list[Tensor | None]:
+        """Of weights and of hyperparameters."""
+        inputs = [*self._inner.weights, *self._inner.wanted]
+        attached = [(g, d) for g, d in zip(gradients.values(), directions, strict=True) if g.requires_grad]
+        if not attached:
+            return [None] * len(inputs)
+        with explained(self._inner.bound):
+            return list(torch.autograd.grad([g for g, _ in attached], inputs, [d for _, d in attached], allow_unused=True))
 
     def _call(self, batch: Any, with_products: bool) -> Results:
         assert self._functions is not None

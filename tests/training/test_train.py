@@ -235,7 +235,11 @@ def test_old_weight_norm_is_copied():
     with pytest.warns(FutureWarning):
         model = nn.Sequential(nn.utils.weight_norm(layer))
     _, x, y = problem("mlp", torch.float32)
-    trained = rh.train(model, lambda m, i, h: F.cross_entropy(m(x[i]), y[i]), batch_indices, steps=5, optimizer=rh.SGD(0.1))
+
+    def loss(model, i, _):
+        return F.cross_entropy(model(x[i]), y[i])
+
+    trained = rh.train(model, loss, batch_indices, steps=5, optimizer=rh.SGD(0.1), check_derivatives=False)  # torch's are wrong
     sum(w.square().sum() for w in trained.values()).backward()
     assert trained.report.restored
 
