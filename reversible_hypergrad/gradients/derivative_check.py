@@ -76,7 +76,8 @@ def compare_derivatives(model: nn.Module, loss: Loss, batch: Any, hyperparameter
         else:
             return _compare(wide, gradient, torch.float64, step, seed)
     own = private_copy(model)
-    gradient = _gradient_of(own, loss, batch, hyperparameters, seed)
+    moved = pytree.map_tensors(lambda t: t.detach().clone().requires_grad_() if t.requires_grad else t, hyperparameters)
+    gradient = _gradient_of(own, loss, batch, moved, seed)
     return _compare(own, gradient, gradient(step).value.dtype, step, seed)
 
 

@@ -23,14 +23,16 @@ _CASTS[torch.Tensor.bfloat16] = torch.Tensor.double
 
 
 def double(nest: Any) -> Any:
-    """A nest with copies of its tensors in float64. Those that require grad are leaves that do; integers stay as they are."""
+    """A nest with its tensors in float64. Those that require grad are copied to leaves that do; integers stay as they are."""
     return pytree.map_tensors(_double, nest)
 
 
 def _double(tensor: Tensor) -> Tensor:
+    if tensor.requires_grad:
+        return tensor.detach().to(_WIDE.get(tensor.dtype, tensor.dtype), copy=True).requires_grad_()
     if tensor.dtype not in _WIDE:
         return tensor
-    return tensor.detach().to(_WIDE[tensor.dtype]).requires_grad_(tensor.requires_grad)
+    return tensor.detach().to(_WIDE[tensor.dtype])
 
 
 @contextmanager

@@ -170,6 +170,23 @@ def test_a_loss_that_float64_does_not_fit():
         train(nn.Linear(4, 2), loss_of(3), check_derivatives=1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("wide", [True, False])
+def test_nothing_is_moved(dtype, wide):
+    scale = torch.tensor([0.3, 0.7], dtype=dtype, requires_grad=True)
+    model = model_of(dtype=dtype)
+    before = [p.detach().clone() for p in (scale, *model.parameters())]
+
+    def loss(model, x, scale):
+        y = model(x)
+        assert wide or y.dtype == dtype
+        return (y * scale).square().mean()
+
+    runs = [train(model, loss, dtype, hyperparameters=scale, check_derivatives=check) for check in (2, False)]
+    assert all(torch.equal(a, b) for a, b in zip(before, (scale, *model.parameters()), strict=True))
+    assert all(torch.equal(w, runs[1][name]) for name, w in runs[0].items())
+
+
 def test_not_without_hypergradients():
     model = model_of(Wrong.apply).requires_grad_(True)
     with torch.no_grad():
