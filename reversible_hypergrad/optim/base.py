@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from reversible_hypergrad.errors import ReversalError
+from reversible_hypergrad.interrupts import Uninterrupted, uninterrupted
 from reversible_hypergrad.optim.edits import edited, refuse, replaced
 from reversible_hypergrad.optim.gradients import gather
 from reversible_hypergrad.optim.history import name_of
@@ -40,6 +41,7 @@ class ReversibleOptimizer(StatefulOptimizer):
         ValueError: for numbers that make no sense, at construction or at the step.
     """
 
+    @uninterrupted
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters, as in torch, at any time. They join with the next step; rewinding past it lets them go."""
         if self.param_groups:
@@ -76,20 +78,22 @@ class ReversibleOptimizer(StatefulOptimizer):
             RuntimeError: a sparse gradient, a parameter edited since the last step (see :meth:`mark_boundary`), or a CUDA graph
                 that is being captured: capture the loss and its backward alone, and step after each replay.
 
-        After any error the optimizer and the weights are as they were.
+        After any error the optimizer and the weights are as they were. Ctrl-C, or another signal whose handler raises, comes in
+        the closure, or else before the step or after it, never between.
         """
-        self._refuse_inside_closure("step")
-        self._refuse_capture("step")
         loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self._refuse_edits()
-        settings = [self.settings_of(group) for group in self.param_groups]
-        newcomers = self._history.newcomers(self.param_groups)
-        if newcomers:
-            self.synchronize()
-        self._step(settings, newcomers)
+        with Uninterrupted() as signals:
+            self._refuse_inside_closure("step")
+            self._refuse_capture("step")
+            if closure is not None:
+                with signals.but_for(), torch.enable_grad():
+                    loss = closure()
+            self._refuse_edits()
+            settings = [self.settings_of(group) for group in self.param_groups]
+            newcomers = self._history.newcomers(self.param_groups)
+            if newcomers:
+                self.synchronize()
+            self._step(settings, newcomers)
         return loss
 
     def _step(self, settings: list[Settings], newcomers: list[Part]) -> None:
@@ -112,6 +116,7 @@ class ReversibleOptimizer(StatefulOptimizer):
                 self.synchronize()
 
     @torch.no_grad()
+    @uninterrupted
     def synchronize(self) -> None:
         """Waits for the steps that are queued on a GPU, and raises if one was refused; on the CPU nothing is ever queued.
 
@@ -158,33 +163,35 @@ class ReversibleOptimizer(StatefulOptimizer):
             RuntimeError: a parameter was edited.
 
         After any error, as after an exception in the closure, the optimizer and the weights are as they were, unless
-        verify_every > 1 has left the fault to be found later.
+        verify_every > 1 has left the fault to be found later. Signals come as in :meth:`step`.
 
         Cost: the closure, and about 1.5 times the arithmetic of a step.
         """
-        self._refuse_inside_closure("step_back")
-        self._refuse_capture("step_back")
-        self.synchronize()
-        if not self._history.entries:
-            since = " since mark_boundary()" if any(not part.fresh for part in self._history.parts) else ""
-            raise ReversalError(f"step_back() found no step to undo{since}: call step() first")
-        self._refuse_edits()
-        entry = self._history.entries[-1]
-        undoing = Undoing(self._history.parts[: len(entry.records)], entry)
-        self._undoing = True
-        try:
-            with torch.enable_grad():
-                loss = closure()
+        with Uninterrupted() as signals:
+            self._refuse_inside_closure("step_back")
+            self._refuse_capture("step_back")
+            self.synchronize()
+            if not self._history.entries:
+                since = " since mark_boundary()" if any(not part.fresh for part in self._history.parts) else ""
+                raise ReversalError(f"step_back() found no step to undo{since}: call step() first")
             self._refuse_edits()
-            undoing.states(f"step_back() of step {self._history.steps_taken}", partial(self._history.changed, self.param_groups))
-        except BaseException:
-            undoing.redo()
-            raise
-        finally:
-            self._undoing = False
-        undoing.settle()
-        self._write_settings(entry)
-        self._history.pop()
+            entry = self._history.entries[-1]
+            undoing = Undoing(self._history.parts[: len(entry.records)], entry)
+            self._undoing = True
+            try:
+                with signals.but_for(), torch.enable_grad():
+                    loss = closure()
+                self._refuse_edits()
+                changed = partial(self._history.changed, self.param_groups)
+                undoing.states(f"step_back() of step {self._history.steps_taken}", changed)
+            except BaseException:
+                undoing.redo()
+                raise
+            finally:
+                self._undoing = False
+            undoing.settle()
+            self._write_settings(entry)
+            self._history.pop()
         return loss
 
     def rewind(self, closures: Iterable[Closure]) -> list[Any]:
@@ -195,6 +202,7 @@ class ReversibleOptimizer(StatefulOptimizer):
         return [self.step_back(closure) for closure in closures]
 
     @torch.no_grad()
+    @uninterrupted
     def mark_boundary(self) -> None:
         """Accepts the present weights, edited or not, as a new start that cannot be rewound past; forgets the steps so far.
 

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.core.fixed_point import FORMATS
+from reversible_hypergrad.interrupts import uninterrupted
 from reversible_hypergrad.optim import saved
 from reversible_hypergrad.optim.edits import refuse, replaced
 from reversible_hypergrad.optim.history import History
@@ -62,6 +63,7 @@ class StatefulOptimizer(Optimizer):
     def synchronize(self) -> None:
         """Waits for the steps that are queued on a GPU."""
 
+    @uninterrupted
     def state_dict(self) -> dict[str, Any]:
         """As torch's: ``{"state": {index: {name: value}}, "param_groups": [...]}``, with every bit of the reversible state.
 
@@ -92,6 +94,7 @@ class StatefulOptimizer(Optimizer):
             self.state = names
 
     @torch.no_grad()
+    @uninterrupted
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over a state from :meth:`state_dict`. The model's weights are loaded separately, before or after; the
         next ``step`` or ``step_back`` checks that they are the ones of the state. A state whose steps were taken with another
