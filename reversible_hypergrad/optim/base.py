@@ -60,7 +60,6 @@ class ReversibleOptimizer(StatefulOptimizer):
         self._history.waiting.append(list(range(len(group["params"]))))
         self._list_names()
 
-    @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Any:
         """One step, as ``torch.optim.SGD.step``.
 
@@ -82,7 +81,7 @@ class ReversibleOptimizer(StatefulOptimizer):
         the closure, or else before the step or after it, never between.
         """
         loss = None
-        with Uninterrupted() as signals:
+        with Uninterrupted() as signals, torch.no_grad():
             self._refuse_inside_closure("step")
             self._refuse_capture("step")
             if closure is not None:
@@ -115,8 +114,8 @@ class ReversibleOptimizer(StatefulOptimizer):
             if self._queue.is_full:
                 self.synchronize()
 
-    @torch.no_grad()
     @uninterrupted
+    @torch.no_grad()
     def synchronize(self) -> None:
         """Waits for the steps that are queued on a GPU, and raises if one was refused; on the CPU nothing is ever queued.
 
@@ -146,7 +145,6 @@ class ReversibleOptimizer(StatefulOptimizer):
         later = f". {count - 1} later steps were queued and did not take place" if count > 1 else ""
         raise type(error)(f"step {self._history.steps_taken + 1}: {error}{later}")
 
-    @torch.no_grad()
     def step_back(self, closure: Closure) -> Any:
         """Undoes the last step: weights, velocities, the groups' settings and the step count, to the last bit.
 
@@ -167,7 +165,7 @@ class ReversibleOptimizer(StatefulOptimizer):
 
         Cost: the closure, and about 1.5 times the arithmetic of a step.
         """
-        with Uninterrupted() as signals:
+        with Uninterrupted() as signals, torch.no_grad():
             self._refuse_inside_closure("step_back")
             self._refuse_capture("step_back")
             self.synchronize()
@@ -201,8 +199,8 @@ class ReversibleOptimizer(StatefulOptimizer):
         """
         return [self.step_back(closure) for closure in closures]
 
-    @torch.no_grad()
     @uninterrupted
+    @torch.no_grad()
     def mark_boundary(self) -> None:
         """Accepts the present weights, edited or not, as a new start that cannot be rewound past; forgets the steps so far.
 

@@ -93,8 +93,8 @@ class StatefulOptimizer(Optimizer):
         finally:
             self.state = names
 
-    @torch.no_grad()
     @uninterrupted
+    @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over a state from :meth:`state_dict`. The model's weights are loaded separately, before or after; the
         next ``step`` or ``step_back`` checks that they are the ones of the state. A state whose steps were taken with another

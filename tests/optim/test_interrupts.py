@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import torch
 from interrupting import first, interrupt_at, lines_of
 from optim_problems import Closure, frozen, random_gradients, random_parameters, setting_gradients
 
@@ -159,5 +160,6 @@ def test_a_time_limit_that_raises() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert broken > 20
+    assert torch.is_grad_enabled()
     optimizer.rewind(reversed(closures[:taken]))
     assert frozen(optimizer) == start
