@@ -34,7 +34,7 @@ def edited(parts: Sequence[Part], all_weights: bool) -> list[str]:
         reshaped = part.watch.reshaped()
         suspects = range(len(part.state.weights)) if all_weights else part.watch.touched()
         names += [part.state.names[i] for i in reshaped]
-        names += part.state.edited([i for i in suspects if i not in reshaped], at_start=part.steps == 0)
+        names += part.state.edited([i for i in suspects if i not in reshaped], at_start=part.at_start)
         touched += [part] if suspects else []
     if not names:
         for part in touched:

@@ -169,8 +169,10 @@ def unpack_part(
         record.signs = [own[t] for own in signs] if signs else None
         records.append(record)
     steps = packed[0]["steps"]
-    offsets = np.array([own["taken"] - steps for own in packed])
-    return Part(group, positions, state, bool(packed[0]["fresh"]), steps, hashes[-1], offsets=offsets), records
+    taken = np.array([own["taken"] for own in packed])
+    begun = taken - tables["shifts"][:, :, 0].sum(0)
+    offsets = begun if (begun == taken - steps).all() else taken - steps
+    return Part(group, positions, state, bool(packed[0]["fresh"]), steps, hashes[-1], offsets=offsets, begun=begun), records
 
 
 def _moment(fractions: Any, rows: Any, slots: int) -> tuple[ScaleState, Any, Any]:

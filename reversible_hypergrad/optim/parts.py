@@ -35,11 +35,14 @@ class Part:
     watch: Watch = field(init=False)
     given: tuple[Settings, list[int], StepNumbers] | None = None  # the last step's settings and counts, and what they came to
     offsets: NDArray[np.int64] = None  # type: ignore[assignment]  # how many more steps each tensor has taken than the part
+    begun: NDArray[np.int64] = None  # type: ignore[assignment]  # the same at the part's start
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.state.weights)
         if self.offsets is None:
             self.offsets = np.zeros(len(self.members), np.int64)
+        if self.begun is None:
+            self.begun = self.offsets
         if self.steps == 0:
             self.hash = self.state.hash()
 
@@ -74,10 +77,17 @@ class Part:
         by_count = {count: numbers_of(settings, count) for count in dict.fromkeys(counts)}
         return by_count[counts[0]] if len(by_count) == 1 else StepNumbers.joined([by_count[count] for count in counts])
 
+    @property
+    def at_start(self) -> list[int]:
+        """Which tensors have taken no step since the part's start: their first weights show, to the last bit."""
+        if self.offsets is self.begun:  # all have taken part in every step
+            return [] if self.steps else list(range(len(self.members)))
+        return np.flatnonzero(self.offsets + self.steps == self.begun).tolist()
+
     def wrote(self, stepped: bool = False) -> None:
-        """After the kernels wrote the weights: at the start the first weights show to the last bit."""
-        if self.steps == 0 and not stepped:
-            self.state.restore_initial()
+        """After the kernels wrote the weights."""
+        if not stepped:
+            self.state.restore_initial(self.at_start)
         self.watch.wrote()
         torch.clear_autocast_cache()  # an autocast around all of training would go on with casts of the weights of before
 

@@ -100,10 +100,11 @@ def begin(state: State, given: Sequence[Mapping[str, Tensor]], exact: Sequence[F
         exact: where other states ended. One is used if its weights and states are the visible and the given ones, bit for bit.
         factors: what the slots decay by in the first step; of shape (slots,), or (tensors, slots).
     """
+    every = range(len(state.sizes))
     for frozen in exact:
         if frozen.fits(state):
             frozen.put_into(state)
-            if not state.edited(range(len(state.sizes)), at_start=True) and _shows(state, given):
+            if not state.edited(every, at_start=every) and _shows(state, given):
                 return
             state.allocate(state.weights, state.names, state.rule, state.format.state_bits)
             state.quantize_weights()

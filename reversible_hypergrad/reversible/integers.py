@@ -107,14 +107,15 @@ class Integers:
         """Names of the tensors that no longer have as many elements as their state."""
         return [n for n, w, size in zip(self.names, self.weights, self.sizes, strict=True) if w.numel() != size]
 
-    def edited(self, suspects: Sequence[int], at_start: bool) -> list[str]:
-        """Names of those of the tensors ``suspects`` whose visible weights are not the ones of the state; reads them."""
+    def edited(self, suspects: Sequence[int], at_start: Sequence[int]) -> list[str]:
+        """Names of those of the tensors ``suspects`` whose visible weights are not the ones of the state; reads them. Of those
+        ``at_start`` the first weights are visible."""
         names = []
         for i in suspects:
             weight = self.weights[i]
             expected = self.visible(i)
             initial = self.initial[i]
-            if at_start and initial is not None:
+            if i in at_start and initial is not None:
                 initial.restore(expected)
             if InitialWeights.differences(flat(weight), expected) is not None:
                 names.append(self.names[i])
@@ -125,11 +126,12 @@ class Integers:
         for i, weight in enumerate(self.weights):
             flat(weight).copy_(self.visible(i))
 
-    def restore_initial(self) -> None:
-        """The visible weights of the start, to the last bit. Call when the integers are back there."""
-        for weight, initial in zip(self.weights, self.initial, strict=True):
+    def restore_initial(self, tensors: Sequence[int]) -> None:
+        """The visible weights of the start, to the last bit, of ``tensors`` whose integers are back there."""
+        for i in tensors:
+            initial = self.initial[i]
             if initial is not None:
-                initial.restore(flat(weight))
+                initial.restore(flat(self.weights[i]))
 
     @property
     def is_late(self) -> bool:

@@ -166,7 +166,9 @@ class ProgramPullBack(PullBack):
         record = group.pop_record(step)
         outcome = self._weights(step, record, moved=False)
         if step == group.steps.start:
-            group.state.restore_initial()  # the first gradient was taken there, not at the rounded weights
+            group.state.restore_initial(
+                range(len(group.members))
+            )  # the first gradient was taken there, not at the rounded weights
         return record, outcome
 
     def known_directions(self, into: list[Tensor]) -> bool:

@@ -32,7 +32,7 @@ class RulePullBack(PullBack):
         record = group.pop_record(step)
         outcome = state.move_weights(record, back=True, with_hash=record.hash_before is not None)
         if step == group.steps.start:
-            state.restore_initial()  # the first gradient was taken there, not at the rounded weights
+            state.restore_initial(range(len(state.names)))  # the first gradient was taken there, not at the rounded weights
         self.pull_weights(step, record)
         return record, outcome
 
