@@ -54,7 +54,7 @@ class StepSums:
         """Which inner products are by something that a learned setting enters."""
         found = [False] * len(sums)
         later = max(self._steps.start, 1)  # in the very first step of all some settings are set aside
-        for settings in self._settings:
+        for settings in self._settings if self._steps else ():
             _, outputs = self._outputs([settings], range(later, later + 1), sums)
             found = [was or bool(output.requires_grad) for was, output in zip(found, outputs, strict=True)]
         return found

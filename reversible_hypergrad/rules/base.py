@@ -136,6 +136,8 @@ class Rule(ABC):
     def irreversible(self, settings: Sequence[Settings]) -> str | None:
         """Why a run with these settings, one mapping per parameter, cannot be undone; None if it can."""
         for of_one in {tuple(of_one.values()): of_one for of_one in settings}.values():
+            if any(setting.elementwise is None and not len(setting.numbers) for setting in of_one.values()):
+                continue  # a schedule of no steps
             longest = max(of_one.values(), key=lambda setting: len(setting.numbers))
             steps = range(longest.first, longest.first + max(len(longest.numbers), 1))
             for name, factors in self.factors(of_one, steps).items():
