@@ -8,7 +8,7 @@ from array import array
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -24,21 +24,21 @@ _IN_FLIGHT = 32 << 20  # bytes of planes waiting to be written, or read ahead: e
 class PlaneFile(PlaneStore):
     """A stack of planes at the end of one temporary file in ``directory``, each with a CRC-32.
 
-    A failed write or read raises where the next plane is pushed, popped or flushed, and names the file. The file
-    is removed by :meth:`close`, or when the store is garbage.
+    A failed write or read raises where the next plane is pushed, popped or flushed, and names the directory. The file has no
+    name there: the system frees its space when it is closed, by :meth:`close`, when the store is garbage, or when the process
+    ends, however it does. (Windows has no files without names: there it has one, but goes as early.)
     """
 
     def __init__(self, directory: Path, device: torch.device) -> None:
         self._device = device
-        descriptor, name = tempfile.mkstemp(prefix="trajectory-", suffix=".planes", dir=directory)
-        self._file: BinaryIO = os.fdopen(descriptor, "w+b", buffering=0)
-        self.path = Path(name)
+        self._directory = directory
+        self._file: IO[bytes] = tempfile.TemporaryFile(buffering=0, prefix="trajectory-", dir=directory)  # noqa: SIM115
         self._sizes, self._sums = array("q"), array("L")
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="planes")
         self._writes: deque[tuple[int, Future[int]]] = deque()
         self._reads: deque[tuple[int, Future[bytearray]]] = deque()
         self._ahead = 0  # planes that are being read, counted from the end
-        self._finalizer = weakref.finalize(self, _remove, self._file, name, self._worker)
+        self._finalizer = weakref.finalize(self, _remove, self._file, self._worker)
 
     def push(self, plane: Tensor) -> None:
         self._drop_reads()
@@ -68,16 +68,16 @@ class PlaneFile(PlaneStore):
         try:
             content = future.result()
         except OSError as error:
-            raise ReversalError(f"the trajectory's file {self.path} cannot be read: {error}") from error
+            raise ReversalError(f"the trajectory's file in {self._directory} cannot be read: {error}") from error
         size, expected = self._sizes[-1], self._sums[-1]
         if len(content) != size:
             raise ReversalError(
-                f"the trajectory's file {self.path} was truncated: expected {size} bytes at offset {offset}, got "
+                f"the trajectory's file in {self._directory} was truncated: expected {size} bytes at offset {offset}, got "
                 f"{len(content)}. No gradient has been changed; leave the file alone while a run may be differentiated"
             )
         if zlib.crc32(content) != expected:
             raise ReversalError(
-                f"the trajectory's file {self.path} was damaged: the {size} bytes at offset {offset} are not those that "
+                f"the trajectory's file in {self._directory} was damaged: the {size} bytes at offset {offset} are not those that "
                 "were written. No gradient has been changed; check the disk, and that nothing else writes there"
             )
         return torch.frombuffer(content, dtype=torch.uint8).to(self._device) if size else torch.empty(0, dtype=torch.uint8)
@@ -108,7 +108,7 @@ class PlaneFile(PlaneStore):
                 error.errno,
                 f"the trajectory's file cannot be written ({error.strerror}; {self.nbytes} bytes so far). Free space, or choose "
                 "another directory for the strategy's buffer= or store=",
-                str(self.path),
+                str(self._directory),
             ) from error
 
     def _read_ahead(self) -> None:
@@ -135,7 +135,6 @@ class PlaneFile(PlaneStore):
         self._ahead = 0
 
 
-def _remove(file: BinaryIO, name: str, worker: ThreadPoolExecutor) -> None:
+def _remove(file: IO[bytes], worker: ThreadPoolExecutor) -> None:
     worker.shutdown(wait=True, cancel_futures=True)
     file.close()
-    Path(name).unlink(missing_ok=True)

@@ -7,6 +7,7 @@ import os
 
 import pytest
 import torch
+from open_files import open_files
 from small_task import STEPS, Task
 
 import reversible_hypergrad as rh
@@ -109,21 +110,21 @@ def test_a_fault_is_found_between_checks(task, runs, verify_every):
 
 def test_one_flipped_bit_on_disk(task, tmp_path):
     trained = task.train(buffer=tmp_path)
-    (path,) = tmp_path.iterdir()
+    (path,) = open_files(tmp_path)
     content = bytearray(path.read_bytes())
     content[3] ^= 1
     path.write_bytes(content)
-    with pytest.raises(rh.ReversalError, match=rf"{path.name} was damaged: the \d+ bytes at offset 0"):
+    with pytest.raises(rh.ReversalError, match=rf"file in {tmp_path} was damaged: the \d+ bytes at offset 0"):
         task.backward(trained)
     task.check_untouched()
-    assert not list(tmp_path.iterdir())
+    assert not [*open_files(tmp_path), *tmp_path.iterdir()]
 
 
 def test_a_truncated_file(task, tmp_path):
     trained = task.train(buffer=tmp_path)
-    (path,) = tmp_path.iterdir()
+    (path,) = open_files(tmp_path)
     os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(rh.ReversalError, match=rf"{path.name} was truncated"):
+    with pytest.raises(rh.ReversalError, match=rf"file in {tmp_path} was truncated"):
         task.backward(trained)
     task.check_untouched()
 
@@ -133,10 +134,10 @@ def test_a_full_disk(task, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(OSError, match=r"No space left on device.*Free space.*\.planes") as caught:
+    with pytest.raises(OSError, match=r"No space left on device.*Free space") as caught:
         task.train(buffer=tmp_path)
     assert caught.value.errno == errno.ENOSPC
-    assert not list(tmp_path.iterdir())
+    assert not [*open_files(tmp_path), *tmp_path.iterdir()]
     task.check_untouched()
 
 
