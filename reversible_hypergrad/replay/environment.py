@@ -10,6 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reversible_hypergrad.replay.cuda import CudaSettings, explain_nondeterminism, prepare_cublas, refuse_cublas, restoring
+from reversible_hypergrad.replay.forks import refuse_fork
 from reversible_hypergrad.replay.turns import Turn
 
 __all__ = ["Environment", "RandomStates", "mix", "seed_step"]
@@ -38,8 +39,9 @@ class Environment:
         """The settings now; ``devices`` are those whose random numbers the run may draw.
 
         Raises:
-            RuntimeError: if another thread has put its own in force.
+            RuntimeError: if another thread has put its own in force, and in a forked process.
         """
+        refuse_fork(torch.get_num_threads())
         cuda = tuple(sorted({d for d in devices if d.type == "cuda"}, key=str))
         kinds = ["cpu", *(["cuda"] if cuda else [])]
         return Environment(
@@ -56,11 +58,13 @@ class Environment:
         """Puts the settings in force, and everything back afterwards, random states of torch, NumPy and Python included.
 
         Raises:
-            RuntimeError: if another thread has put its own in force.
+            RuntimeError: if another thread has put its own in force, and in a process that was forked since the run began.
         """
         with ExitStack() as stack:
             stack.enter_context(self.turn.taken())
             stack.enter_context(_random_states_kept(self.cuda_devices))
+            # Torch's own contexts leave it as it is inside if Ctrl-C comes at their very beginning or end.
+            stack.enter_context(restoring(torch.is_grad_enabled, torch.set_grad_enabled, torch.is_grad_enabled()))
             stack.enter_context(restoring(torch.get_num_threads, torch.set_num_threads, self.threads))
             stack.enter_context(restoring(torch.get_default_dtype, torch.set_default_dtype, self.default_dtype))
             if None not in (self.matmul_precision, _matmul_precision()):

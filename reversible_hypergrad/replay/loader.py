@@ -1,6 +1,7 @@
 """Shuffled epochs with random access by step."""
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -77,6 +78,7 @@ class ReplayableLoader:
             raise ValueError(f"dataset: its {len(dataset)} examples make no batch of batch_size={batch_size}. Lower batch_size")
         self._order: tuple[int, Tensor] | None = None
         self._worker: ThreadPoolExecutor | None = None
+        self._process = 0  # that the worker is in
         self._ahead: dict[int, Future[Any]] = {}
         self._last: int | None = None
 
@@ -110,8 +112,9 @@ class ReplayableLoader:
             raise IndexError(f"step: expected an integer >= 0, got {step}")
         if not self.prefetch:
             return self._make(step)
-        if self._worker is None:
-            self._worker = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        if self._worker is None or self._process != os.getpid():  # a forked process has no threads
+            self._worker, self._ahead = ThreadPoolExecutor(1, thread_name_prefix="batches"), {}
+            self._process = os.getpid()
         direction = -1 if self._last is not None and step < self._last else 1
         self._last = step
         future = self._ahead.pop(step, None) or self._worker.submit(self._make, step)

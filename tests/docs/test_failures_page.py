@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
+from open_files import open_files
 from tape import TapeGraphs
 
 import reversible_hypergrad as rh
@@ -118,7 +120,7 @@ def a_second_try():
 
 def a_damaged_file(tmp_path):
     trained = train(batches=lambda step: DATA[step % STEPS], steps=80, adjoint=rh.Reversible(buffer=tmp_path))
-    (path,) = tmp_path.iterdir()
+    (path,) = open_files(tmp_path)
     content = bytearray(path.read_bytes())
     content[0] ^= 1
     path.write_bytes(content)
@@ -283,6 +285,26 @@ def in_another_thread():
     train(loss=elsewhere)
 
 
+def in_a_fork(action):
+    """As far as the library can tell; real ones are in tests/replay."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with mock.patch.object(os, "getpid", return_value=-1):
+            action()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def back_in_a_fork():
+    value = sum(w.sum() for w in train().values())
+    in_a_fork(value.backward)
+
+
+def train_in_a_fork():
+    in_a_fork(train)
+
+
 def with_tapes(**settings):
     """Operations recorded in the place of CUDA graphs."""
     with mock.patch.object(captured, "CudaGraphs", TapeGraphs):
@@ -344,6 +366,8 @@ PROVOKED: dict[str, list[Callable[..., object]]] = {
     "loss: something in it has no second derivative": [lambda: train(loss=lambda m, b, _: Once.apply(m(b[0])).square().mean())],
     "…: expected a dense gradient, got layout": [lambda: train(Sparse())],
     "another thread is inside of a run": [in_another_thread],
+    "backward was called in a forked process": [back_in_a_fork],
+    "a run was begun in a forked process": [train_in_a_fork],
     "model: got a DistributedDataParallel": [lambda: train(DistributedDataParallel())],
     "batches: got an iterator": [lambda: train(batches=iter(DATA))],
     "batches: expected a sequence or a function step -> batch, got DataLoader": [
