@@ -11,6 +11,7 @@ from reversible_hypergrad.adjoints.float_adjoint import FloatAdjoint
 from reversible_hypergrad.adjoints.floats import FloatGroup, FloatState, float_groups, needs_states
 from reversible_hypergrad.adjoints.norms import AdjointNorms
 from reversible_hypergrad.errors import ReversalError
+from reversible_hypergrad.interrupts import Uninterrupted
 from reversible_hypergrad.problem.gradient import Evaluation
 from reversible_hypergrad.problem.problem import Cotangents, Downstream, Problem
 from reversible_hypergrad.reversible.lateness import LOOK_EVERY
@@ -38,6 +39,7 @@ class FloatRun(Run):
         self._first_losses: Tensor | None = None  # of the run whose weights went out
         self._at_end = False
         self._undone = False
+        self._is_between = False
 
     @abstractmethod
     def keep(self, step: int) -> None:
@@ -92,15 +94,23 @@ class FloatRun(Run):
             group.step(step, gradients)
 
     def pull_back(self, downstream: Sequence[Downstream]) -> list[Cotangents]:
-        if not self._at_end:
-            self.problem.gradient.restart()
-            self.forward(record=True)
+        if self._is_between:
+            raise ReversalError(
+                "an earlier backward through this run was interrupted before the run was back at its initial weights, so it "
+                "cannot go on. Call rh.train again"
+            )
+        self._is_between = True
         try:
+            if not self._at_end:
+                self.problem.gradient.restart()
+                self.forward(record=True)
             self._compare_runs()
             self._undone = True
             return self.walk_back(downstream)
         finally:
-            self._rewind()
+            with Uninterrupted():
+                self._rewind()
+                self._is_between = False
 
     def walk_back(self, downstream: Sequence[Downstream]) -> list[Cotangents]:
         problem = self.problem

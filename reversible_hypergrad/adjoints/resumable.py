@@ -85,7 +85,7 @@ class ResumableRun(Run):
             self._last = run if record and last == stop else None
         self._end = end
         if not record:
-            files.remove()
+            files.remove(last="call")
 
     def end(self) -> End | None:
         return None if self._undone else self._end
@@ -176,7 +176,7 @@ class ResumableRun(Run):
             back = self._keep_back(files, first, back, downstream, totals)
         self._return_to(files, self.borders[0])
         self._read_start(downstream, totals)
-        files.remove()
+        files.remove(last="call")  # while others are there, they must not be taken for another call's
         self.files, self._end = None, None
         problem.report.restored = True
         return totals

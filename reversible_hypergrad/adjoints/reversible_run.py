@@ -176,7 +176,10 @@ class ReversibleRun(Run):
 
     def pull_back(self, downstream: Sequence[Downstream]) -> list[Cotangents]:
         if self.failure is not None:
-            raise ReversalError(f"an earlier backward through this run failed, so it cannot be undone any more: {self.failure}")
+            raise ReversalError(
+                f"an earlier backward through this run failed, so it cannot be undone any more: {self.failure}. Call rh.train "
+                "again"
+            )
         self.failure = "it was interrupted"
         try:
             if not self.at_end:
@@ -186,7 +189,7 @@ class ReversibleRun(Run):
             self.undone = True
             result = self._undo(downstream)
         except BaseException as error:
-            self.failure = f"{type(error).__name__}: {error}"
+            self.failure = f"{type(error).__name__}: {error}".removesuffix(": ")
             raise
         finally:
             self.at_end = False

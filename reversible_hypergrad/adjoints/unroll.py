@@ -140,7 +140,7 @@ class UnrollRun(Run):
 
     def pull_back(self, downstream: Sequence[Downstream]) -> list[Cotangents]:
         problem = self.problem
-        if not self._trained:
+        if self._undone or not self._trained:
             problem.gradient.restart()
             self.forward(record=True)
         self._undone = True

@@ -11,6 +11,7 @@ from torch import Tensor
 from reversible_hypergrad import pytree
 from reversible_hypergrad.gradients.graphs import Graphs
 from reversible_hypergrad.gradients.same_bits import same_bits
+from reversible_hypergrad.interrupts import Uninterrupted
 from reversible_hypergrad.problem.gradient import SideEffects
 
 __all__ = ["CapturedFunction"]
@@ -53,7 +54,7 @@ class CapturedFunction(Generic[T]):
         if self._replay is None:
             if get_ident() not in self._warm:
                 return self.plainly(self._function)
-            with _without_version_checks():
+            with Uninterrupted(), _without_version_checks():
                 self.result, self._replay = self._graphs.capture(self._function)
             self._step = step
         if self._side_effects is not None and step != self._step:

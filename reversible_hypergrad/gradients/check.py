@@ -13,6 +13,7 @@ from reversible_hypergrad.gradients.loss import Loss, LossGradient
 from reversible_hypergrad.gradients.module_watch import ModuleWatch
 from reversible_hypergrad.gradients.private_copy import private_copy
 from reversible_hypergrad.gradients.same_bits import same_bits
+from reversible_hypergrad.interrupts import Uninterrupted
 from reversible_hypergrad.replay.environment import Environment
 
 __all__ = ["Replayability", "check_replayable"]
@@ -96,7 +97,8 @@ def check_replayable(model: nn.Module, loss: Loss, batch: Any, hyperparameters: 
         first_order_only.append(is_first_order_only([loss, *gradients]))
 
     gradient = LossGradient(private, trained, loss, lambda step: batch, hyperparameters, seed, check=note)
-    with Environment.current({w.device for w in trained.values()}).pinned():
+    environment = Environment.current({w.device for w in trained.values()})
+    with Uninterrupted() as signals, environment.pinned(), signals.but_for():
         watch = ModuleWatch(private)
         try:
             first = gradient(0)

@@ -187,7 +187,7 @@ class _Tensor:
 
     # Moves
 
-    @correctly_rounded()
+    @correctly_rounded
     def step(self, gradient: Tensor, again: bool) -> Tensor:
         g, w = self._gradient(gradient), self._weight_value(self.before)
         kept = {name: z.clone() for name, z in self.integers.items()} if again and bool(self.skipped.any()) else {}
@@ -209,7 +209,7 @@ class _Tensor:
         row = self.move_weight(back=False)
         return torch.tensor([self.flags, *used, int(row[-1])])
 
-    @correctly_rounded()
+    @correctly_rounded
     def move_weight(self, back: bool) -> Tensor:
         update = self.rule.update(self.h, self.t, self._values(), self._logged())
         change = self._rounded(update, "weight", self.after, 0 if back else _core.BAD_CHANGE)
@@ -233,7 +233,7 @@ class _Tensor:
             assert self.record.signs is not None
             self.record.signs[self.i] = packed_signs(self._flat(signs), int(self.state.plane_bytes[self.i]))
 
-    @correctly_rounded()
+    @correctly_rounded
     def undo_states(self, gradient: Tensor) -> Tensor:
         g, w = self._gradient(gradient), self._weight_value(self.before)
         after = {name: z.clone() for name, z in self.integers.items()} if self._shifts() else {}

@@ -1,28 +1,38 @@
 """Functions that rules are written with, where torch's own have another derivative."""
 
+import functools
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from reversible_hypergrad.interrupts import uninterrupted
+
 __all__ = ["correctly_rounded", "root"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _mode = threading.local()
 
 
-@contextmanager
-def correctly_rounded() -> Iterator[None]:
-    """Inside, :func:`root` of tensors that need no derivative is the number nearest to the root, as kernels have it. torch's own
-    on a CPU may be the one beside that."""
-    before = getattr(_mode, "exact", False)
-    _mode.exact = True
-    try:
-        yield
-    finally:
-        _mode.exact = before
+def correctly_rounded(function: _Function) -> _Function:
+    """In ``function``, :func:`root` of tensors that need no derivative is the number nearest to the root, as kernels have it.
+    torch's own on a CPU may be the one beside that."""
+
+    @uninterrupted  # or Ctrl-C might leave later roots without derivatives
+    @functools.wraps(function)
+    def rounded(*args: Any, **kwargs: Any) -> Any:
+        before = getattr(_mode, "exact", False)
+        _mode.exact = True
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _mode.exact = before
+
+    return rounded  # type: ignore[return-value]
 
 
 def root(s: Tensor) -> Tensor:

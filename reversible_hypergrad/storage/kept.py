@@ -64,9 +64,9 @@ class KeptFiles:
     def drop(self, name: str) -> None:
         self._path(name).unlink(missing_ok=True)
 
-    def remove(self) -> None:
-        """All files, and the directory if it is empty then."""
-        for name in self.names():
+    def remove(self, last: str) -> None:
+        """All files, that named ``last`` as the last one, and the directory if it is empty then."""
+        for name in sorted(self.names(), key=last.__eq__):
             self.drop(name)
         with contextlib.suppress(OSError):  # it holds something of others
             self._directory.rmdir()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from reversible_hypergrad import pytree
 from reversible_hypergrad.checks import check_integer
+from reversible_hypergrad.interrupts import Uninterrupted
 from reversible_hypergrad.problem.problem import Downstream
 from reversible_hypergrad.training.node import Call
 
@@ -117,14 +118,16 @@ def _collect(
     if not outputs:
         return
     calls: list[Call] = [node.call for node in nodes]
-    for call in calls:
-        call.collected = []
-    try:
-        found = torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True, allow_unused=True)
-        collected = [(call.number, call.collected or []) for call in calls]
-    finally:
-        for call in calls:
-            call.collected = None
+    with Uninterrupted() as signals:  # a run that went on collecting would give no gradients later
+        try:
+            for call in calls:
+                call.collected = []
+            with signals.but_for():
+                found = torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True, allow_unused=True)
+            collected = [(call.number, call.collected or []) for call in calls]
+        finally:
+            for call in calls:
+                call.collected = None
     for i, by in enumerate(found):
         own = totals[i]
         totals[i] = own if by is None else by if own is None else own + by

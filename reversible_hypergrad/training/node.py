@@ -2,20 +2,22 @@
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from reversible_hypergrad.adjoints import Run
 from reversible_hypergrad.errors import ReversalError
+from reversible_hypergrad.interrupts import Uninterrupted
 from reversible_hypergrad.problem.problem import Cotangents, Downstream, Problem
 from reversible_hypergrad.replay.environment import Environment
 from reversible_hypergrad.replay.fingerprint import Fingerprint
 
 __all__ = ["Call", "Filled", "Training", "state_dtype"]
+
+_Result = TypeVar("_Result")
 
 _numbers = itertools.count()
 
@@ -44,18 +46,24 @@ class Call:
         self.number = next(_numbers)
         self.collected: list[Downstream] | None = None
 
-    @contextmanager
-    def pinned(self, last: bool) -> Iterator[None]:
-        """The run's environment for one way. What its gradient keeps stays for the other one, unless this is the ``last``."""
-        try:
-            with self.environment.pinned():
-                yield
-        except BaseException:
-            last = True
-            raise
-        finally:
-            if last:
-                self.problem.gradient.let_go()
+    def go(self, way: Callable[[], _Result], last: bool) -> _Result:
+        """One way of the run, in its environment. What its gradient keeps stays for the other one, unless this is the ``last``.
+        Signals come through on the way, but not where settings are put in force or back."""
+        with Uninterrupted() as signals:
+            try:
+                with self.environment.pinned(), signals.but_for():
+                    return way()
+            except BaseException:
+                last = True
+                raise
+            finally:
+                if last:
+                    self.problem.gradient.let_go()
+
+    def forth(self) -> None:
+        """Trains."""
+        self.problem.report.environment = self.fingerprint()
+        self.run.forward(self.record)
 
     def fingerprint(self) -> Fingerprint:
         """Inside of the pinned environment, since what it pins is no suspect."""
@@ -79,16 +87,18 @@ class Call:
     def pull_back(self, downstream: Sequence[Downstream]) -> list[list[Tensor | None]]:
         """For each loss, the gradients by :attr:`inputs`."""
         began = time.perf_counter()
-        with self.pinned(last=True):
-            try:
-                found = self.run.pull_back(downstream)
-            except ReversalError as error:
-                changed = Fingerprint(self.problem.report.environment).difference(self.fingerprint())
-                if changed is None:
-                    raise
-                raise ReversalError(f"{error}. The environment is another one than in training: {changed}") from error
+        found = self.go(lambda: self._back(downstream), last=True)
         self.problem.report.backward_seconds = time.perf_counter() - began
         return [self._by_inputs(one) for one in found]
+
+    def _back(self, downstream: Sequence[Downstream]) -> list[Cotangents]:
+        try:
+            return self.run.pull_back(downstream)
+        except ReversalError as error:
+            changed = Fingerprint(self.problem.report.environment).difference(self.fingerprint())
+            if changed is None:
+                raise
+            raise ReversalError(f"{error}. The environment is another one than in training: {changed}") from error
 
     def _by_inputs(self, result: Cotangents) -> list[Tensor | None]:
         problem = self.problem
@@ -108,9 +118,7 @@ class Training(torch.autograd.Function):
     def forward(ctx: Any, call: Call, *inputs: Tensor) -> tuple[Tensor, ...]:
         began = time.perf_counter()
         problem = call.problem
-        with call.pinned(last=not call.record):
-            problem.report.environment = call.fingerprint()
-            call.run.forward(call.record)
+        call.go(call.forth, last=not call.record)
         weights = [weight.detach().clone() for weight in problem.weights]
         # Of the states a number each, in the shape of all: their values are looked up when somebody asks.
         states = [weights[i].new_zeros((), dtype=state_dtype(weights[i])).expand(weights[i].shape) for i, _ in call.states]

@@ -16,6 +16,7 @@ from reversible_hypergrad.gradients.derivative_check import check_derivatives as
 from reversible_hypergrad.gradients.loss import Loss, LossGradient
 from reversible_hypergrad.gradients.precision import CheckedOnce
 from reversible_hypergrad.gradients.private_copy import private_copy
+from reversible_hypergrad.interrupts import Uninterrupted
 from reversible_hypergrad.planning.memory import Budget, bytes_of
 from reversible_hypergrad.planning.plan import plan_for
 from reversible_hypergrad.problem.problem import Problem
@@ -123,17 +124,18 @@ def train(
         OverflowError: if a weight or a state leaves the range of floating-point numbers, at the step that the message says; with
             :class:`Reversible` on a GPU also if one outgrows its integers between two looks.
         ReversalError: from ``backward``, if the trajectory was not restored bit for bit; no gradient is returned then.
-        RuntimeError: for double backward, a loss without second derivatives or with wrong ones, or another thread that is inside
-            of a run.
+        RuntimeError: for double backward, a loss without second derivatives or with wrong ones, another thread that is inside of
+            a run, or a forked process: for a backward always, and for training if torch has more than one thread there.
 
     Warns:
         RuntimeWarning: once per call, where the loss computes in fewer digits than float32 has: in 16 bits, by autocast or by its
             weights, or in products that a setting shortens.
 
-    After any error the model, the hyperparameters and random states are as before. On a GPU the host does not wait for each
-    step: it looks every 64 steps and where a segment begins or ends, so an error comes up to 63 steps late and still names its
-    step, and a gradient that has grown too fast for its integers is a FloatingPointError, too, since it is gone by then. No
-    gradient is returned before all is checked.
+    After any error, and after Ctrl-C, the model, the hyperparameters and random states are as before; a backward that Ctrl-C
+    broke off can be called again, or says that training must be. On a GPU the host does not wait for each step: it looks every
+    64 steps and where a segment begins or ends, so an error comes up to 63 steps late and still names its step, and a gradient
+    that has grown too fast for its integers is a FloatingPointError, too, since it is gone by then. No gradient is returned
+    before all is checked.
 
     Cost: forward as ordinary training, plus one copy of the model; backward about three times that, whatever the number of
     hyperparameters. Inside a run deterministic algorithms, the math attention kernel and the number of threads are pinned. On
@@ -233,7 +235,7 @@ def train(
     record = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     environment = Environment.current({w.device for w in weights.values()})
     at = _derivatives_to_check(check_derivatives, problem, budget) if record else False
-    with environment.pinned():
+    with Uninterrupted() as signals, environment.pinned(), signals.but_for():
         problem.report.derivative_error = check_second_derivatives(plain, accumulate, hyperparameters, seed, span, at)
     run: Run = chosen.start(problem)
     if resume is not None:
