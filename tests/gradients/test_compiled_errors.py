@@ -154,3 +154,24 @@ def test_errors_of_the_loss_stay_what_they_are():
 
     with pytest.raises(KeyError, match="own"):
         train(loss=loss)
+
+
+def test_products_that_a_backend_has_wrong():
+    """Its forward is right, and so are the gradients; its backward, which gives the products, is not."""
+    from torch._dynamo.backends.common import aot_autograd
+
+    def as_it_is(graph, inputs):
+        return torch._dynamo.backends.debugging.boxed_nop(graph, inputs)
+
+    def tripled(graph, inputs):
+        inner = as_it_is(graph, inputs)
+
+        def call(given):
+            return [3 * x if isinstance(x, torch.Tensor) else x for x in inner(given)]
+
+        call._boxed_call = True
+        return call
+
+    backend = aot_autograd(fw_compiler=as_it_is, bw_compiler=tripled)
+    with pytest.raises(RuntimeError, match="compile: at step 0 the compiled products with second derivatives are not those"):
+        train(compile={"backend": backend})
