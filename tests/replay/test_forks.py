@@ -84,8 +84,9 @@ def test_a_fork_while_another_thread_is_inside(set_num_threads: Any) -> None:
     reached, go_on = threading.Event(), threading.Event()
 
     def loss(model: Any, batch: Any, _: Any) -> torch.Tensor:
-        reached.set()
-        assert go_on.wait(30)
+        if torch.equal(batch, DATA[3]):  # not in the checks before the first step
+            reached.set()
+            assert go_on.wait(30)
         return square(model, batch, _)
 
     def other() -> None:
