@@ -54,7 +54,7 @@ def quanta(optimizer: rh.ReversibleSGD) -> list[tuple[float, float]]:
         if entry["part"] < 0:  # its first step has not come
             found.append((0.0, 0.0))
             continue
-        fractions, row = entry["fractions"][-1].tolist(), entry["exponents"][-1].tolist()
+        fractions, row = entry["fractions"].tolist(), entry["exponents"].tolist()
         found.append((fractions[0] * 2.0 ** row[2], fractions[1] * 2.0 ** row[3]))
     return found
 

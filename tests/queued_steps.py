@@ -66,7 +66,7 @@ class Side:
             for part in self.optimizer._history.parts
             for array in (*vars(part.state.scales.state).values(), part.state.unset)
         ]
-        hashes = [record.hash_before for entry in self.optimizer._history.entries for record in entry.records]
+        hashes = [part.log.hashes.numbers.tolist() for part in self.optimizer._history.parts]
         return (
             parts,
             scales,

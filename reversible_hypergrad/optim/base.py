@@ -13,7 +13,7 @@ from reversible_hypergrad.optim.gradients import gather
 from reversible_hypergrad.optim.history import name_of
 from reversible_hypergrad.optim.memory import measure
 from reversible_hypergrad.optim.moves import Undoing, step_parts, take_back
-from reversible_hypergrad.optim.parts import Entry, Part
+from reversible_hypergrad.optim.parts import Part
 from reversible_hypergrad.optim.settings import Settings, write
 from reversible_hypergrad.optim.stateful import StatefulOptimizer
 from reversible_hypergrad.reversible.outcome import hash_of
@@ -108,9 +108,9 @@ class ReversibleOptimizer(StatefulOptimizer):
             take_back(parts, gradients, records, ticket)
         for part, outcome in zip(parts, outcomes, strict=True):
             part.hash = None if not with_hash else outcome if queued else outcome.hash
-        entry = self._history.append(settings, newcomers, records)
+        self._history.append(settings, newcomers, records, self.numbers_of)
         if queued:
-            self._queue.add(entry, outcomes)
+            self._queue.add(outcomes)
             if self._queue.is_full:
                 self.synchronize()
 
@@ -133,13 +133,14 @@ class ReversibleOptimizer(StatefulOptimizer):
         refused = self._queue.look(self._history.parts)
         for part in self._history.parts:
             part.hash = hash_of(part.hash)
+            part.log.hashes.fill_in()
         if refused is None:
             return
         count, outcomes = refused
-        entry = self._history.take_off(count)
+        settings = self._history.take_off(count, self.numbers_of)
         for part in self._history.parts:
             part.wrote()
-        self._write_settings(entry)
+        self._write_settings(settings)
         error = refusal([part.state for part in self._history.parts], None, outcomes)
         assert error is not None
         later = f". {count - 1} later steps were queued and did not take place" if count > 1 else ""
@@ -169,12 +170,12 @@ class ReversibleOptimizer(StatefulOptimizer):
             self._refuse_inside_closure("step_back")
             self._refuse_capture("step_back")
             self.synchronize()
-            if not self._history.entries:
+            if not self._history.steps:
                 since = " since mark_boundary()" if any(not part.fresh for part in self._history.parts) else ""
                 raise ReversalError(f"step_back() found no step to undo{since}: call step() first")
             self._refuse_edits()
-            entry = self._history.entries[-1]
-            undoing = Undoing(self._history.parts[: len(entry.records)], entry)
+            parts, settings = self._history.parts, self._history.latest()
+            undoing = Undoing(parts, [part.last(self._history.lately, self.numbers_of) for part in parts])
             self._undoing = True
             try:
                 with signals.but_for(), torch.enable_grad():
@@ -188,7 +189,7 @@ class ReversibleOptimizer(StatefulOptimizer):
             finally:
                 self._undoing = False
             undoing.settle()
-            self._write_settings(entry)
+            self._write_settings(settings)
             self._history.pop()
         return loss
 
@@ -227,18 +228,19 @@ class ReversibleOptimizer(StatefulOptimizer):
             - ``state_bytes``: the integers of weights and states.
             - ``initial_bytes``: what fixed point could not hold of the first weights.
             - ``information_bytes``: the bits that the steps shifted out of the integers, which is what undoing them takes.
-            - ``scale_bytes``: numbers per tensor and step, about 100 bytes each.
+            - ``record_bytes``: what else is kept of the steps: settings and who took part, where they change, scales at every
+              32nd step, sizes of planes.
             - ``hash_bytes``: 8 per part and checked step.
             - ``trajectory_bytes``: what storing the weights of every step would have taken.
             - ``information_bits_per_weight_step``: ``information_bytes`` over the weights and the steps that moved them.
             - ``limit_bits_per_weight_step``: what no method can stay below, log2(1/decay) summed over the states; averaged.
         """
         self.synchronize()
-        return measure(self._history.parts, self._history.entries)
+        return measure(self._history, self.numbers_of)
 
-    def _write_settings(self, entry: Entry) -> None:
-        for group, settings in zip(self.param_groups, entry.settings, strict=False):
-            write(self.known, settings, group)
+    def _write_settings(self, settings: list[Settings]) -> None:
+        for group, own in zip(self.param_groups, settings, strict=False):
+            write(self.known, own, group)
 
     def _refuse_edits(self) -> None:
         refuse(replaced(self._history.parts, self.param_groups) or edited(self._history.parts, all_weights=self._check_weights))

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from reversible_hypergrad.optim.parts import Entry, Part
+from reversible_hypergrad.optim.parts import NumbersOf, Part
 from reversible_hypergrad.optim.settings import Settings
 from reversible_hypergrad.replay.fingerprint import Fingerprint
 from reversible_hypergrad.reversible.parameters import check_parameter
 from reversible_hypergrad.reversible.record import Record
+from reversible_hypergrad.reversible.runs import Runs
 from reversible_hypergrad.reversible.state import State
 from reversible_hypergrad.rules.base import Rule
 
@@ -22,12 +23,14 @@ Groups = Sequence[dict[str, Any]]
 
 @dataclass
 class History:
-    """``parts`` in the order in which they joined: an entry has a record for each that was there then, the first ones."""
+    """``parts`` in the order in which they joined: each has a log of the steps since then, or since a boundary."""
 
     rule: Rule
     state_bits: int
+    names: Sequence[str]  # of the settings
     parts: list[Part] = field(default_factory=list)
-    entries: list[Entry] = field(default_factory=list)
+    settings: list[Runs] = field(default_factory=list)  # per group, since it was added, or since a boundary
+    steps: int = 0  # that can be undone
     steps_taken: int = 0
     waiting: list[list[int]] = field(default_factory=list)  # per group: positions of parameters that have no state yet
     environment: Fingerprint | None = None  # in which the first of the steps was taken, wherever that was
@@ -70,30 +73,52 @@ class History:
                 "some out, construct a new optimizer, or let their gradients be None"
             )
 
-    def append(self, settings: list[Settings], newcomers: Sequence[Part], records: list[Record]) -> Entry:
+    def append(
+        self, settings: list[Settings], newcomers: Sequence[Part], records: Sequence[Record], numbers_of: NumbersOf
+    ) -> None:
         """A step has been taken by the parts and ``newcomers``."""
         for part in newcomers:
             self.waiting[part.group] = [i for i in self.waiting[part.group] if i not in part.members]
         self.parts = [*self.parts, *newcomers]
         for part, record in zip(self.parts, records, strict=True):
-            part.count(record, 1)
-        self.entries.append(Entry(settings, records))
+            part.push(record, self.lately, numbers_of)
+        self.settings += [Runs(len(self.names), np.float64) for _ in settings[len(self.settings) :]]
+        for runs, own in zip(self.settings, settings, strict=True):
+            runs.push([own[name] for name in self.names])
+        self.steps += 1
         self.steps_taken += 1
-        return self.entries[-1]
 
-    def take_off(self, count: int) -> Entry:
-        """The last ``count`` steps count as not taken; the device knows already. Returns the first of them."""
+    def lately(self, group: int, count: int) -> list[Settings]:
+        """The settings of one group in the last ``count`` steps, oldest first."""
+        return [dict(zip(self.names, row, strict=True)) for row in self.settings[group].last(count).tolist()]
+
+    def latest(self) -> list[Settings]:
+        """Of every group that was there in the last step: its settings then."""
+        return [self.lately(g, 1)[0] for g, runs in enumerate(self.settings) if len(runs)]
+
+    def take_off(self, count: int, numbers_of: NumbersOf) -> list[Settings]:
+        """The last ``count`` steps count as not taken; the device knows already. Returns the settings of the first of them."""
         for _ in range(count):
-            entry = self.entries.pop()
-            for part, record in zip(self.parts, entry.records, strict=True):
-                part.take_off(record)
-        self.steps_taken -= count
-        return entry
+            first = self.latest()
+            for part in self.parts:
+                part.take_off(self.lately, numbers_of)
+            self._forget_step()
+        return first
+
+    def _forget_step(self) -> None:
+        for runs in self.settings:
+            if len(runs):
+                runs.pop()
+        while self.settings and not len(self.settings[-1]):
+            self.settings.pop()
+        self.steps -= 1
+        self.steps_taken -= 1
 
     def pop(self) -> None:
         """The last step is undone. Parts back at a fresh start dissolve: their weights may be edited before their next step."""
-        self.entries.pop()
-        self.steps_taken -= 1
+        for part in self.parts:
+            part.log.pop()
+        self._forget_step()
         for part in self.parts:
             if part.at_fresh_start:
                 self.waiting[part.group] = sorted([*self.waiting[part.group], *part.members])
@@ -124,7 +149,7 @@ class History:
             # A tensor of another size begins anew.
             counts = np.where(np.array(state.sizes) == np.array(part.state.sizes), part.counts, 0)
             renewed.append(Part(part.group, part.members, state, fresh=False, offsets=counts))
-        self.parts, self.entries = renewed, []
+        self.parts, self.settings, self.steps = renewed, [], 0
         self.environment = here(groups) if renewed else None
 
 

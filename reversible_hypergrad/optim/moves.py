@@ -6,7 +6,7 @@ from torch import Tensor
 
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.optim.gradients import gather, refuse_missing
-from reversible_hypergrad.optim.parts import CAUSES, Entry, Part
+from reversible_hypergrad.optim.parts import CAUSES, Part
 from reversible_hypergrad.reversible.lateness import Ticket
 from reversible_hypergrad.reversible.outcome import Outcome, read
 from reversible_hypergrad.reversible.record import Record, StepNumbers, combine
@@ -56,8 +56,8 @@ def take_back(parts: Sequence[Part], gradients: Sequence[Gradients], records: Se
 class Undoing:
     """The last step on its way back. Constructing it moves the weights back; until :meth:`settle` all can be redone."""
 
-    def __init__(self, parts: Sequence[Part], entry: Entry) -> None:
-        self._work = list(zip(parts, entry.records, strict=True))
+    def __init__(self, parts: Sequence[Part], records: Sequence[Record]) -> None:
+        self._work = list(zip(parts, records, strict=True))
         self._moved: list[Outcome] = []
         self._undone: list[Gradients] = []
         for part, record in self._work:

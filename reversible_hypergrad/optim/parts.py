@@ -1,6 +1,6 @@
 """The optimizer's bookkeeping: which tensors move together, and what each step leaves to undo it by."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,8 +12,12 @@ from reversible_hypergrad.optim.watch import Watch
 from reversible_hypergrad.reversible.outcome import Outcome, hash_of
 from reversible_hypergrad.reversible.record import Record, StepNumbers
 from reversible_hypergrad.reversible.state import State
+from reversible_hypergrad.reversible.step_log import StepLog
 
-__all__ = ["CAUSES", "Entry", "Part"]
+__all__ = ["CAUSES", "NumbersOf", "Part", "SettingsLately"]
+
+NumbersOf = Callable[[Settings, int], StepNumbers]  # what a step with settings is given, of tensors that have taken so many
+SettingsLately = Callable[[int, int], list[Settings]]  # a group's number, how many steps -> their settings, oldest first
 
 CAUSES = (
     "The closure gave other gradients than step() saw, or the state was damaged. Likely causes: another batch, unseeded "
@@ -33,12 +37,14 @@ class Part:
     steps: int = 0
     hash: int | Outcome | None = None  # of the present state, or who will know it; None: not computed at this step
     watch: Watch = field(init=False)
+    log: StepLog = field(init=False)  # of its steps
     given: tuple[Settings, list[int], StepNumbers] | None = None  # the last step's settings and counts, and what they came to
     offsets: NDArray[np.int64] = None  # type: ignore[assignment]  # how many more steps each tensor has taken than the part
     begun: NDArray[np.int64] = None  # type: ignore[assignment]  # the same at the part's start
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.state.weights)
+        self.log = StepLog(self.state)
         if self.offsets is None:
             self.offsets = np.zeros(len(self.members), np.int64)
         if self.begun is None:
@@ -62,20 +68,47 @@ class Part:
         taken: list[int] = (self.offsets + self.steps).tolist()
         return taken
 
-    def numbers(self, settings: Settings, numbers_of: Callable[[Settings, int], StepNumbers]) -> StepNumbers:
+    def numbers(self, settings: Settings, numbers_of: NumbersOf) -> StepNumbers:
         """Of the next step. Where they are those of the last one, its record shares them."""
-        counts = self.counts
+        return self._numbers_at(settings, self.counts, numbers_of)
+
+    def _numbers_at(self, settings: Settings, counts: list[int], numbers_of: NumbersOf) -> StepNumbers:
+        """Of a step that is every tensor's step ``counts``."""
         if self.state.rule.linear:
             counts = [min(count, 1) for count in counts]  # it knows first steps from later ones, no more
         if self.given is None or self.given[:2] != (settings, counts):
-            self.given = settings, counts, self.numbers_at(settings, counts, numbers_of)
+            by_count = {count: numbers_of(settings, count) for count in dict.fromkeys(counts)}
+            joined = len(by_count) > 1
+            given = StepNumbers.joined([by_count[count] for count in counts]) if joined else by_count[counts[0]]
+            self.given = settings, counts, given
         return self.given[2]
 
-    @staticmethod
-    def numbers_at(settings: Settings, counts: Sequence[int], numbers_of: Callable[[Settings, int], StepNumbers]) -> StepNumbers:
-        """Of a step that is every tensor's step ``counts``."""
-        by_count = {count: numbers_of(settings, count) for count in dict.fromkeys(counts)}
-        return by_count[counts[0]] if len(by_count) == 1 else StepNumbers.joined([by_count[count] for count in counts])
+    def _given_lately(self, count: int, settings: SettingsLately, numbers_of: NumbersOf) -> list[StepNumbers]:
+        """Of the last ``count`` steps, oldest first."""
+        took_part = ~self.log.runs["inactive"].last(count)
+        counts = np.array(self.counts) - np.cumsum(took_part[::-1], 0)[::-1]
+        rows = zip(settings(self.group, count), counts.tolist(), strict=True)
+        return [self._numbers_at(own, of_step, numbers_of) for own, of_step in rows]
+
+    def push(self, record: Record, settings: SettingsLately, numbers_of: NumbersOf) -> None:
+        """Its step was taken."""
+        self.log.push(record, lambda count: self._given_lately(count, settings, numbers_of))
+        self.count(record, 1)
+
+    def last(self, settings: SettingsLately, numbers_of: NumbersOf) -> Record:
+        """Of the last step, which is counted."""
+        return self.log.last(lambda count: self._given_lately(count, settings, numbers_of))
+
+    def limit_bits(self, settings: SettingsLately, numbers_of: NumbersOf) -> float:
+        """What no method can stay below, in bits, for undoing its steps."""
+        signs = int(self.moved.sum()) if self.state.rule.keeps_signs else 0
+        return signs + self.log.limit_bits(lambda count: self._given_lately(count, settings, numbers_of))
+
+    @property
+    def moved(self) -> NDArray[np.int64]:
+        """Of each tensor, its weights times the steps that moved them."""
+        steps: NDArray[np.int64] = self.offsets + self.steps - self.begun
+        return steps * self.state.sizes
 
     @property
     def at_start(self) -> list[int]:
@@ -91,8 +124,10 @@ class Part:
         self.watch.wrote()
         torch.clear_autocast_cache()  # an autocast around all of training would go on with casts of the weights of before
 
-    def take_off(self, record: Record) -> None:
+    def take_off(self, settings: SettingsLately, numbers_of: NumbersOf) -> None:
         """The last step counts as not taken; the device knows already."""
+        record = self.last(settings, numbers_of)
+        self.log.pop()
         self.state.count_as_not_taken(record)
         self.hash = hash_of(record.hash_before)
         self.count(record, -1)
@@ -106,11 +141,3 @@ class Part:
     def suspects(self, outcome: Outcome) -> str:
         names = [name for name, flags in zip(self.state.names, outcome.flags, strict=True) if flags]
         return ", ".join((names or self.state.names)[:3])
-
-
-@dataclass
-class Entry:
-    """One step: the settings of every group, and the record of every part that existed then."""
-
-    settings: list[Settings]
-    records: list[Record]

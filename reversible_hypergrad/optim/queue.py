@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.optim.parts import Entry, Part
+from reversible_hypergrad.optim.parts import Part
 from reversible_hypergrad.reversible.lateness import LOOK_AT_FIRST, LOOK_EVERY, Ticket, none_refused
-from reversible_hypergrad.reversible.outcome import Outcome, hash_of, is_late, read
+from reversible_hypergrad.reversible.outcome import Outcome, is_late, read
 
 __all__ = ["Queue"]
 
@@ -16,7 +16,7 @@ class Queue:
     """The latest steps, oldest first, with their outcomes. Those after a refused one have not taken place on the device."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[Entry, list[Outcome]]] = []
+        self._waiting: list[list[Outcome]] = []  # of each part
         self._first_refused: Tensor | None = None
         self._to_look = 0  # steps that are looked at before others are queued again
 
@@ -43,20 +43,18 @@ class Queue:
             self._first_refused = none_refused(device)
         return Ticket(self._first_refused, number)
 
-    def add(self, entry: Entry, outcomes: list[Outcome]) -> None:
-        self._waiting.append((entry, outcomes))
+    def add(self, outcomes: list[Outcome]) -> None:
+        self._waiting.append(outcomes)
 
     def look(self, parts: Sequence[Part]) -> tuple[int, list[Outcome]] | None:
         """Waits for all of them; afterwards the queue is empty. None, and ``parts`` have room for the next ones; or the first
         refused step: how many have not taken place with it, and its outcomes."""
         waiting, self._waiting = self._waiting, []
-        read(outcome for _, outcomes in waiting for outcome in outcomes)
-        for i, (entry, outcomes) in enumerate(waiting):
-            for record in entry.records:
-                record.hash_before = hash_of(record.hash_before)
+        read(outcome for outcomes in waiting for outcome in outcomes)
+        for i, outcomes in enumerate(waiting):
             if any(any(outcome.flags) for outcome in outcomes):
                 self._first_refused, self._to_look = None, LOOK_EVERY
                 return len(waiting) - i, outcomes
         for i, part in enumerate(parts if waiting else ()):
-            part.state.make_room(*(outcomes[i] for _, outcomes in waiting))
+            part.state.make_room(*(outcomes[i] for outcomes in waiting))
         return None

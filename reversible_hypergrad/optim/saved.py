@@ -3,43 +3,50 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from reversible_hypergrad.optim.history import History, here, name_of
-from reversible_hypergrad.optim.packing import SIGNS, TENSORS, counts_of, pack_part, unpack_part
-from reversible_hypergrad.optim.parts import Entry, Part
-from reversible_hypergrad.optim.settings import Settings
+from reversible_hypergrad.optim.packing import NUMBERS, TENSORS, pack_part, unpack_part
+from reversible_hypergrad.optim.settings import Setting, plain
 from reversible_hypergrad.replay.fingerprint import Fingerprint
-from reversible_hypergrad.reversible.record import StepNumbers
+from reversible_hypergrad.reversible.runs import Runs
+from reversible_hypergrad.reversible.state import State
 from reversible_hypergrad.rules.base import Rule
 
-__all__ = ["names", "pack", "unpack"]
+__all__ = ["by_position", "names", "pack", "unpack"]
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 
 Packed = dict[str, Any]  # of one parameter: tensors and integers by name
 
-_NUMBERS = ("format_version", "state_bits", "steps_taken", "entries", "size", "part", "place", "fresh", "steps", "taken")
+_OF_ALL = ("format_version", "state_bits", "steps_taken", "entries", "size")
 
 
 def _tensors(rule: Rule) -> dict[str, torch.dtype]:
     integers = dict.fromkeys(("x", *(f"state_{name}" for name in rule.states)), torch.int64)
     of_start = {"initial_index": torch.int64, "initial_value": torch.float32}
-    return {**integers, **of_start, **TENSORS, **(SIGNS if rule.keeps_signs else {}), "settings": torch.float64}
+    return {**integers, **of_start, **TENSORS, "settings": torch.float64, "settings_counts": torch.int64}
 
 
 def names(rule: Rule) -> tuple[str, ...]:
     """Of every parameter, with and without state: torch's distributed checkpoints load by the names that the optimizer has."""
-    return (*_NUMBERS, *_tensors(rule), "environment", "digest")
+    return (*_OF_ALL, *NUMBERS, *_tensors(rule), "group_digest", "environment", "digest")
 
 
-def pack(history: History, groups: Sequence[dict[str, Any]]) -> dict[Tensor, Packed]:
+def pack(history: History, groups: Sequence[dict[str, Any]], known: Sequence[Setting]) -> dict[Tensor, Packed]:
     """By parameter. Every value is a tensor on its device or an integer, so that it can be flattened; the number of values does
-    not depend on the number of steps."""
+    not depend on the number of steps.
+
+    Args:
+        history: what is packed.
+        groups: of the optimizer.
+        known: the settings that a step reads from a group.
+    """
     packed: dict[Tensor, Packed] = {}
     for g, group in enumerate(groups):
         for i, parameter in enumerate(group["params"]):
@@ -47,23 +54,21 @@ def pack(history: History, groups: Sequence[dict[str, Any]]) -> dict[Tensor, Pac
                 "format_version": FORMAT_VERSION,
                 "state_bits": history.state_bits,
                 "steps_taken": history.steps_taken,
-                "entries": len(history.entries),
+                "entries": history.steps,
                 "size": parameter.numel(),
+                **dict.fromkeys(NUMBERS, 0),
                 "part": -1,
-                "place": 0,
                 "fresh": 1,
-                "steps": 0,
-                "taken": 0,
                 **{name: torch.empty(0, dtype=dtype, device=parameter.device) for name, dtype in _tensors(history.rule).items()},
+                "group_digest": _group_digest(group, known).to(parameter.device),
             }
-            if i == 0:
-                rows = [list(entry.settings[g].values()) for entry in history.entries if g < len(entry.settings)]
-                packed[parameter]["settings"] = torch.tensor(rows, dtype=torch.float64, device=parameter.device)
-    for p, part in enumerate(history.parts):
-        records = [entry.records[p] for entry in history.entries[len(history.entries) - part.steps :]]
-        for m, (i, own) in enumerate(zip(part.members, pack_part(part, records), strict=True)):
-            entry = packed[groups[part.group]["params"][i]]
-            entry.update(part=p, place=m, fresh=int(part.fresh), steps=part.steps, taken=part.counts[m], **own)
+            if i == 0 and g < len(history.settings):
+                rows, counts = history.settings[g].rows, history.settings[g].counts
+                packed[parameter]["settings"] = torch.from_numpy(rows).to(parameter.device)
+                packed[parameter]["settings_counts"] = torch.from_numpy(counts).to(parameter.device)
+    for number, part in enumerate(history.parts):
+        for i, own in zip(part.members, pack_part(part, number), strict=True):
+            packed[groups[part.group]["params"][i]].update(own)
     environment = _written(history.environment or here(groups))
     for parameter, entry in packed.items():
         entry["environment"] = environment.to(parameter.device)
@@ -106,64 +111,76 @@ def _digest(packed: Packed) -> Tensor:
     return torch.tensor(list(sha.digest()), dtype=torch.uint8)
 
 
+def _group_digest(group: dict[str, Any], known: Sequence[Setting]) -> Tensor:
+    """SHA-256 over the group's present settings, whatever they are, as 32 bytes."""
+    written = repr([(setting.name, plain(setting.found(group))) for setting in known])
+    return torch.tensor(list(hashlib.sha256(written.encode()).digest()), dtype=torch.uint8)
+
+
 def unpack(
-    state_dict: dict[str, Any],
-    rule: Rule,
-    state_bits: int,
-    groups: Sequence[dict[str, Any]],
-    settings_of: Callable[[dict[str, Any]], Settings],
-    numbers_of: Callable[[Settings, int], StepNumbers],
+    state_dict: dict[str, Any], rule: Rule, state_bits: int, groups: Sequence[dict[str, Any]], known: Sequence[Setting]
 ) -> History:
-    """New parts and entries on the parameters of ``groups``; tensors are copied.
+    """New parts on the parameters of ``groups``; tensors are copied.
 
     Args:
-        state_dict: as torch's.
+        state_dict: as torch's; its groups' settings are such that a step could be taken.
         rule: of the optimizer.
         state_bits: of its integers.
         groups: its own.
-        settings_of: checks and reads a group.
-        numbers_of: what a step with settings is given, by how many steps its tensors have taken before.
+        known: the settings that a step reads from a group.
 
     Raises:
         ValueError: if the state is not one of such an optimizer, or damaged.
     """
-    found = _by_position(state_dict, groups)
-    keys = [list(settings_of({**ours, **theirs})) for ours, theirs in zip(groups, state_dict["param_groups"], strict=True)]
+    found = by_position(state_dict, groups)
+    digests = [_group_digest({**ours, **own}, known) for ours, own in zip(groups, state_dict["param_groups"], strict=True)]
     packed: dict[tuple[int, int], Packed] = {}
     for (g, i), entry in found.items():
         # A distributed checkpoint leaves out parameters that are not trained.
         if entry or groups[g]["params"][i].requires_grad:
             packed[g, i] = _checked(entry, groups[g]["params"][i], name_of(groups, g, i), rule, state_bits)
+            if not torch.equal(packed[g, i]["group_digest"].cpu(), digests[g]):
+                raise ValueError(
+                    f"state_dict: the settings of param_groups[{g}] are not those that it was saved with. Load it as it was "
+                    "saved; then change optimizer.param_groups"
+                )
+    history = History(rule, state_bits, [setting.name for setting in known])
+    history.waiting = [list(range(len(group["params"]))) for group in groups]
     if not packed:
-        return History(rule, state_bits, waiting=[list(range(len(group["params"]))) for group in groups])
+        return history
     first = next(iter(packed.values()))
     if any(entry[name] != first[name] for entry in packed.values() for name in ("steps_taken", "entries")):
         raise ValueError("state_dict: its parameters were saved after different steps. Load a state that was saved as a whole")
-    entries = [Entry([], []) for _ in range(first["entries"])]
-    for g, of_group in enumerate(keys):
-        rows = packed[g, 0]["settings"].tolist() if (g, 0) in packed else []
-        for e, row in zip(entries[len(entries) - len(rows) :], rows, strict=True):
-            e.settings.append(dict(zip(of_group, row, strict=True)))
-    parts = []
+    history.steps, history.steps_taken = first["entries"], first["steps_taken"]
+    history.settings = _settings(packed, len(groups), len(known))
     for g, positions in _members(packed):
-        weights, labels = [groups[g]["params"][i] for i in positions], [name_of(groups, g, i) for i in positions]
-        first_one = packed[g, positions[0]]
-        own = entries[len(entries) - first_one["steps"] :]
-        members = [packed[g, i] for i in positions]
-        given = [Part.numbers_at(e.settings[g], counts, numbers_of) for e, counts in zip(own, counts_of(members), strict=True)]
-        part, records = unpack_part(members, g, positions, weights, labels, rule, state_bits, given)
-        for e, record in zip(own, records, strict=True):
-            e.records.append(record)
-        parts.append(part)
-    begun = {(part.group, i) for part in parts for i in part.members}
-    waiting = [[i for i in range(len(group["params"])) if (g, i) not in begun] for g, group in enumerate(groups)]
+        state = State.__new__(State)
+        weights = [groups[g]["params"][i] for i in positions]
+        state.allocate(weights, [name_of(groups, g, i) for i in positions], rule, state_bits)
+        history.parts.append(unpack_part([packed[g, i] for i in positions], g, positions, state))
+        history.waiting[g] = [i for i in history.waiting[g] if i not in positions]
     environment = _read(first["environment"])
-    if entries:
+    if history.steps:
         _warn_elsewhere(environment, groups)
-    return History(rule, state_bits, parts, entries, first["steps_taken"], waiting, environment if parts else None)
+    history.environment = environment if history.parts else None
+    return history
 
 
-def _by_position(state_dict: Any, groups: Sequence[dict[str, Any]]) -> dict[tuple[int, int], Any]:
+def _settings(packed: dict[tuple[int, int], Packed], groups: int, width: int) -> list[Runs]:
+    """Per group; of one that was added after the last step there are none."""
+    found = []
+    for g in range(groups):
+        runs = Runs(width, np.float64)
+        own = packed.get((g, 0))
+        if own is not None and own["settings"].numel():
+            runs.load(own["settings"].cpu().numpy(), own["settings_counts"].cpu().numpy())
+        found.append(runs)
+    while found and not len(found[-1]):
+        found.pop()
+    return found
+
+
+def by_position(state_dict: Any, groups: Sequence[dict[str, Any]]) -> dict[tuple[int, int], Any]:
     """The saved entry, or None, of the parameter at each (group, position)."""
     if isinstance(state_dict, dict) and isinstance(state_dict.get("reversible"), dict):
         raise _of_version(state_dict["reversible"].get("version"))

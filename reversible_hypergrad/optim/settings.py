@@ -9,7 +9,7 @@ from torch import Tensor
 
 from reversible_hypergrad.rules.base import LEAST_FACTOR
 
-__all__ = ["Setting", "Settings", "read", "refuse_forgetting", "refuse_options", "write"]
+__all__ = ["Setting", "Settings", "plain", "read", "refuse_forgetting", "refuse_options", "write"]
 
 Settings = dict[str, float]  # what one step read; flags are 0 and 1
 
@@ -32,8 +32,12 @@ class Setting:
     label: str = ""
     place: tuple[str, int] | None = None
 
+    def found(self, group: dict[str, Any]) -> Any:
+        """What the group has there, unchecked."""
+        return group[self.name] if self.place is None else group[self.place[0]][self.place[1]]
+
     def read(self, group: dict[str, Any]) -> float:
-        value = group[self.name] if self.place is None else group[self.place[0]][self.place[1]]
+        value = self.found(group)
         label = self.label or f"{self.name} value"
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(f"Invalid {label}: a tensor of shape {tuple(value.shape)}. Expected one element")
@@ -72,6 +76,13 @@ def _written(old: Any, number: float) -> Any:
     if isinstance(old, Tensor):
         return old.fill_(number)
     return bool(number) if isinstance(old, bool) else number
+
+
+def plain(value: Any) -> Any:
+    """Of a setting, right or wrong, what is the same after it was saved and loaded."""
+    if isinstance(value, Tensor):
+        return value.tolist() if value.numel() != 1 else float(value)
+    return float(value) if isinstance(value, Real) else repr(value)
 
 
 def refuse_options(group: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ class StatefulOptimizer(Optimizer):
             raise ValueError(f"Invalid state_bits value: {state_bits}. Expected 32, 64 or None")
         check_integer("verify_every", verify_every, least=1)
         self.verify_every = verify_every
-        self._history = History(self.rule, state_bits or 32)
+        self._history = History(self.rule, state_bits or 32, [setting.name for setting in self.known])
         self._check_weights = False  # after loading: the weights must be compared with the state once
         self._undoing = False  # the closure of step_back() runs
         self._queue = Queue()
@@ -86,7 +86,7 @@ class StatefulOptimizer(Optimizer):
         resized = [part.state.names[i] for part in self._history.parts for i in part.watch.reshaped()]
         refuse(resized + replaced(self._history.parts, self.param_groups))
         names = self.state
-        packed = saved.pack(self._history, self.param_groups)
+        packed = saved.pack(self._history, self.param_groups, self.known)
         self.state = defaultdict(dict, packed)
         try:
             return super().state_dict()
@@ -151,7 +151,9 @@ class StatefulOptimizer(Optimizer):
 
 def _take_over(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     assert isinstance(optimizer, StatefulOptimizer)
-    optimizer._history = saved.unpack(
-        state_dict, optimizer.rule, optimizer.state_bits, optimizer.param_groups, optimizer.settings_of, optimizer.numbers_of
-    )
+    groups = optimizer.param_groups
+    saved.by_position(state_dict, groups)  # one of such an optimizer, before its groups are looked at
+    for ours, theirs in zip(groups, state_dict["param_groups"], strict=True):
+        optimizer.settings_of({**ours, **theirs})
+    optimizer._history = saved.unpack(state_dict, optimizer.rule, optimizer.state_bits, groups, optimizer.known)
     return {"state": {}, "param_groups": state_dict["param_groups"]}

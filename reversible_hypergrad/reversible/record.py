@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reversible_hypergrad.reversible.outcome import Outcome
-from reversible_hypergrad.reversible.scales import ScaleState
+from reversible_hypergrad.reversible.scales import Scales, ScaleState
 
 __all__ = ["Record", "StepNumbers", "combine"]
 
@@ -60,13 +60,15 @@ class Record:
         scales_after: the same after it.
         numbers: float64 table for the kernels; a row per tensor, with the scales of the step.
         shifts: int64 table for the kernels; a row per tensor: whether it took part, then shift and centre per slot.
-        planes: the bits that the step shifted out, uint8.
+        plane_bytes: what the bits take that the step shifted out.
+        planes: these bits, uint8.
         hash_before: of the state before the step, or who will know it; None: not checked.
         inactive: tensors that took no part; None: all did.
         logged: what a rule logged, per tensor; None for most rules.
         signs: the planes of the signs that a rule keeps, per tensor; None for most rules.
         unset: which states were zero before the step, their scales still to be chosen.
         owed: bits by which the slots were to be shifted in this step, whatever it brought.
+        room: bits by which they were, those included; None: none.
         after: once undone, what the state kept on the host after the step: scales, and the two above.
     """
 
@@ -75,6 +77,7 @@ class Record:
     scales_after: ScaleState
     numbers: Tensor
     shifts: Tensor
+    plane_bytes: int
     planes: Tensor
     hash_before: int | Outcome | None = None
     inactive: NDArray[np.bool_] | None = None
@@ -82,7 +85,22 @@ class Record:
     signs: list[Tensor] | None = None
     unset: NDArray[np.bool_] | None = None
     owed: Integers | None = None
+    room: Integers | None = None
     after: tuple[ScaleState, NDArray[np.bool_], Integers] = field(init=False, repr=False)
+
+    @classmethod
+    def of_decay(
+        cls,
+        scales: Scales,
+        given: StepNumbers,
+        inactive: NDArray[np.bool_] | None,
+        room: Integers | None,
+        planes: Tensor,
+    ) -> "Record":
+        """Of the next step by ``scales``, which are those after it from then on."""
+        before = scales.state
+        move = scales.decay(given.factors, given.of_rule, None if inactive is None else ~inactive, room)
+        return cls(given, before, scales.state, *move.tables(), planes, inactive=inactive, room=room)
 
     @property
     def active(self) -> list[bool]:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from reversible_hypergrad import _core
 from reversible_hypergrad.core.lazy_scale import MOST_SHIFT, SMALLEST_FACTOR
@@ -37,6 +39,10 @@ class Move(NamedTuple):
     numbers: Floats
     shifts: Integers
     plane_bytes: int
+
+    def tables(self) -> tuple[Tensor, Tensor, int]:
+        """The same, the arrays as tensors."""
+        return torch.from_numpy(self.numbers), torch.from_numpy(self.shifts), self.plane_bytes
 
 
 class Scales:

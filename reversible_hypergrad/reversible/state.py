@@ -154,16 +154,13 @@ class State(Integers):
 
     def record(self, given: StepNumbers, active: list[bool], room: NDArray[np.int64] | None = None) -> Record:
         """A step's record, its planes empty. The scales are those after it from now on."""
-        scales, self._factors, self.taken = self.scales.state, given.factors, self.taken + 1
-        taking_part = None if all(active) else np.array(active)
+        self._factors, self.taken = given.factors, self.taken + 1
+        inactive = None if all(active) else ~np.array(active)
         owed = room if room is not None and room is not self._no_room and room.any() else None
-        move = self.scales.decay(given.factors, given.of_rule, taking_part, owed)
-        planes = self.no_planes
-        if move.plane_bytes:
-            planes = torch.empty(move.plane_bytes, dtype=torch.uint8, device=self.x.device)
-        numbers, shifts = torch.from_numpy(move.numbers), torch.from_numpy(move.shifts)
-        inactive = None if taking_part is None else ~taking_part
-        return Record(given, scales, self.scales.state, numbers, shifts, planes, inactive=inactive)
+        record = Record.of_decay(self.scales, given, inactive, owed, self.no_planes)
+        if record.plane_bytes:
+            record.planes = torch.empty(record.plane_bytes, dtype=torch.uint8, device=self.x.device)
+        return record
 
     def go_back(
         self, given: StepNumbers, before: ScaleState, room: NDArray[np.int64] | None, pop_planes: Callable[[], Tensor]
@@ -179,7 +176,7 @@ class State(Integers):
         after = self.scales.state
         move = self.scales.go_back(before, given.factors, given.of_rule, room)
         planes = pop_planes() if move.plane_bytes else self.no_planes
-        return Record(given, self.scales.state, after, torch.from_numpy(move.numbers), torch.from_numpy(move.shifts), planes)
+        return Record(given, self.scales.state, after, *move.tables(), planes)
 
     def retract(self, record: Record, gradients: Gradients, ticket: Ticket | None = None) -> None:
         """Takes back the step just taken, with its own gradients. With its ticket only if it was refused: the host need not know,
@@ -254,7 +251,8 @@ class State(Integers):
             for slot, factor in enumerate(factors.tolist()):
                 if self.unset[i, slot] and 0 < seen[slot] < math.inf:
                     exponent[i, slot] = exponent_of_increments(seen[slot], factor, self.formats[slot], self.headroom(slot))
-        self.scales.state = replace(now, exponent=exponent)
+        if (exponent != now.exponent).any():
+            self.scales.state = replace(now, exponent=exponent)
 
     def headroom(self, slot: int) -> int | None:
         """Bits to leave above a state's first increments; None: as many as suit its layout."""

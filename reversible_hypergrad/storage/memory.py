@@ -1,6 +1,7 @@
 """Planes in memory, where they are made."""
 
 from array import array
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ class MemoryPlanes(PlaneStore):
         self._chunks: list[Tensor] = []
         self._used: list[int] = []  # bytes, per chunk
         self._sizes = array("q")
+
+    def __len__(self) -> int:
+        return len(self._sizes)
 
     def push(self, plane: Tensor) -> None:
         size = plane.nbytes
@@ -54,6 +58,30 @@ class MemoryPlanes(PlaneStore):
             return torch.empty(0, dtype=torch.uint8)
         begin = self._used[-1] - _aligned(size)
         return self._chunks[-1][begin : begin + size]
+
+    @property
+    def held_bytes(self) -> int:
+        """Of memory, with what is unused of it, and with what tells where each plane is."""
+        return sum(chunk.nbytes for chunk in self._chunks) + self._sizes.itemsize * (len(self._sizes) + len(self._used))
+
+    def pack(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """All planes, laid end to end, and the size of each; oldest first. A copy."""
+        pieces = [torch.empty(0, dtype=torch.uint8, device=device)]
+        places = ((chunk, used) for chunk, used in zip(self._chunks, self._used, strict=True))
+        begin = end = 0
+        for size in self._sizes:
+            if size:
+                if begin == end:
+                    (chunk, end), begin = next(places), 0
+                pieces.append(chunk[begin : begin + size])
+                begin += _aligned(size)
+        return torch.cat(pieces), torch.tensor(self._sizes, dtype=torch.int64)
+
+    def load(self, planes: Tensor, sizes: Sequence[int]) -> None:
+        """Holds what was packed; copies it."""
+        self.close()
+        for plane in torch.split(planes, list(sizes)) if sizes else ():
+            self.push(plane.clone() if plane.nbytes >= _LARGE else plane)
 
     def close(self) -> None:
         self._chunks.clear()

@@ -61,7 +61,7 @@ KEYS = {
     "state_bytes",
     "initial_bytes",
     "information_bytes",
-    "scale_bytes",
+    "record_bytes",
     "hash_bytes",
     "trajectory_bytes",
     "information_bits_per_weight_step",
@@ -103,13 +103,23 @@ def test_hash_bytes(verify_every: int) -> None:
     assert optimizer.memory()["hash_bytes"] == 8 * 9 // verify_every
 
 
-def test_scale_bytes_go_by_tensors_and_steps() -> None:
-    """Not by weights."""
-    few, many = (rh.ReversibleSGD(random_parameters(*[(size,)] * 20), lr=0.1) for size in (3, 300))
-    for optimizer in (few, many):
-        take_steps(optimizer, 50)
-    assert few.memory()["scale_bytes"] == many.memory()["scale_bytes"]
-    assert 0 < few.memory()["scale_bytes"] <= 150 * 20 * 50
+TENSORS = 20
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_records_of_a_step_that_brings_nothing_new(scheduled: bool) -> None:
+    """Twice 24 bytes per tensor at every 32nd step; a schedule costs a row of 5 settings and its count in every step."""
+    optimizer = rh.ReversibleSGD(random_parameters(*[(30,)] * TENSORS), lr=0.1, momentum=1.0, state_bits=64)  # so no planes
+    take_steps(optimizer, 32)
+    before = optimizer.memory()["record_bytes"]
+    for step in range(320):
+        if scheduled:
+            optimizer.param_groups[0]["lr"] = 0.1 / (2 + step)
+        optimizer.step()
+    grown = optimizer.memory()["record_bytes"] - before
+    marks = 10 * (2 * 24 * TENSORS + 16)
+    assert grown == marks + (320 * (5 + 1) * 8 if scheduled else 0)
+    assert marks / 320 / TENSORS < 2
 
 
 def test_undoing_gives_the_memory_back() -> None:
@@ -119,4 +129,4 @@ def test_undoing_gives_the_memory_back() -> None:
     optimizer.rewind(reversed(take_steps(optimizer, 100)))
     assert optimizer.memory() == before
     optimizer.rewind(reversed(closures))
-    assert optimizer.memory()["information_bytes"] == optimizer.memory()["state_bytes"] == 0
+    assert all(value == 0 for value in optimizer.memory().values())

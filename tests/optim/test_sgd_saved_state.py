@@ -207,7 +207,8 @@ def test_the_number_of_entries_does_not_grow_with_the_steps() -> None:
 
 
 def test_a_parameter_s_entry_is_its_own() -> None:
-    """What it holds does not depend on the parameters beside it, but for the hash of all and its place among them."""
+    """What it holds does not depend on the parameters beside it, but for its place among them, the hash of all, and the log of
+    all, which the first one has."""
     weights = random_parameters((9,), (3, 7), (600,))
     together = rh.ReversibleSGD(weights, lr=0.1, momentum=0.1)
     apart = [rh.ReversibleSGD([nn.Parameter(w.detach().clone())], lr=0.1, momentum=0.1) for w in weights]
@@ -218,10 +219,11 @@ def test_a_parameter_s_entry_is_its_own() -> None:
         for optimizer, gradient in zip(apart, gradients, strict=True):
             optimizer.step(setting_gradients(optimizer.param_groups[0]["params"], [gradient]))
     entries = together.state_dict()["state"]
-    assert len({entry["planes"].numel() for entry in entries.values()}) == 3
+    assert [entry["log_planes"].numel() > 0 for entry in entries.values()] == [True, False, False]
     for i, optimizer in enumerate(apart):
         (entry,) = optimizer.state_dict()["state"].values()
-        own = {name: value for name, value in plain(entry).items() if name not in ("place", "hashes", "digest", "settings")}
+        of_all = [name for name in entry if name.startswith(("log_", "settings"))]
+        own = {name: value for name, value in plain(entry).items() if name not in ("place", "hash", "digest", *of_all)}
         assert {name: value for name, value in plain(entries[i]).items() if name in own} == own
 
 
@@ -243,7 +245,7 @@ def test_hooks_see_the_whole_state() -> None:
     assert steps == [len(closures)]
 
 
-@pytest.mark.parametrize("version", [1, 4, 6])
+@pytest.mark.parametrize("version", [1, 5, 7])
 def test_another_format_version_is_named_with_the_expected_one(version: int) -> None:
     optimizer, _ = stepped()
     state = saved_state(optimizer)
@@ -251,7 +253,7 @@ def test_another_format_version_is_named_with_the_expected_one(version: int) -> 
         state = {"state": {}, "param_groups": state["param_groups"], "reversible": {"version": 1}}
     else:
         state["state"][0]["format_version"] = version
-    with refused(optimizer, ValueError, "state_dict", "expected format version 5", f"got version {version}"):
+    with refused(optimizer, ValueError, "state_dict", "expected format version 6", f"got version {version}"):
         optimizer.load_state_dict(state)
 
 
@@ -289,3 +291,44 @@ def test_damaged_settings_of_a_group() -> None:
         with refused(optimizer, ValueError, {"lr": "learning rate"}.get(name, name)):
             optimizer.load_state_dict(state)
     optimizer.rewind(reversed(closures))
+
+
+EDITS = {"lr": 0.2, "momentum": 0.11, "dampening": 0.5, "weight_decay": 1e-3, "maximize": True}
+
+
+@pytest.mark.parametrize("setting", EDITS)
+@pytest.mark.parametrize("group", [0, 1])
+def test_settings_edited_in_a_saved_state_are_refused(setting: str, group: int) -> None:
+    """Even of the group that begins only later, whose parameters have no state yet."""
+    weights = random_parameters((9,), (3, 5))
+    optimizer = rh.ReversibleSGD([{"params": [w]} for w in weights], lr=0.1, momentum=0.1)
+    for step in range(5):
+        optimizer.step(setting_gradients(weights, [random_gradients(weights, step)[0], None]))
+    state = saved_state(optimizer)
+    state["param_groups"][group][setting] = EDITS[setting]
+    with refused(optimizer, ValueError, f"param_groups[{group}]", "then change optimizer.param_groups"):
+        optimizer.load_state_dict(state)
+    state["param_groups"][group][setting] = optimizer.param_groups[group][setting]
+    optimizer.load_state_dict(state)
+
+
+def test_edited_betas_in_a_saved_state_are_refused() -> None:
+    optimizer = rh.ReversibleAdamW(random_parameters((9,)), lr=torch.tensor(0.1))
+    take_steps(optimizer, 3)
+    state = saved_state(optimizer)
+    assert state["param_groups"][0]["betas"] == (0.9, 0.999)
+    for edited in ((0.9, 0.99), (0.8, 0.999)):
+        state["param_groups"][0]["betas"] = edited
+        with pytest.raises(ValueError, match=r"settings of param_groups\[0\] are not those"):
+            optimizer.load_state_dict(state)
+    state["param_groups"][0]["betas"] = [0.9, 0.999]  # as it comes out of JSON
+    optimizer.load_state_dict(state)
+
+
+def test_a_state_with_settings_that_no_step_allows_is_still_saved() -> None:
+    """Of a group that somebody spoilt since the last step: the error comes with the step, or where the state is loaded."""
+    optimizer, _ = stepped()
+    optimizer.param_groups[0]["momentum"] = "high"
+    state = saved_state(optimizer)
+    with pytest.raises(TypeError, match="momentum"):
+        optimizer.load_state_dict(state)
