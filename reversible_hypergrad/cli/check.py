@@ -13,6 +13,7 @@ from torch import nn
 
 import reversible_hypergrad as rh
 from reversible_hypergrad.cli.errors import UsageError, first_line
+from reversible_hypergrad.cli.output import show
 
 __all__ = ["run"]
 
@@ -25,12 +26,14 @@ def run(options: argparse.Namespace) -> int:
     except Exception as error:
         raise UsageError(f"{options.target}: {first_line(error)}") from error
     if options.json:
-        print(json.dumps({"replayable": bool(result), **asdict(result)}, indent=1))
+        show(json.dumps({"replayable": bool(result), **asdict(result)}, indent=1))
     else:
-        print(f"same loss twice          {_word(result.same_loss)}")
-        print(f"same gradients twice     {_word(result.same_gradients)}")
-        print(f"second derivatives       {_word(result.second_derivatives)}")
-        print(result)
+        words = {
+            "same loss twice": result.same_loss,
+            "same gradients twice": result.same_gradients,
+            "second derivatives": result.second_derivatives,
+        }
+        show("\n".join([*(f"{what:25}{_word(good)}" for what, good in words.items()), str(result)]))
     return 0 if result else 1
 
 

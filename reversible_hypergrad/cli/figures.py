@@ -1,5 +1,6 @@
 """Figures for a paper: labels with units, colours that the colour-blind can tell apart, conditions in the file."""
 
+import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
+from reversible_hypergrad.cli.output import write
 from reversible_hypergrad.cli.problem import Curves, Recipe
 from reversible_hypergrad.cli.table import constants, first_lr, network, optimizer_of
 
@@ -110,9 +112,12 @@ def save(figure: Figure, output: Path) -> list[Path]:
     """As PNG and PDF, the caption in the file's metadata and beside it as text."""
     name, caption = figure.get_label(), figure.get_gid()
     paths = [output / f"{name}.png", output / f"{name}.pdf", output / f"{name}.txt"]
-    figure.savefig(paths[0], dpi=200, metadata={"Title": name, "Description": caption})
-    figure.savefig(paths[1], metadata={"Title": name, "Subject": caption})
-    paths[2].write_text("\n".join(textwrap.wrap(str(caption), 100)) + "\n")
+    png, pdf = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", dpi=200, metadata={"Title": name, "Description": caption})
+    figure.savefig(pdf, format="pdf", metadata={"Title": name, "Subject": caption})
+    write(paths[0], png.getvalue())
+    write(paths[1], pdf.getvalue())
+    write(paths[2], "\n".join(textwrap.wrap(str(caption), 100)) + "\n")
     return paths
 
 

@@ -102,6 +102,7 @@ def learn(problem: Problem, recipe: Recipe, meta_steps: int, meta_lr: float, adv
         norms = [torch.cat([_gradient(t).flatten() for t in kind]).norm().item() for kind in recipe.kinds().values()]
         if max(norms) <= _CHAOTIC:  # not so for NaN, too
             adam.step()
+            _refuse_infinite(recipe, meta_step)
         else:
             learning.chaotic.append(meta_step)
             with torch.no_grad():
@@ -118,6 +119,12 @@ def learn(problem: Problem, recipe: Recipe, meta_steps: int, meta_lr: float, adv
     for tensor in tensors:
         tensor.requires_grad_(False)
     return learning
+
+
+def _refuse_infinite(recipe: Recipe, meta_step: int) -> None:
+    for setting in recipe.optimizer.settings:
+        if not all(bool(value.isfinite().all()) for value in recipe.values()[setting.name].values()):
+            raise OverflowError(f"after meta-step {meta_step} the {setting.labels} have left the range of floating-point numbers")
 
 
 def _gradient(tensor: torch.Tensor) -> torch.Tensor:

@@ -5,8 +5,8 @@ with a table, figures, and the learned values in the output directory."""
 
 import argparse
 import contextlib
+import io
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +21,7 @@ from reversible_hypergrad.cli import search
 from reversible_hypergrad.cli.data import load_digits, load_mnist
 from reversible_hypergrad.cli.errors import UsageError, first_line
 from reversible_hypergrad.cli.optimizers import OPTIMIZERS
+from reversible_hypergrad.cli.output import show, writable, write
 from reversible_hypergrad.cli.problem import Problem, Recipe
 from reversible_hypergrad.cli.table import table
 from reversible_hypergrad.errors import ReversalError
@@ -34,29 +35,33 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--device: expected cpu, the only one so far, got {options.device!r}")
     if not options.no_figures:
         _need_matplotlib()
-    output = _writable(options.output)
+    output = writable(options.output)
     data = load_digits(options.seed) if options.data is None else load_mnist(options.data, options.seed)
     if options.batch_size > len(data.training):
         raise UsageError(f"--batch-size: expected at most {len(data.training)}, the training examples, got {options.batch_size}")
-    problem = Problem(
-        data,
-        options.hidden,
-        options.steps,
-        options.batch_size,
-        options.seed,
-        options.state_bits,
-        OPTIMIZERS[options.optimizer],
-    )
     try:
+        problem = Problem(
+            data,
+            options.hidden,
+            options.steps,
+            options.batch_size,
+            options.seed,
+            options.state_bits,
+            OPTIMIZERS[options.optimizer],
+        )
         with _threads(options.threads):
             results = _tune(problem, options, output)
     except (FloatingPointError, OverflowError, ReversalError) as error:
         print(f"reversible_hypergrad: {first_line(error)} (a smaller --meta-lr may help)", file=sys.stderr)
         return 1
-    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    text = table(results)
-    (output / "table.txt").write_text(text + "\n")
-    print(json.dumps(results, indent=1) if options.json else text)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # as torch puts it
+            raise
+        raise UsageError(f"there is not enough memory for --steps {options.steps} and --hidden {options.hidden}") from error
+    as_json, as_text = json.dumps(results, indent=1), table(results)
+    write(output / "results.json", as_json + "\n")
+    write(output / "table.txt", as_text + "\n")
+    show(as_json if options.json else as_text)
     return 0
 
 
@@ -85,7 +90,9 @@ def _tune(problem: Problem, options: argparse.Namespace, output: Path) -> dict[s
     results["initial_scales"] = {
         name: [s.exp().item() for s in r.log_scale] for name, r in (("before", before), ("after", recipe))
     }
-    torch.save(recipe.saved(), output / "hyperparameters.pt")
+    saved = io.BytesIO()
+    torch.save(recipe.saved(), saved)
+    write(output / "hyperparameters.pt", saved.getvalue())
     results["figures"] = [] if options.no_figures else _draw(problem, before, recipe, results, output)
     results["seconds"] = time.perf_counter() - began
     return results
@@ -160,17 +167,6 @@ def _need_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise UsageError("matplotlib, for the figures, is not installed: pip install matplotlib, or give --no-figures") from None
-
-
-def _writable(output: Path) -> Path:
-    """The output directory, made if need be: a minute of work must not end at a full stop."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--output: cannot make the directory {output}: {error.strerror}") from None
-    if not os.access(output, os.W_OK | os.X_OK):
-        raise UsageError(f"--output: {output} is not writable")
-    return output
 
 
 def _bar(what: str, total: int) -> Any:
