@@ -1,11 +1,13 @@
 """Keep the state every so many steps, and train again between two of them."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 
 from reversible_hypergrad.adjoints.base import Adjoint, Run
 from reversible_hypergrad.adjoints.cost import Cost, RunSize
 from reversible_hypergrad.adjoints.floats import needs_states
+from reversible_hypergrad.adjoints.per_step import PerStep
 from reversible_hypergrad.adjoints.scheduled import Schedule, ScheduledRun, scheduled_cost
 from reversible_hypergrad.adjoints.segments import level
 from reversible_hypergrad.checks import check_integer
@@ -64,7 +66,7 @@ class Checkpoint(Adjoint):
         """The first steps of the segments, 0 first. A snapshot is the weights, or ``with_states`` as much as what is between."""
         if self.every is not None:
             return list(range(0, max(steps, 1), self.every))
-        return level([1.0] * steps, 1.0 if with_states else 1.0 + states, lambda j: j)[0]
+        return level(PerStep([1.0], steps), 1.0 if with_states else 1.0 + states, lambda j: j)[0]
 
 
 class Segments(Schedule):
@@ -74,5 +76,5 @@ class Segments(Schedule):
         self.starts = list(starts)
 
     def keep(self, start: int, stop: int, held: int) -> Sequence[int]:
-        between = [s for s in self.starts if start < s < stop]
-        return [*between, *range((between[-1] if between else start) + 1, stop)]
+        between = self.starts[bisect_right(self.starts, start) : bisect_left(self.starts, stop)]
+        return [*between, *range(between[-1] + 1, stop)] if between else range(start + 1, stop)

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reversible_hypergrad.adjoints.floats import needs_states
+from reversible_hypergrad.adjoints.per_step import PerStep
 from reversible_hypergrad.problem.problem import Problem
 from reversible_hypergrad.problem.setting import Setting
 
@@ -46,11 +49,13 @@ class RunSize:
         with_states: whether the adjoint looks at states: with SGD, where learning rates or momenta get gradients.
         irreversible: why the steps cannot be undone; empty if they can.
         hyperparameters: how many elements get a gradient, initial weights not counted; None: not known.
+        gradient_vectors: what clipping and micro-batches hold beside a loss's gradients, in tensors for all weights.
+        gradient_passes: how many more gradients a step back takes with them.
     """
 
     weights: int
     steps: int
-    factors: Sequence[tuple[int, Sequence[float]]]
+    factors: Sequence[tuple[int, Sequence[float] | NDArray[np.float64]]]
     weight_bytes: int = 4
     adjoint_bytes: int = 4
     states: float = 1
@@ -58,6 +63,8 @@ class RunSize:
     with_states: bool = False
     irreversible: str = ""
     hyperparameters: int | None = None
+    gradient_vectors: int = 0
+    gradient_passes: float = 0.0
 
     @staticmethod
     def of(problem: Problem) -> "RunSize":
@@ -67,7 +74,7 @@ class RunSize:
             key = tuple(settings.values())
             shared[key] = shared.get(key, 0) + weight.numel()
             firsts.setdefault(key, i)
-        factors: list[tuple[int, Sequence[float]]] = []
+        factors: list[tuple[int, Sequence[float] | NDArray[np.float64]]] = []
         for key, count in shared.items():
             rule = problem.rule_of(firsts[key])
             factors += [(count, own) for own in rule.factors(problem.settings[firsts[key]], problem.steps).values()]
@@ -85,13 +92,15 @@ class RunSize:
             with_states=needs_states(problem),
             irreversible=problem.irreversible() or "",
             hyperparameters=problem.report.hyperparameters,
+            gradient_vectors=problem.gradient.held_vectors(),
+            gradient_passes=problem.gradient.more_passes(),
         )
 
     @property
     def common_bytes(self) -> float:
         """What every strategy holds at the end of a step back, per run: the copy of the weights, the result and its cotangent,
         gradients and products, the adjoint's vectors; per hyperparameter a float64 sum, a product and the result."""
-        per_weight = 5 * self.weight_bytes + (1 + self.states) * self.adjoint_bytes
+        per_weight = (5 + self.gradient_vectors) * self.weight_bytes + (1 + self.states) * self.adjoint_bytes
         return per_weight * self.weights + 16.0 * (self.hyperparameters or 0)
 
     @property
@@ -104,12 +113,13 @@ class RunSize:
         """Of the weights of one step."""
         return float(self.weight_bytes * self.weights)
 
-    def information_bits(self) -> np.ndarray:
-        """What each step's decays destroy, in all weights together. As an array: lists would outweigh a small model's bits."""
-        total = np.zeros(self.steps)
+    @cached_property
+    def information_bits(self) -> PerStep:
+        """What each step's decays destroy, in all weights together."""
+        total: NDArray[np.float64] = np.zeros(1)
         for weights, numbers in self.factors:
-            total += -weights * np.log2(np.asarray(numbers, np.float64))
-        return total
+            total = total + np.log2(np.asarray(numbers, np.float64)) * -weights
+        return PerStep(total, self.steps)
 
     def time(self, trained_again: float, more: float = 0.0) -> float:
         """Once forward and back, in units of the same training without a hypergradient.
@@ -118,4 +128,4 @@ class RunSize:
             trained_again: how many steps are trained once more.
             more: whatever else, in the same units.
         """
-        return 1.0 + _STEP_BACK + trained_again / max(self.steps, 1) + more
+        return 1.0 + _STEP_BACK + self.gradient_passes + trained_again / max(self.steps, 1) + more

@@ -70,6 +70,8 @@ class RecursiveCheckpoint(Adjoint):
 
 
 class Tree(Schedule):
+    uniform = True
+
     def __init__(self, arity: int) -> None:
         self.arity = arity
 
@@ -83,6 +85,8 @@ class Tree(Schedule):
 
 
 class Binomial(Schedule):
+    uniform = True
+
     def __init__(self, slots: int) -> None:
         self.slots = slots
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from reversible_hypergrad.adjoints.base import Adjoint
 from reversible_hypergrad.adjoints.cost import Cost, RunSize
+from reversible_hypergrad.adjoints.per_step import PerStep
 from reversible_hypergrad.adjoints.reversible_run import ReversibleRun
 from reversible_hypergrad.adjoints.segments import level
 from reversible_hypergrad.checks import check_integer
@@ -86,32 +87,33 @@ class Reversible(Adjoint):
             raise ValueError(reason)
         return ReversibleRun(self, problem)
 
-    def starts(self, bits_per_step: np.ndarray, state_bytes: float) -> list[int]:
+    def starts(self, bits_per_step: PerStep, state_bytes: float) -> list[int]:
         """First steps of the segments, 0 first.
 
         Args:
             bits_per_step: what each step destroys in all weights together.
             state_bytes: of one state between segments.
         """
-        steps = len(bits_per_step)
+        steps = bits_per_step.steps
         if not isinstance(self.segments, str):
             count = max(1, min(self.segments, steps))
             return [i * steps // count for i in range(count)]
-        costs = bits_per_step / 8 + LOG_BYTES
+        costs = PerStep(bits_per_step.numbers / 8 + LOG_BYTES, steps)
         # The initial state is the initial weights, and the last segment is walked back before any state is needed.
         return level(costs, state_bytes, lambda j: max(j - 1, 0))[0]
 
     def cost(self, size: RunSize) -> Cost:
-        obstacle = "momentum 0 cannot be undone" if any(0 in numbers for _, numbers in size.factors) else size.irreversible
+        forgets = any(0 in np.asarray(numbers) for _, numbers in size.factors)
+        obstacle = "momentum 0 cannot be undone" if forgets else size.irreversible
         if obstacle:
             return Cost(0.0, 0.0, obstacle)
-        bits = size.information_bits()
+        bits = size.information_bits
         state_bits = self.state_bits or (64 if size.weight_bytes == 8 else 32)
         state = size.weights * ((1 + size.states - size.squares) * state_bits / 8 + 8 * size.squares)
         starts = self.starts(bits, state)
-        recorded = bits / 8 + LOG_BYTES * max(len(size.factors), 1)
+        recorded = PerStep(bits.numbers / 8 + LOG_BYTES * max(len(size.factors), 1), size.steps)
         most = max(
-            state * max(j - 1, 0) + float(recorded[first:end].sum())
+            state * max(j - 1, 0) + recorded.until(end) - recorded.until(first)
             for j, (first, end) in enumerate(pairwise([*starts, size.steps]))
         )
         held = size.common_bytes + state

@@ -5,13 +5,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from reversible_hypergrad.adjoints.base import CAUSES, End, Run, states_of
 from reversible_hypergrad.adjoints.cost import RunSize
 from reversible_hypergrad.adjoints.norms import AdjointNorms
+from reversible_hypergrad.adjoints.per_step import PerStep
 from reversible_hypergrad.adjoints.reversible_loss import ReversibleLoss
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.problem.gradient import Evaluation
@@ -32,7 +32,7 @@ class Options(Protocol):
     verify_every: int
     buffer: str | Path
 
-    def starts(self, bits_per_step: np.ndarray, state_bytes: float) -> list[int]: ...
+    def starts(self, bits_per_step: PerStep, state_bytes: float) -> list[int]: ...
 
 
 class ReversibleRun(Run):
@@ -51,8 +51,8 @@ class ReversibleRun(Run):
     def forward(self, record: bool) -> None:
         problem, adjoint = self.problem, self.adjoint
         self.groups = reversible_groups(problem, adjoint.state_bits, adjoint.verify_every, adjoint.buffer)
-        bits = RunSize.of(problem).information_bits()
-        problem.report.limit_bits = float(bits.sum()) / max(problem.report.weights * len(problem.steps), 1)
+        bits = RunSize.of(problem).information_bits
+        problem.report.limit_bits = bits.until(bits.steps) / max(problem.report.weights * len(problem.steps), 1)
         problem.report.state_bytes = sum(group.state.nbytes for group in self.groups)
         if record and self._directions_are_known():
             problem.gradient.expect_along()

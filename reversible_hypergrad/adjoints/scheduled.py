@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +20,13 @@ __all__ = ["Schedule", "ScheduledRun", "scheduled_cost"]
 
 
 class Schedule(ABC):
-    """Which steps' states to keep."""
+    """Which steps' states to keep.
+
+    Attributes:
+        uniform: whether what is kept depends on the number of steps and of states held alone, not on which steps they are.
+    """
+
+    uniform: ClassVar[bool] = False
 
     @abstractmethod
     def keep(self, start: int, stop: int, held: int) -> Sequence[int]:
@@ -112,26 +119,31 @@ class ScheduledRun(FloatRun):
 
 
 def scheduled_cost(schedule: Schedule, size: RunSize) -> Cost:
-    """Goes through the whole walk back without training. Takes microseconds per step."""
-    kept: list[tuple[int, float]] = []  # step, and the vectors that its state takes
-    vectors = most = 0.0
-    again = 0
+    """Goes through the walk back without training; what was gone through once, or needs no training at all, is not again."""
+    known: dict[tuple[int, int], tuple[int, float]] = {}  # steps and states held -> steps trained again, most vectors
+    whole = 1 + size.states
+    alone = whole if size.with_states else 1.0  # of a state before a step that is not trained again from it
 
-    def keep(start: int, stop: int) -> None:
-        nonlocal vectors, most
-        for step, after in pairwise([*schedule.keep(start, stop, len(kept)), stop]):
-            kept.append((step, 1 + size.states if size.with_states or after - step > 1 else 1))
-            vectors += kept[-1][1]
-        most = max(most, vectors)
+    def walk(start: int, stop: int, held: int) -> tuple[int, float]:
+        """Back from ``stop`` to ``start``, whose state is there."""
+        places = schedule.keep(start, stop, held)
+        if isinstance(places, range):
+            return 0, len(places) * alone
+        if not places:
+            return (stop - start) * (stop - start - 1) // 2, 0.0
+        key = (stop - start, held) if schedule.uniform else (start, stop)
+        if key not in known:
+            again, vectors, most = 0, 0.0, 0.0
+            for i, (begin, end) in enumerate(pairwise([start, *places, stop])):
+                if i:
+                    vectors += whole if end - begin > 1 else alone
+                if end - begin > 1:  # all but the last of its steps once more
+                    more, peak = walk(begin, end - 1, held + i)
+                    again, most = again + end - 1 - begin + more, max(most, vectors + peak)
+            known[key] = again, max(most, vectors)
+        return known[key]
 
-    keep(0, size.steps)
-    for step in reversed(range(size.steps)):
-        if kept and kept[-1][0] == step:
-            vectors -= kept.pop()[1]
-        elif step:
-            at = kept[-1][0] if kept else 0
-            again += step - at
-            keep(at, step)
+    again, most = walk(0, size.steps, 0)
     return Cost(size.float_bytes + most * size.vector_bytes, size.time(again))
 
 

@@ -17,7 +17,10 @@ from reversible_hypergrad.gradients.same_bits import same_bits
 from reversible_hypergrad.problem.gradient import Evaluation, Gradient, Products, SideEffects
 from reversible_hypergrad.replay.micro_batches import micro_batches
 
-__all__ = ["Accumulated"]
+__all__ = ["ACCUMULATED_PASSES", "ACCUMULATED_VECTORS", "Accumulated"]
+
+ACCUMULATED_VECTORS = 2  # one micro-batch's gradients and products, beside their means
+ACCUMULATED_PASSES = 1.0  # every micro-batch is evaluated again where products are asked for
 
 Results = tuple[Tensor, Sequence[Tensor | None]]  # of one micro-batch: its loss and gradients
 
@@ -37,6 +40,12 @@ class Accumulated(Decorator):
         self._parts = parts
         self._exponents = Exponents(len(inner.weights))
         self._accumulates = False  # so far
+
+    def held_vectors(self) -> int:
+        return self.inner.held_vectors() + ACCUMULATED_VECTORS * self._accumulates
+
+    def more_passes(self) -> float:
+        return self.inner.more_passes() + ACCUMULATED_PASSES * self._accumulates
 
     def load(self, step: int) -> list[Any]:
         parts = micro_batches(step, self.inner.load(step), self._parts)

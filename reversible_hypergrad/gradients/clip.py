@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reversible_hypergrad.checks import check_integer
 from reversible_hypergrad.rules.functions import root
 
-__all__ = ["Clip", "clip_norm", "clip_value"]
+__all__ = ["Clip", "check_gradient_options", "clip_norm", "clip_value"]
 
 
 class Clip(ABC):
@@ -119,6 +120,13 @@ def _wide_type(gradient: Tensor) -> torch.dtype:
 
 def _wide(gradient: Tensor) -> Tensor:
     return gradient.to(_wide_type(gradient))
+
+
+def check_gradient_options(clip: Any, accumulate: Any) -> None:
+    """Raises TypeError or ValueError for what no gradient can be clipped by or cut into."""
+    if clip is not None and not isinstance(clip, Clip):
+        raise TypeError(f"clip: expected rh.clip_norm(...), rh.clip_value(...) or None, got {clip!r}")
+    check_integer("accumulate", accumulate, least=1)
 
 
 def clip_norm(max_norm: float | Tensor, norm_type: float = 2.0) -> Clip:

@@ -10,7 +10,10 @@ from reversible_hypergrad.gradients.clip import Clip
 from reversible_hypergrad.gradients.decorator import Decorator
 from reversible_hypergrad.problem.gradient import Evaluation, Gradient, Products
 
-__all__ = ["Clipped"]
+__all__ = ["CLIPPED_VECTORS", "Clipped"]
+
+
+CLIPPED_VECTORS = 3  # clipped gradients, the same again where they are differentiated, and the directions that come of it
 
 
 class Clipped(Decorator):
@@ -29,6 +32,9 @@ class Clipped(Decorator):
         self.limits = limits.detach().requires_grad_(limits.requires_grad)
         if limits.requires_grad:
             self.wanted = [*inner.wanted, self.limits]
+
+    def held_vectors(self) -> int:
+        return self.inner.held_vectors() + CLIPPED_VECTORS
 
     def prepare(self, step: int, data: Any, part: int = 0) -> "_Batch":
         return _Batch(step, self.inner.prepare(step, data, part))

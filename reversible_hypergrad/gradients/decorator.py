@@ -24,6 +24,12 @@ class Decorator(Gradient):
         self.inner = inner
         self.names, self.weights, self.wanted = inner.names, inner.weights, inner.wanted
 
+    def held_vectors(self) -> int:
+        return self.inner.held_vectors()
+
+    def more_passes(self) -> float:
+        return self.inner.more_passes()
+
     def load(self, step: int) -> Any:
         return self.inner.load(step)
 

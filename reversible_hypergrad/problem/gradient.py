@@ -70,6 +70,14 @@ class Gradient(ABC):
     weights: list[Tensor]  # what it is the gradient by; written in place by the run
     wanted: list[Tensor]  # leaves of the graphs, one per hyperparameter that wants a gradient
 
+    def held_vectors(self) -> int:
+        """What evaluations with products hold beside gradients, products and graph, in tensors for all weights."""
+        return 0
+
+    def more_passes(self) -> float:
+        """How many more gradients it takes to evaluate one with products than that of a loss does."""
+        return 0.0
+
     def __call__(self, step: int) -> Evaluation:
         return self.of(self.batch(step))
 

@@ -1,5 +1,6 @@
 """One setting of an optimizer as a run uses it: a number per step, or one per weight."""
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -13,7 +14,7 @@ __all__ = ["Setting", "Settings", "tree_sum"]
 class Setting:
     """One of a rule's settings, such as lr, for one or several parameters. Compared by identity."""
 
-    numbers: Sequence[float]  # one for all steps, or one per step of the run; empty if elementwise
+    numbers: "array[float]"  # one for all steps, or one per step of the run; empty if elementwise
     elementwise: Tensor | None = None  # one per weight, flat, in the weight's memory order
     source: int | None = None  # which tensor given to the optimizer gets its gradient; None: no gradient is wanted
     first: int = 0  # the run's first step, counted as all steps are: from the first of the runs that this one continues
@@ -22,7 +23,7 @@ class Setting:
     def at(self, step: int) -> float:
         return self.numbers[step - self.first] if len(self.numbers) > 1 else self.numbers[0]
 
-    def between(self, steps: range) -> Sequence[float]:
+    def between(self, steps: range) -> "array[float]":
         """One number for all steps, or those of ``steps``."""
         return self.numbers[steps.start - self.first : steps.stop - self.first] if len(self.numbers) > 1 else self.numbers
 

@@ -2,12 +2,15 @@
 
 import math
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from inspect import Parameter, Signature, signature
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from reversible_hypergrad.problem.setting import Setting, Settings
@@ -16,6 +19,18 @@ from reversible_hypergrad.rules.settings import Given, Resolved, SettingSpec, ch
 __all__ = ["LEAST_FACTOR", "Rule", "SettingSpec"]
 
 LEAST_FACTOR = 2.0**-16  # what a state may decay by in one step and still be undone
+
+
+class _AnyStep:
+    """In place of a step, for functions that do not look at it: whatever they would do with it is a TypeError."""
+
+    def __eq__(self, other: object) -> bool:
+        raise TypeError
+
+    def __bool__(self) -> bool:
+        raise TypeError
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Rule(ABC):
@@ -141,11 +156,11 @@ class Rule(ABC):
             longest = max(of_one.values(), key=lambda setting: len(setting.numbers))
             steps = range(longest.first, longest.first + max(len(longest.numbers), 1))
             for name, factors in self.factors(of_one, steps).items():
-                bad = next((factor for factor in factors if not LEAST_FACTOR <= factor <= 1), None)
-                if bad is not None:
+                outside = factors[~((factors >= LEAST_FACTOR) & (factors <= 1))]
+                if outside.size:
                     return (
                         f"optimizer: rh.Reversible() expected {type(self).__name__} to decay {name!r} by a factor from 2^-16 to "
-                        f"1, got {bad:g}: a step that forgets a state cannot be undone from a few bits. Use "
+                        f"1, got {outside[0]:g}: a step that forgets a state cannot be undone from a few bits. Use "
                         "adjoint=rh.Checkpoint()"
                     )
         return None
@@ -191,23 +206,45 @@ class Rule(ABC):
         """
         return spread(self.settings, self.given, names, weights, steps)
 
-    def factors(self, settings: Settings, steps: range) -> dict[str, list[float]]:
+    def factors(self, settings: Settings, steps: range) -> dict[str, NDArray[np.float64]]:
         """What each state, and "weight", decays by: one number for all steps, or one per step."""
-        if self.linear:
-            constant = all(len(setting.numbers) < 2 for setting in settings.values())
-            seen = steps[:2] if constant else steps
-            columns = self.decay(self.columns(settings, seen), 0)
-            expanded = {name: torch.as_tensor(factor, dtype=torch.float64).expand(len(seen)) for name, factor in columns.items()}
-            return {name: factors[-1 if constant else 0 :].tolist() for name, factors in expanded.items()}
-        rows = [self.decay(self.at(settings, t), t) for t in steps]
-        return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else ())}
+        constant = all(len(setting.numbers) < 2 for setting in settings.values()) and not self._decays_by_step(settings, steps)
+        # All steps but the first, where a setting may be set aside, are then alike.
+        found = self._factors(settings, steps[:2] if constant else steps)
+        if constant:
+            found = {
+                name: own[-1:] if len(own) < 2 or own[0] == own[1] else np.append(own[:1], np.full(len(steps) - 1, own[1]))
+                for name, own in found.items()
+            }
+        return found
+
+    def _decays_by_step(self, settings: Settings, steps: range) -> bool:
+        """Whether ``decay`` looks at the step."""
+        if self.linear or not steps:
+            return False
+        try:
+            self.decay(self.at(settings, steps[-1]), _AnyStep())
+        except Exception:  # a fault of its own comes again, with a step
+            return True
+        return False
+
+    def _factors(self, settings: Settings, steps: range) -> dict[str, NDArray[np.float64]]:
+        if self.linear or self.program:
+            t = 0 if self.linear else torch.arange(steps.start, steps.stop, dtype=torch.float64)
+            columns = self.decay(self.columns(settings, steps), t)
+            return {n: torch.as_tensor(own, dtype=torch.float64).expand(len(steps)).numpy() for n, own in columns.items()}
+        found: dict[str, array[float]] = {}
+        for t in steps:
+            for name, factor in self.decay(self.at(settings, t), t).items():
+                found.setdefault(name, array("d")).append(float(factor))
+        return {name: np.array(own) for name, own in found.items()}
 
     def columns(self, settings: Settings, steps: range) -> SimpleNamespace:
         """``h`` of one parameter: a float64 tensor of shape (steps,) per setting, NaN where it has one number per weight."""
         h = SimpleNamespace()
         for name, spec in self.settings.items():
-            rows = list(settings[name].between(steps)) or [math.nan]
-            numbers = torch.tensor(rows, dtype=torch.float64).expand(len(steps))
+            rows = np.array(settings[name].between(steps) or [math.nan], np.float64)
+            numbers = torch.from_numpy(rows).expand(len(steps))
             aside = torch.from_numpy(spec.set_aside_at(settings, steps))
             setattr(h, name, numbers if spec.first is None else torch.where(aside, spec.first, numbers))
         return h

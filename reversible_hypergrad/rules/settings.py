@@ -1,6 +1,7 @@
 """Settings as a user gives them, checked and spread over parameters and steps by what a rule declares of them."""
 
 import math
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -13,6 +14,8 @@ from torch import Tensor
 from reversible_hypergrad.problem.setting import Setting, Settings
 
 __all__ = ["Given", "Resolved", "SettingSpec", "check_given", "keys_of", "pair", "shown", "spread"]
+
+_TEXTS = 1 << 16  # numbers that are written as text at a time, 128 bytes each
 
 Value = float | Tensor
 Given = Value | Mapping[str, Value]
@@ -205,25 +208,30 @@ def _read(spec: SettingSpec, label: str, value: Value, weight: Tensor | None, st
         if not bool((torch.isfinite(own) & spec.allows(own)).all()):
             expected = f"finite numbers {spec.domain}".rstrip()
             raise ValueError(f"{label}: expected {expected}, got {own.min().item():g} to {own.max().item():g}")
-        return Setting((), own.as_strided((weight.numel(),), (1,)), source)
-    numbers = _numbers(value) if isinstance(value, Tensor) else [float(value)]
-    for number in numbers:
-        _check_number(spec, label, number)
+        return Setting(array("d"), own.as_strided((weight.numel(),), (1,)), source)
+    numbers = _numbers(value) if isinstance(value, Tensor) else array("d", [float(value)])
+    _check_numbers(spec, label, np.asarray(numbers))
     if not isinstance(value, Tensor) or value.dim() == 0:
         return Setting(numbers, None, source)
     place = steps.start if len(numbers) > len(steps) else 0
     return Setting(numbers[place : place + len(steps)], None, source, steps.start, place)
 
 
-def _numbers(value: Tensor) -> list[float]:
+def _numbers(value: Tensor) -> "array[float]":
     flat = value.detach().reshape(-1).cpu()
-    if flat.dtype == torch.float32:
+    numbers = array("d")
+    for part in torch.split(flat, _TEXTS):
         # The shortest decimal: 0.9 given as float32 means 9/10, not 0.89999998.
-        return [float(str(x)) for x in flat.numpy()]
-    return [float(x) for x in flat.double().numpy()]
+        own = part.numpy().astype(str).astype(np.float64) if flat.dtype == torch.float32 else part.double().numpy()
+        numbers.frombytes(own.tobytes())
+    return numbers
 
 
-def _check_number(spec: SettingSpec, label: str, number: float) -> None:
+def _check_numbers(spec: SettingSpec, label: str, numbers: np.ndarray) -> None:
+    wrong = numbers[~(np.isfinite(numbers) & spec.allows(numbers))]
+    if not wrong.size:
+        return
+    number = float(wrong[0])
     if not math.isfinite(number):
         raise ValueError(f"{label}: expected finite numbers, got {number}")
     if not spec.allows(number):

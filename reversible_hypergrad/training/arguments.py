@@ -7,12 +7,11 @@ from torch import Tensor, nn
 
 from reversible_hypergrad.adjoints import Adjoint
 from reversible_hypergrad.checks import check_integer
-from reversible_hypergrad.gradients.clip import Clip
 from reversible_hypergrad.gradients.compile_options import check_compile
 from reversible_hypergrad.readouts import Readout
 from reversible_hypergrad.rules.base import Rule
 
-__all__ = ["check_gradient_options", "check_number_of_steps", "check_options", "check_readouts", "those_wanted"]
+__all__ = ["check_number_of_steps", "check_options", "check_readouts", "those_wanted"]
 
 
 def check_options(optimizer: Any, adjoint: Any, budget: Any, seed: Any, cuda_graph: Any, compile: Any) -> None:
@@ -39,13 +38,6 @@ def check_readouts(readouts: Any) -> dict[str, Readout]:
         if not isinstance(readout, Readout):
             raise TypeError(f"readouts[{name!r}]: expected a readout such as rh.WeightsAt([100]), got {type(readout).__name__}")
     return dict(readouts or {})
-
-
-def check_gradient_options(clip: Any, accumulate: Any) -> None:
-    """The same for what is done to the loss's gradients."""
-    if clip is not None and not isinstance(clip, Clip):
-        raise TypeError(f"clip: expected rh.clip_norm(...), rh.clip_value(...) or None, got {clip!r}")
-    check_integer("accumulate", accumulate, least=1)
 
 
 def check_number_of_steps(check_derivatives: Any) -> None:

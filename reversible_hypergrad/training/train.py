@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from reversible_hypergrad import pytree
 from reversible_hypergrad.adjoints import Adjoint, Reversible, Run
-from reversible_hypergrad.gradients.clip import Clip
+from reversible_hypergrad.gradients.clip import Clip, check_gradient_options
 from reversible_hypergrad.gradients.compile_options import refuse_compiled
 from reversible_hypergrad.gradients.derivative_check import BYTES_PER_WEIGHT
 from reversible_hypergrad.gradients.derivative_check import check_derivatives as check_second_derivatives
@@ -28,7 +28,6 @@ from reversible_hypergrad.replay.environment import Environment
 from reversible_hypergrad.reversible.parameters import check_apart, check_parameter
 from reversible_hypergrad.rules.base import Rule
 from reversible_hypergrad.training.arguments import (
-    check_gradient_options,
     check_number_of_steps,
     check_options,
     check_readouts,

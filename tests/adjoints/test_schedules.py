@@ -11,7 +11,12 @@ import torch
 from torch import nn
 
 import reversible_hypergrad as rh
+from reversible_hypergrad.adjoints import snapshots
 from reversible_hypergrad.adjoints.checkpoint import Segments
+from reversible_hypergrad.adjoints.cost import RunSize
+from reversible_hypergrad.adjoints.per_step import PerStep
+from reversible_hypergrad.adjoints.recursive_checkpoint import Binomial, Tree
+from reversible_hypergrad.adjoints.scheduled import scheduled_cost
 from reversible_hypergrad.adjoints.segments import level
 
 WEIGHTS = 16  # as many as a part of the flat vector holds, so that bytes come out even
@@ -35,6 +40,40 @@ def walk(schedule, steps):
             kept.pop()
     assert not kept
     return sum(again), most, last, again
+
+
+SCHEDULES = {
+    "all": lambda steps: snapshots._All(),
+    "segments": lambda steps: Segments(rh.Checkpoint().starts(steps, False)),
+    "segments of 4": lambda steps: Segments(range(0, steps, 4)),
+    "tree": lambda steps: Tree(2),
+    "tree of 3": lambda steps: Tree(3),
+    **{f"{slots} slots": lambda steps, slots=slots: Binomial(slots) for slots in (1, 2, 5)},
+}
+
+
+@pytest.mark.parametrize("with_states", [False, True])
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_cost_is_that_of_the_walk(kind, with_states):
+    """Which goes through all steps, and counts what is held. Without states only those from which training goes on have them."""
+    for steps in (1, 2, 3, 4, 5, 9, 31, 100):
+        schedule = SCHEDULES[kind](steps)
+        again, most, _, _ = walk(schedule, steps)
+        size = RunSize(weights=1, steps=steps, factors=[(1, [0.9])], with_states=with_states)
+        cost = scheduled_cost(schedule, size)
+        assert cost.time == pytest.approx(size.time(again))
+        kept = (cost.bytes - size.float_bytes) / size.vector_bytes
+        assert kept == 2 * most if with_states else most <= kept <= 2 * most
+
+
+def test_costs_of_ten_million_steps():
+    """In closed form, or as few calls as there are different parts of the walk."""
+    size = RunSize(weights=10, steps=10**7, factors=[(10, [0.9])])
+    assert scheduled_cost(SCHEDULES["all"](0), size).bytes == size.float_bytes + (10**7 - 1) * size.vector_bytes
+    # A tree of two halves each step at most once per level.
+    assert scheduled_cost(Tree(2), size).time <= size.time(24 * 10**7)
+    r = next(r for r in itertools.count(1) if math.comb(101 + r, r) >= 10**7)
+    assert size.time((r - 2) * 10**7) < scheduled_cost(Binomial(100), size).time <= size.time(r * 10**7)
 
 
 def run(adjoint, steps, with_velocity=True):
@@ -129,7 +168,7 @@ def peak(costs, state, starts, held):
 def test_level_against_all_cuts(state, held, uneven):
     for steps in range(1, 12):
         costs = [1.0 + (0.3 * (j * j % 5) if uneven else 0.0) for j in range(steps)]
-        starts, found = level(costs, state, held)
+        starts, found = level(PerStep(costs, steps), state, held)
         assert starts[0] == 0
         assert all(a < b for a, b in itertools.pairwise([*starts, steps]))
         assert found == pytest.approx(peak(costs, state, starts, held), rel=1e-12)
@@ -139,7 +178,7 @@ def test_level_against_all_cuts(state, held, uneven):
 
 
 def test_level_without_steps():
-    assert level([], 1.0, lambda j: j) == ([0], 0.0)
+    assert level(PerStep([], 0), 1.0, lambda j: j) == ([0], 0.0)
 
 
 @pytest.mark.parametrize("with_velocity", [False, True])

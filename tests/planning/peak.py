@@ -1,6 +1,6 @@
 """Run as a script: the peak resident memory of one hypergradient above what the process had before, in bytes.
 
-    python tests/planning/peak.py "rh.Snapshots()" STEPS MOMENTUM [BUDGET]
+    python tests/planning/peak.py "rh.Snapshots()" STEPS MOMENTUM [BUDGET [CLIP [ACCUMULATE]]]
 
 The model is wide and the batch small, so that activations do not count. Small allocations would be kept by the allocator
 after they are freed: MALLOC_MMAP_THRESHOLD_ must be set low before Python starts.
@@ -34,7 +34,7 @@ def resident():
     return fields["VmRSS"] - fields["RssFile"], fields["VmHWM"] - fields["RssFile"]
 
 
-def hypergradient(adjoint, steps, momentum, net, budget=None):
+def hypergradient(adjoint, steps, momentum, net, budget=None, clip=None, accumulate=1):
     batch = torch.randn(2, net[0].in_features)
     scale = torch.zeros(HYPERPARAMETERS, requires_grad=True)
     trained = rh.train(
@@ -46,24 +46,26 @@ def hypergradient(adjoint, steps, momentum, net, budget=None):
         hyperparameters=scale,
         adjoint=adjoint,
         budget=budget,
+        clip=clip,
+        accumulate=accumulate,
     )
     torch.autograd.grad(sum(w.square().sum() for w in trained.values()), [scale])
     return trained.report
 
 
-def main(adjoint, steps, momentum, budget=None):
+def main(adjoint, steps, momentum, *gradient):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     for warm_up in (rh.Snapshots(), rh.Reversible(segments=2)):
-        hypergradient(warm_up, 3, momentum, model(8))
+        hypergradient(warm_up, 3, momentum, model(8), None, *gradient[1:])
     net = model()
     gc.collect()
     base, _ = resident()
     Path("/proc/self/clear_refs").write_text("5")
-    report = hypergradient(adjoint, steps, momentum, net, budget)
+    report = hypergradient(adjoint, steps, momentum, net, *gradient)
     print(json.dumps({"bytes": resident()[1] - base, "adjoint": report.adjoint, "restored": report.restored}))
 
 
 if __name__ == "__main__":
-    chosen = "auto" if sys.argv[1] == "auto" else eval(sys.argv[1], {"rh": rh})
-    main(chosen, int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]) if len(sys.argv) > 4 else None)
+    chosen, *numbers = ("auto" if text == "auto" else eval(text, {"rh": rh}) for text in sys.argv[1:])
+    main(chosen, *numbers)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import peak
@@ -54,6 +55,86 @@ def size(steps=STEPS, **changed):
 def test_predicted_memory_is_what_is_measured(adjoint):
     predicted = eval(adjoint, {"rh": rh}).cost(size()).bytes
     assert measured(adjoint, STEPS, 0.9)["bytes"] == pytest.approx(predicted, rel=0.15)
+
+
+GRADIENTS = {
+    "clipped": (["rh.clip_norm(1.0)", 1], {"gradient_vectors": 3}),
+    "in micro-batches": (["None", 2], {"gradient_vectors": 2, "gradient_passes": 1.0}),
+    "both": (["rh.clip_value(1e-3)", 2], {"gradient_vectors": 5, "gradient_passes": 1.0}),
+}
+
+
+@needs_proc
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("adjoint", ["rh.Reversible()", "rh.Checkpoint()"])
+def test_predicted_memory_of_what_is_done_to_gradients(adjoint, gradient):
+    """Of reversal each is outside what would be predicted without it."""
+    arguments, changed = GRADIENTS[gradient]
+    predicted = eval(adjoint, {"rh": rh}).cost(size(**changed)).bytes
+    found = measured(adjoint, STEPS, 0.9, None, *arguments)["bytes"]
+    assert found == pytest.approx(predicted, rel=0.15)
+
+
+def test_what_is_done_to_gradients_enters_the_plan():
+    plain, clipped, cut = (
+        rh.plan(10**6, 100, 0.9, "1 TB", **more) for more in ({}, {"clip": rh.clip_norm(1.0)}, {"accumulate": 4})
+    )
+    for row in plain.rows:
+        own = [next(r for r in plan.rows if repr(r.adjoint) == repr(row.adjoint)) for plan in (clipped, cut)]
+        assert [r.cost.bytes - row.cost.bytes for r in own] == [3 * 4e6, 2 * 4e6]
+        assert [r.cost.time - row.cost.time for r in own] == pytest.approx([0.0, 1.0])
+
+
+@pytest.mark.parametrize("kind", ["accumulate", "batches", "clip"])
+def test_auto_knows_what_is_done_to_gradients(kind):
+    """A budget that is just enough without it is too small; and looking at a batch leaves random numbers as they are."""
+    net, steps = torch.nn.Linear(1000, 100), 3
+
+    def batches(step):
+        batch = torch.rand(4, 1000)
+        return rh.MicroBatches([batch[:2], batch[2:]]) if kind == "batches" else batch
+
+    def run(budget):
+        more = {"accumulate": {"accumulate": 2}, "batches": {}, "clip": {"clip": rh.clip_norm(1.0)}}[kind]
+        return rh.train(
+            net,
+            lambda model, batch, _: model(batch).square().mean(),
+            batches,
+            steps=steps,
+            optimizer=rh.SGD(lr=0.01, momentum=0.9),
+            adjoint="auto",
+            budget=budget,
+            **more,
+        )
+
+    plan = rh.plan(net, steps, 0.9, "1 GB", hyperparameters=0)
+    enough = 1.06 * min(row.cost.bytes for row in plan.rows if not isinstance(row.adjoint, rh.ForwardMode))
+    with pytest.raises(MemoryError, match="no exact strategy fits"):
+        run(enough)
+    torch.manual_seed(3)
+    expected = torch.get_rng_state()
+    assert run("1 GB").report.steps == steps
+    assert torch.equal(torch.get_rng_state(), expected)
+
+
+def test_ten_million_steps_take_no_memory_of_their_own():
+    """As lists of Python numbers they took 1.3 GB."""
+    tracemalloc.start()
+    try:
+        plan = rh.plan(85_002, 10**7, 0.9, "20 GB")
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 20e6
+    assert repr(plan.adjoint).endswith("segments=1)")
+
+
+def test_one_momentum_for_all_steps_is_planned_as_one_for_each():
+    for row, other in zip(
+        rh.plan(85_002, 10**4, 0.9, "1 GB").rows, rh.plan(85_002, 10**4, [0.9] * 10**4, "1 GB").rows, strict=True
+    ):
+        assert repr(row.adjoint) == repr(other.adjoint)
+        assert row.cost.bytes == pytest.approx(other.cost.bytes, rel=1e-6)
 
 
 # Momentum 0.1 destroys 3.3 bits per weight and step: 62 bytes per weight at T = 150, more than segments and their states take.
@@ -146,6 +227,7 @@ def test_without_a_budget_what_is_free_counts():
         ((10, 10, 0.9, "many"), ValueError, "budget: .*'many'"),
         ((10, 10, 0.9, -5), ValueError, "budget: .*-5"),
         ((10, 10, 0.9, True), TypeError, "budget: .*True"),
+        ((10, 2, [0.9, float("nan")]), ValueError, r"momentum: expected numbers in \[0, 1\]"),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, message):
