@@ -66,12 +66,11 @@ GRADIENTS = {
 
 @needs_proc
 @pytest.mark.parametrize("gradient", GRADIENTS)
-@pytest.mark.parametrize("adjoint", ["rh.Reversible()", "rh.Checkpoint()"])
-def test_predicted_memory_of_what_is_done_to_gradients(adjoint, gradient):
-    """Of reversal each is outside what would be predicted without it."""
+def test_predicted_memory_of_what_is_done_to_gradients(gradient):
+    """Of reversal, which holds least else: each is outside what would be predicted without it."""
     arguments, changed = GRADIENTS[gradient]
-    predicted = eval(adjoint, {"rh": rh}).cost(size(**changed)).bytes
-    found = measured(adjoint, STEPS, 0.9, None, *arguments)["bytes"]
+    predicted = rh.Reversible().cost(size(**changed)).bytes
+    found = measured("rh.Reversible()", STEPS, 0.9, None, *arguments)["bytes"]
     assert found == pytest.approx(predicted, rel=0.15)
 
 
@@ -117,15 +116,15 @@ def test_auto_knows_what_is_done_to_gradients(kind):
     assert torch.equal(torch.get_rng_state(), expected)
 
 
-def test_ten_million_steps_take_no_memory_of_their_own():
-    """As lists of Python numbers they took 1.3 GB."""
+def test_a_million_steps_take_no_memory_of_their_own():
+    """As lists of Python numbers they took 130 MB."""
     tracemalloc.start()
     try:
-        plan = rh.plan(85_002, 10**7, 0.9, "20 GB")
+        plan = rh.plan(85_002, 10**6, 0.9, "20 GB")
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert most < 20e6
+    assert most < 10e6
     assert repr(plan.adjoint).endswith("segments=1)")
 
 
