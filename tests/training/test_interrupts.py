@@ -33,10 +33,10 @@ STRATEGIES = {
 RULES = {"SGD": rh.SGD, "Lion": lambda lr: rh.Lion(lr, (0.9, 0.9))}
 # Strategy, rule, and whether the run is kept; the number of lines between two that are interrupted. Slowly, all.
 QUICK = [
-    ("reversible", "SGD", False, 9),
-    ("reversible", "Lion", False, 19),
-    ("snapshots", "SGD", False, 9),
-    ("unroll", "SGD", True, 23),
+    ("reversible", "SGD", False, 31),
+    ("reversible", "Lion", False, 61),
+    ("snapshots", "SGD", False, 31),
+    ("unroll", "SGD", True, 61),
 ]
 SLOW = [
     *((strategy, "SGD", False, 1) for strategy in STRATEGIES),
@@ -141,7 +141,7 @@ def test_the_way_back(case, tmp_path):
 
 def test_many_losses(tmp_path):
     """A run must not go on keeping for hypergradients() what a backward brings to it."""
-    task = Task(("snapshots", "SGD", False, 7), tmp_path)
+    task = Task(("snapshots", "SGD", False, 23), tmp_path)
     expected, settings = task.gradients(), settings_now()
 
     def walk(value):
@@ -156,7 +156,7 @@ def test_many_losses(tmp_path):
 
 
 def test_check_replayable(tmp_path):
-    task = Task(("reversible", "SGD", False, 19), tmp_path)
+    task = Task(("reversible", "SGD", False, 29), tmp_path)
     settings = settings_now()
     check = partial(rh.check_replayable, task.model, task.loss, DATA[0], task.l2)
     lines = lines_of(check)
