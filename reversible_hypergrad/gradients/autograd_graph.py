@@ -16,17 +16,20 @@ class Graph(NamedTuple):
     Attributes:
         others: nodes of leaves, other than those that are known.
         kinds: the classes of its nodes.
+        begun: the least of their numbers, which torch counts up in each thread.
     """
 
     others: list[Any]
     kinds: set[type]
+    begun: int
 
 
 def graph_of(result: Tensor, known: Sequence[Tensor]) -> Graph:
-    """Walks through the graph of ``result``, down to the tensors ``known``, which need not be leaves. 0.3 us per node."""
+    """Walks through the graph of ``result``, down to the tensors ``known``, which need not be leaves. 0.4 us per node."""
     leaves = {id(t) for t in known}
     seen = {t.grad_fn for t in known if t.grad_fn is not None}
     others, kinds, waiting = [], set(), [result.grad_fn]
+    begun = result.grad_fn._sequence_nr()  # type: ignore[union-attr]
     while waiting:
         node = waiting.pop()
         kind = type(node)
@@ -35,11 +38,12 @@ def graph_of(result: Tensor, known: Sequence[Tensor]) -> Graph:
                 others.append(node)
             continue
         kinds.add(kind)
+        begun = min(begun, node._sequence_nr())  # type: ignore[union-attr]
         for parent, _ in node.next_functions:  # type: ignore[union-attr]
             if parent is not None and parent not in seen:
                 seen.add(parent)
                 waiting.append(parent)
-    return Graph(others, kinds)
+    return Graph(others, kinds, begun)
 
 
 def is_held(node: Any) -> bool:

@@ -81,13 +81,13 @@ class LossGradient(Gradient):
 
     def of(self, batch: Any) -> LossEvaluation:
         with torch.enable_grad():
-            loss = self._loss_of(batch)
+            loss = self._loss_of(batch, self.weights)
             gradients = self._differentiate(loss, self.weights)
         return LossEvaluation(loss, gradients, self.names, self.weights, self.wanted)
 
     def values(self, batch: Any) -> tuple[Tensor, list[Tensor]]:
         with torch.enable_grad():
-            loss = self._loss_of(batch)
+            loss = self._loss_of(batch, self.weights)
             if self._checks.due:
                 # Only gradients with a graph can be checked, and theirs may have other last bits.
                 buffers = Buffers(self._model)
@@ -120,22 +120,21 @@ class LossGradient(Gradient):
 
     def value_at(self, batch: Any, weights: Sequence[Tensor]) -> Tensor:
         """The loss as a differentiable function of ``weights``."""
-        with torch.enable_grad():
-            with torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS):
-                loss = self._evaluated(batch, weights)
-            self._checks.look(loss, [*weights, *self.wanted, *self._inputs.taken()])
-        return loss
+        with torch.enable_grad(), torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS):
+            return self._loss_of(batch, weights)
 
     def first_order(self, batch: Any) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """The gradients by weights and by hyperparameters, without a graph."""
         with torch.enable_grad():
-            loss = self._loss_of(batch)
+            loss = self._loss_of(batch, self.weights)
         found = torch.autograd.grad(loss, [*self.weights, *self.wanted], allow_unused=True)
         return list(found[: len(self.weights)]), list(found[len(self.weights) :])
 
-    def _loss_of(self, batch: Any) -> Tensor:
-        loss = self._evaluated(batch, self.weights)
-        self._checks.look(loss, [*self.weights, *self.wanted, *self._inputs.taken()])
+    def _loss_of(self, batch: Any, weights: Sequence[Tensor]) -> Tensor:
+        """With its graph, which has been looked at."""
+        since = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+        loss = self._evaluated(batch, weights)
+        self._checks.look(loss, [*weights, *self.wanted, *self._inputs.taken()], since)
         return loss
 
     def _evaluated(self, batch: Any, weights: Sequence[Tensor]) -> Tensor:

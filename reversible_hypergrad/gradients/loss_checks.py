@@ -31,16 +31,17 @@ class LossChecks:
         """Whether the gradients of the last loss are to be checked."""
         return bool(self._new)
 
-    def look(self, loss: Any, known: Sequence[Tensor]) -> None:
+    def look(self, loss: Any, known: Sequence[Tensor], since: int) -> None:
         """Refuses what is no scalar that reaches the weights, or depends on something that wants a gradient and would not get it.
 
         Args:
             loss: what the user's function returned.
             known: where its graph may end.
+            since: torch's number of the first node that it may have.
 
         Raises:
             TypeError: if it is no scalar tensor.
-            ValueError: if it has no graph, or one with another leaf, which somebody holds.
+            ValueError: if it has no graph, or one with another leaf, which somebody holds, or one that an earlier step began.
             RuntimeError: if torch can give its gradients by backward() alone.
         """
         if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -55,6 +56,11 @@ class LossChecks:
         for node in graph.others:
             if is_held(node):
                 _refuse_leaf(node.variable)
+        if graph.begun < since and not loss.is_cuda:  # on a GPU, nodes of gradients are numbered by other threads
+            raise ValueError(
+                "loss: it depends on a tensor with a graph that was there before this step, such as an output kept from an "
+                "earlier one, whose weights have moved since. detach() what is kept"
+            )
         self._new = graph.kinds - self._familiar
         if any(getattr(kind, "_forward_cls", None) is CheckpointFunction for kind in self._new):
             raise RuntimeError(

@@ -67,6 +67,31 @@ def test_one_that_is_computed_outside(task):
     assert task.steps == 5
 
 
+@pytest.mark.parametrize("keep", ["output", "weight"])
+def test_what_is_kept_of_an_earlier_step_with_its_graph(task, keep):
+    kept = []
+
+    def loss(model, step, x, scale):
+        kept.append(model(x) if keep == "output" else 2 * model[0].weight)
+        return scale * model(x).square().mean() + (kept[-1] - kept[max(len(kept) - 2, 0)]).square().mean()
+
+    with pytest.raises(ValueError, match=r"that was there before this step|its gradient would be lost"):
+        task.train(loss)
+    assert task.steps == 2
+
+
+def test_what_is_kept_of_an_earlier_step_without_its_graph():
+    """Replays tell that it is another one; the error is theirs."""
+    task, kept = Task("snapshots"), []
+
+    def loss(model, step, x, scale):
+        kept.append(model(x).detach())
+        return scale * model(x).square().mean() + (model(x) - kept[max(len(kept) - 2, 0)]).square().mean()
+
+    with pytest.raises(rh.ReversalError):
+        task.gradient(loss)
+
+
 class Once(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
