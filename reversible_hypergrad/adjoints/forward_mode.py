@@ -33,7 +33,8 @@ class ForwardMode(Adjoint):
 
     Cost: a vector as large as the weights, one more per state of the rule, and a Hessian-vector product per step, for every
     hyperparameter (an element of a
-    tensor that wants a gradient; a learning rate per step counts T times). The loss may not be evaluated again.
+    tensor that wants a gradient; a learning rate per step counts T times). The loss need not be one that can be repeated. One
+    that moves floating-point buffers is evaluated once more in each step, to see whether it reads them.
 
     *Recommended* for a few hyperparameters and very long runs, or a loss that cannot be replayed. *Not recommended* for
     more than about ten: :class:`Reversible` takes the same time for any number.

@@ -24,6 +24,7 @@ class Unroll(Adjoint):
     Momentum 0 and Nesterov are allowed.
 
     Cost: all activations of all steps, twice over for the gradients' graphs. Backward does not compute the loss again.
+    A loss that moves floating-point buffers is evaluated once more in each step, to see whether it reads them.
 
     *Recommended* as an oracle: autograd goes through all of it at once. *Not recommended* otherwise, because
     :class:`Snapshots` is as exact, takes a fraction of the memory and is as fast or faster.

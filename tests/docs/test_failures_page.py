@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from open_files import open_files
 from tape import TapeGraphs
+from torch.utils.checkpoint import checkpoint
 
 import reversible_hypergrad as rh
 from reversible_hypergrad.gradients import captured
@@ -315,6 +316,10 @@ def on_meta(step):
     return X[step].to("meta"), Y[step]
 
 
+def spectral():
+    return torch.nn.Sequential(torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(4, 4)), torch.nn.Linear(4, 1))
+
+
 QUICK = {"backend": "eager"}
 
 
@@ -375,6 +380,13 @@ PROVOKED: dict[str, list[Callable[..., object]]] = {
     ],
     "steps: expected at most …, the number of batches": [lambda: train(steps=STEPS + 1)],
     "loss: it depends on a tensor of shape … that requires grad but is neither": [outside_model],
+    "loss: the buffers … follow the weights": [
+        lambda: train(spectral(), adjoint=rh.Unroll()),
+        lambda: train(spectral(), adjoint=rh.ForwardMode()),
+    ],
+    "loss: rh.Unroll() expected no torch.utils.checkpoint": [
+        lambda: train(loss=lambda m, b, _: checkpoint(m, b[0], use_reentrant=False).square().mean(), adjoint=rh.Unroll())
+    ],
     "loss: its result does not depend on the model's weights": [lambda: train(loss=lambda m, b, _: loss(m, b).detach())],
     "nesterov: rh.Reversible() cannot undo a Nesterov step": [lambda: train(sgd=rh.SGD(lr=0.1, nesterov=True))],
     "adjoint: ForwardMode(limit=100) got … hyperparameters": [many_tangents],
