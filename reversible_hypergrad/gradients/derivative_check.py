@@ -21,7 +21,7 @@ from reversible_hypergrad.replay.micro_batches import micro_batches
 
 __all__ = ["BYTES_PER_WEIGHT", "Derivatives", "check_derivatives", "compare_derivatives"]
 
-BYTES_PER_WEIGHT = 40  # of the check, for a moment: a model, a direction, gradients and products in float64
+BYTES_PER_WEIGHT = 45  # of the check, for a moment: a model, a direction, gradients and products in float64
 _CHECKED = Familiar(256)  # losses, models and shapes that a run of this process has checked
 
 

@@ -109,7 +109,7 @@ def train(
             from the last kept point, to the same bits. Removed when the run has been walked back through.
         check_derivatives: at how many steps, evenly spread, to compare torch's second derivatives with differences of the
             gradient before training, as :func:`check_replayable` does. True: at the first one, unless a run of this process has
-            checked the same code of the loss, model and shapes, or ``budget`` is below the 40 bytes per weight that it takes for
+            checked the same code of the loss, model and shapes, or ``budget`` is below the 45 bytes per weight that it takes for
             a moment; False: at none. The loss is evaluated 4 to 10 more times for each, in float64 where that can be.
 
     Returns:

@@ -75,7 +75,7 @@ def test_the_check_names_what_the_scan_finds(name):
         warnings.simplefilter("ignore")
         verdict = scan(CASES[name]).verdict
         found = rh.check_replayable(Holder(name), lambda model, scale, _: model(scale), torch.tensor(1.5))
-    if verdict == "right":
+    if verdict in ("right", "on a jump"):  # the jump is by elements that no gradient moves
         assert found, str(found)
         return
     assert not found

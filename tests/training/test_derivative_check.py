@@ -198,3 +198,10 @@ def test_chosen_by_number():
     for wrong, error in ((0, ValueError), (1.5, TypeError), ("yes", TypeError)):
         with pytest.raises(error, match="check_derivatives: expected an integer >= 1 or True or False, got"):
             train(model_of(), check_derivatives=wrong)
+
+
+def test_elements_on_a_jump_that_nothing_moves():
+    """Orthogonal by householder casts a diagonal of -1 and 1, whose gradient is zero, to integers."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.utils.parametrizations.orthogonal(nn.Linear(4, 6)), nn.Tanh(), nn.Linear(6, 2))
+    assert train(model).report.derivative_error < 1e-4
