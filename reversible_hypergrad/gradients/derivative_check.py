@@ -17,6 +17,7 @@ from reversible_hypergrad.gradients.module_watch import ModuleWatch
 from reversible_hypergrad.gradients.private_copy import private_copy
 from reversible_hypergrad.gradients.same_bits import same_bits
 from reversible_hypergrad.gradients.widened import double, widened
+from reversible_hypergrad.problem.gradient import Evaluation
 from reversible_hypergrad.replay.micro_batches import micro_batches
 
 __all__ = ["BYTES_PER_WEIGHT", "Derivatives", "check_derivatives", "compare_derivatives"]
@@ -70,15 +71,13 @@ def compare_derivatives(model: nn.Module, loss: Loss, batch: Any, hyperparameter
         wide = private_copy(model).double()
         gradient = _gradient_of(wide, loss, double(batch), double(hyperparameters), seed)
         try:
-            gradient(step)
-        except Exception:  # whatever says that something in it is of one dtype; if it is for another reason, it comes again below
-            pass
-        else:
             return _compare(wide, gradient, torch.float64, step, seed)
+        except Exception:  # whatever says that something in it is of one dtype; if it is for another reason, it comes again below
+            del wide, gradient
     own = private_copy(model)
     moved = pytree.map_tensors(lambda t: t.detach().clone().requires_grad_() if t.requires_grad else t, hyperparameters)
     gradient = _gradient_of(own, loss, batch, moved, seed)
-    return _compare(own, gradient, gradient(step).value.dtype, step, seed)
+    return _compare(own, gradient, None, step, seed)
 
 
 def _gradient_of(model: nn.Module, loss: Loss, batch: Any, hyperparameters: Any, seed: int) -> LossGradient:
@@ -87,20 +86,26 @@ def _gradient_of(model: nn.Module, loss: Loss, batch: Any, hyperparameters: Any,
     return LossGradient(model, trained, loss, lambda step: pytree.unflatten(list(leaves), structure), hyperparameters, seed)
 
 
-def _compare(model: nn.Module, gradient: LossGradient, dtype: torch.dtype, step: int, seed: int) -> Derivatives:
+def _compare(model: nn.Module, gradient: LossGradient, dtype: torch.dtype | None, step: int, seed: int) -> Derivatives:
+    """In ``dtype``; None: in that of the loss."""
     watch = ModuleWatch(model)
-    gradient(step)
-    watch.remove()
+    before = gradient.side_effects()
+
+    def evaluate() -> Evaluation:
+        before.put_back()  # buffers move at each evaluation, and may be read
+        return gradient(step)
 
     def products(u: Sequence[Tensor]) -> list[Tensor | None]:
-        by_weights, by_hyperparameters = gradient(step).products(u)
+        by_weights, by_hyperparameters = evaluate().products(u)
         return [*by_weights, *by_hyperparameters]
 
-    bound = BOUND.get(dtype, math.inf)
-    error = disagreement(lambda: gradient(step).gradients, products, [*gradient.weights, *gradient.wanted], seed)
+    own = evaluate().value.dtype
+    watch.remove()
+    bound = BOUND.get(dtype or own, math.inf)
+    error = disagreement(lambda: evaluate().gradients, products, [*gradient.weights, *gradient.wanted], seed)
     if not error > bound:
         return Derivatives(error, bound, None)
-    if not same_bits(gradient(step).value, gradient(step).value):
+    if not same_bits(evaluate().value, evaluate().value):
         return Derivatives(math.nan, bound, None)  # the loss counts its calls, say; who asks for a replay will be told
     return Derivatives(error, bound, watch.with_wrong_second_derivative(seed))
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -51,9 +52,18 @@ def widened() -> Iterator[None]:
 class _Widening(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if function in (torch.autograd.grad, torch.autograd.backward):
+            with self._inside_of_backward():
+                return function(*args, **kwargs)
         if _writes(function):  # to its first argument, which must be the very tensor
             return function(args[0], *_wide(args[1:]), **_wide(kwargs))
         return _CASTS.get(function, function)(*_wide(args), **_wide(kwargs))
+
+    @contextmanager
+    def _inside_of_backward(self) -> Iterator[None]:
+        """What is computed again in a backward, as by checkpoint, must be as wide. Torch would send the call here once more."""
+        with mock.patch.object(torch.autograd, "has_torch_function", return_value=False), self:
+            yield
 
 
 def _writes(function: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import reversible_hypergrad as rh
 
@@ -205,3 +206,34 @@ def test_elements_on_a_jump_that_nothing_moves():
     torch.manual_seed(0)
     model = nn.Sequential(nn.utils.parametrizations.orthogonal(nn.Linear(4, 6)), nn.Tanh(), nn.Linear(6, 2))
     assert train(model).report.derivative_error < 1e-4
+
+
+@pytest.mark.parametrize("cube", [torch.sin, Wrong.apply])
+def test_what_is_computed_again_in_a_backward_is_as_wide(cube):
+    def loss(model, x, _):
+        return square(lambda x: checkpoint(model, x, use_reentrant=False), x, _)
+
+    if cube is torch.sin:
+        assert train(model_of(cube), loss).report.derivative_error < 1e-6
+        return
+    with pytest.raises(RuntimeError, match="the second derivatives of '2'"):
+        train(model_of(cube), loss)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_spectral_norm(mode):
+    """While training, its vectors follow the weights, without a derivative; otherwise they stay."""
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 6)), nn.Tanh(), nn.Linear(6, 2))
+    if mode == "eval":
+        assert train(model.eval()).report.derivative_error < 1e-6
+        return
+    with pytest.raises(
+        RuntimeError, match=r"the second derivatives of '0.parametrizations.weight.0' \(_SpectralNorm\) are wrong"
+    ):
+        train(model)
+
+
+def test_buffers_that_move_and_are_not_read():
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2))
+    assert train(model).report.derivative_error < 1e-6
+    assert int(model[1].num_batches_tracked) == 0
