@@ -12,6 +12,7 @@ pytest.register_assert_rewrite(
     "core_problems",
     "core_journeys",
     "device_matrix",
+    "drop_in_journey",
     "optim_problems",
     "oracle_twin",
     "queued_steps",

@@ -38,16 +38,16 @@ struct Rows {
 
 class ScaleTables {
  public:
-  ScaleTables(std::vector<int64_t> plane_bytes, int slots, int most_shift)
+  ScaleTables(std::vector<int64_t> plane_bytes, std::vector<int> most_shift)
       : plane_bytes_(std::move(plane_bytes)),
         count_(static_cast<py::ssize_t>(plane_bytes_.size())),
-        slots_(slots),
-        most_shift_(most_shift),
+        most_shift_(std::move(most_shift)),
+        slots_(static_cast<int>(most_shift_.size())),
         still_(shift_table()) {
     for (py::ssize_t i = 0; i < count_; ++i) *still_.mutable_data(i, 0) = 1;
   }
 
-  py::tuple arguments() const { return py::make_tuple(plane_bytes_, slots_, most_shift_); }
+  py::tuple arguments() const { return py::make_tuple(plane_bytes_, most_shift_); }
 
   // a, count, exponent -> the same after a decay, and the step's tables.
   py::tuple decay(const Floats& a, const Integers& count, const Integers& exponent, const Floats& factors, const Floats& of_rule,
@@ -99,7 +99,7 @@ class ScaleTables {
       for (int s = 0; s < slots_; ++s) {
         const double product = a.at(i, s) * factor[i][s];
         const int64_t more = rescale ? rescale->at(i, s) : 0, after = count_after.at(i, s);
-        const int64_t before = after - (rh::shift_of(product, 0, more, most_shift_).bits > 0);
+        const int64_t before = after - (rh::shift_of(product, 0, more, most_shift(s)).bits > 0);
         enter(shifts, i, s, product, before, more, planes);
         counts.mutable_at(i, s) = before;
       }
@@ -121,6 +121,8 @@ class ScaleTables {
         throw std::invalid_argument("rescale: expected non-negative integers, got " + std::to_string(rescale->data()[i]));
   }
 
+  int most_shift(int slot) const { return most_shift_[static_cast<size_t>(slot)]; }
+
   // A row per tensor: whether it took part, then shift and centre per slot.
   Integers shift_table() const {
     Integers table({count_, py::ssize_t{1 + 2 * slots_}});
@@ -129,7 +131,7 @@ class ScaleTables {
   }
 
   rh::Shift enter(Integers& shifts, py::ssize_t i, int s, double product, int64_t count, int64_t rescale, int64_t& planes) const {
-    const rh::Shift shift = rh::shift_of(product, count, rescale, most_shift_);
+    const rh::Shift shift = rh::shift_of(product, count, rescale, most_shift(s));
     shifts.mutable_at(i, 1 + 2 * s) = shift.bits;
     shifts.mutable_at(i, 2 + 2 * s) = shift.centre;
     planes += shift.bits * plane_bytes_[static_cast<size_t>(i)];
@@ -156,7 +158,8 @@ class ScaleTables {
 
   std::vector<int64_t> plane_bytes_;
   py::ssize_t count_;
-  int slots_, most_shift_;
+  std::vector<int> most_shift_;  // of each slot, whose integers have a width of their own
+  int slots_;
   Integers still_;
 };
 
@@ -164,10 +167,10 @@ class ScaleTables {
 
 void define_scales(py::module_& m) {
   py::class_<ScaleTables>(m, "ScaleTables")
-      .def(py::init<std::vector<int64_t>, int, int>(), "plane_bytes"_a, "slots"_a, "most_shift"_a)
+      .def(py::init<std::vector<int64_t>, std::vector<int>>(), "plane_bytes"_a, "most_shift"_a)
       .def(py::pickle([](const ScaleTables& tables) { return tables.arguments(); },
                       [](const py::tuple& kept) {
-                        return ScaleTables(kept[0].cast<std::vector<int64_t>>(), kept[1].cast<int>(), kept[2].cast<int>());
+                        return ScaleTables(kept[0].cast<std::vector<int64_t>>(), kept[1].cast<std::vector<int>>());
                       }))
       .def("decay", &ScaleTables::decay)
       .def("go_back", &ScaleTables::go_back);

@@ -18,6 +18,8 @@ class ReversibleLion(RuleOptimizer):
         u = sign(beta1 * m + (1 - beta1) * grad);  m = beta2 * m + (1 - beta2) * grad
         w = (1 - lr * weight_decay) * w - lr * u
 
+    In the sign, too, ``m`` is known to about a quantum over beta2.
+
     Args:
         params: parameters, named parameters or groups, dense and floating point.
         lr: >= 0, may be a tensor.

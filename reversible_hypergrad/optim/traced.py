@@ -108,6 +108,9 @@ class ReversibleTracedSGD(ReversibleOptimizer):
             )
         return settings
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "nesterov": self.nesterov}
+
     def numbers_of(self, settings: Settings, t: int) -> StepNumbers:
         h = SimpleNamespace(**settings)
         decay = self.rule.decay(h, t)

@@ -51,7 +51,8 @@ class Integers:
         self.skipped = torch.zeros(sum(_core.block_count(n) for n in sizes), dtype=torch.uint8, device=device)
         self.initial: list[InitialWeights | None] = [None] * len(sizes)
         plane_bytes = [_core.plane_bytes(n) for n in sizes]  # of one bit of each weight
-        self.scales = Scales(np.zeros((len(sizes), self.slots), np.int64), state_bits - 3, plane_bytes)
+        most_shift = [own.state_bits - 3 for own in self.formats]
+        self.scales = Scales(np.zeros((len(sizes), self.slots), np.int64), most_shift, plane_bytes)
         self.plane_bytes = torch.tensor(plane_bytes, dtype=torch.int64)
         self._largest_shown = np.array([torch.finfo(weight.dtype).max for weight in self.weights])
 

@@ -191,11 +191,13 @@ class _Tensor:
     def step(self, gradient: Tensor, again: bool) -> Tensor:
         g, w = self._gradient(gradient), self._weight_value(self.before)
         kept = {name: z.clone() for name, z in self.integers.items()} if again and bool(self.skipped.any()) else {}
+        planes = {name: self.planes[name].clone() for name in kept if self.shifts[name][0]}
         for name, z in self.integers.items():
             z.copy_(self._contracted(z, name))
         if kept:
-            # What was refused on the way back is still as it was after the step.
+            # What was refused on the way back is still as it was after the step, and so are the bits that left it then.
             self._keep_skipped(kept)
+            self._keep_skipped_planes(planes)
         values = self._values()
         if not again:  # else the gradient may not be the one that the step saw, but the record has its signs
             self._keep_signs(signs_of(self.rule, self.h, self.t, g, w, values))
@@ -272,6 +274,12 @@ class _Tensor:
         mask = self._mask()
         for name, z in self.integers.items():
             z.copy_(torch.where(mask, kept[name], z))
+
+    def _keep_skipped_planes(self, kept: Mapping[str, Tensor]) -> None:
+        mask = self.skipped.bool().repeat_interleave(_core.BLOCK_SIZE // 8)[: int(self.state.plane_bytes[self.i])]
+        for name, planes in kept.items():
+            own = self.planes[name].view(self.shifts[name][0], -1)
+            own.copy_(torch.where(mask, planes.view_as(own), own))
 
     def _unless_skipped(self, q: Tensor) -> Tensor:
         return torch.where(self._mask(), 0, q)

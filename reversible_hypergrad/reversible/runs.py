@@ -74,7 +74,8 @@ class Runs:
     @property
     def rows(self) -> NDArray[Any]:
         """The rows that differ from the one before, oldest first; a copy."""
-        return self._latest_rows(len(self._counts))
+        # In memory of their own: all empty buffers of Python's lie at one place, which torch.save refuses for several dtypes.
+        return np.array(self._latest_rows(len(self._counts)))
 
     def _latest_rows(self, count: int) -> NDArray[Any]:
         begin = len(self._rows) - count * self._row_bytes

@@ -53,8 +53,8 @@ class Scales:
 
     Args:
         exponents: integers of shape (n, S), the first sigmas are ``2.0 ** exponents``.
-        most_shift: by which integers can be shifted in one step. A rescale beyond it leaves at most 2 units of the new sigma,
-            where nothing should be left.
+        most_shift: by which the integers of each slot can be shifted in one step. A rescale beyond it leaves at most 2 units of
+            the new sigma, where nothing should be left. None: those of 64 bits.
         plane_bytes: what one bit of each of a tensor's weights takes.
 
     Attributes:
@@ -74,13 +74,16 @@ class Scales:
     array([[1., 1.]])
     """
 
-    def __init__(self, exponents: ArrayLike, most_shift: int = MOST_SHIFT, plane_bytes: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, exponents: ArrayLike, most_shift: Sequence[int] | None = None, plane_bytes: Sequence[int] | None = None
+    ) -> None:
         exponent: Integers = np.array(exponents, np.int64)
         if exponent.ndim != 2:
             raise ValueError(f"exponents: expected shape (tensors, slots), got {exponent.shape}")
         self.state = ScaleState(np.ones(exponent.shape), np.zeros(exponent.shape, np.int64), exponent)
         count, slots = exponent.shape
-        self._tables = _core.ScaleTables([1] * count if plane_bytes is None else list(plane_bytes), slots, most_shift)
+        most = [MOST_SHIFT] * slots if most_shift is None else list(most_shift)
+        self._tables = _core.ScaleTables([1] * count if plane_bytes is None else list(plane_bytes), most)
         self._checked: ArrayLike | None = None  # factors that are known to be in their range
 
     def sigma(self) -> Floats:

@@ -208,12 +208,20 @@ class State(Integers):
         if not self.is_late:
             if self.any_unset:
                 self.unset = self.unset & (np.array(outcomes[-1].used)[:, :-1] == 0)
+                self._forget_exponents()
             return
         used = np.max([outcome.used for outcome in outcomes], axis=0).reshape(-1, self.slots)
         free, squares = self._room(used.shape) - used, np.array([1 + wide for wide in self.wide] + [1])
         self.more_room = np.where(free < _LEAST_FREE * squares, _FREED * squares - free, 0)
         if self.any_unset:
             self._settle_exponents(self.unset & (used[:, :-1] == 0))
+
+    def _forget_exponents(self) -> None:
+        """Of states that are zero still: they are chosen anew, and what was chosen before is no part of the state."""
+        if self.any_unset:
+            exponent = self.scales.state.exponent.copy()
+            exponent[:, :-1][self.unset] = 0
+            self.scales.state = replace(self.scales.state, exponent=exponent)
 
     def _room(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
         """How many bits integers may use by their limits and those of what is added. That is about as large as a state, but of a
@@ -281,7 +289,8 @@ class State(Integers):
         return largest
 
     def _beyond_dtype(self, outcome: Outcome) -> int | None:
-        """The first tensor with a weight that was too large to be shown in its dtype, as float16 ends at 65504."""
+        """The first tensor with a weight that was too large to be shown in its dtype, as float16 ends at 65504. Of one that needs
+        room its weights say nothing yet."""
         # What the integers can hold bounds the weights, and what they use does more closely; else the weights are read.
         now = self.scales.state
         if now.exponent is self._shown_exponents:
@@ -291,6 +300,8 @@ class State(Integers):
             self._shown_exponents = now.exponent
             return None
         for i in np.flatnonzero(bounds > self._largest_shown).tolist():
+            if outcome.flags[i]:
+                continue
             bound = math.ldexp(self.sigma(i, -1), outcome.used[i][-1])
             if bound > self._largest_shown[i] and not bool(torch.isfinite(flat(self.weights[i])).all()):
                 return int(i)

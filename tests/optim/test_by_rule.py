@@ -197,6 +197,21 @@ def test_another_gradient_is_found(case: Case) -> None:
     assert frozen(optimizer) == start
 
 
+@by_case
+def test_a_gradient_that_loses_bits_is_found(case: Case) -> None:
+    """One so much larger that the integers could not hold what it leaves: the bits that the step shifted out are still there."""
+    parameters = random_parameters(*SHAPES)
+    optimizer = case.make(parameters, **case.settings)
+    start = frozen(optimizer)
+    closures = with_pauses(optimizer, parameters, 12)
+    for _ in range(12):
+        large = [1e5 * gradient for gradient in random_gradients(parameters, 7)]
+        with refused(optimizer, rh.ReversalError):
+            optimizer.step_back(setting_gradients(parameters, large))
+        optimizer.step_back(closures.pop())
+    assert frozen(optimizer) == start
+
+
 def test_muon_beside_adamw() -> None:
     """Matrices by one, the rest by the other: undone in one go, the second inside of the first."""
     model = mlp()

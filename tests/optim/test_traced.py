@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from typing import Any
 
 import pytest
@@ -121,3 +122,13 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 def test_refused(settings: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         rh.ReversibleTracedSGD(random_parameters((3,)), **settings)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_copy_goes_on(nesterov: bool) -> None:
+    optimizer = rh.ReversibleTracedSGD(random_parameters((3,)), momentum=0.9 * nesterov, nesterov=nesterov)
+    take_steps(optimizer, 3)
+    for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        take_steps(other, 2, first=3)
+        take_steps(fresh := copy.deepcopy(optimizer), 2, first=3)
+        assert frozen(other) == frozen(fresh)
