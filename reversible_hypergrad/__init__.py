@@ -1,6 +1,6 @@
 """Exact hypergradients through training, by optimizers whose every step can be undone bit for bit."""
 
-from reversible_hypergrad import core
+from reversible_hypergrad import bilevel, core
 from reversible_hypergrad.adjoints import (
     Checkpoint,
     ConjugateGradient,
@@ -13,6 +13,7 @@ from reversible_hypergrad.adjoints import (
     Truncated,
     Unroll,
 )
+from reversible_hypergrad.bilevel import FirstOrder, GeneralizedGreedy, OneStep, Task, Windowed, compare
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.gradients.clip import clip_norm, clip_value
 from reversible_hypergrad.optim import (
@@ -41,12 +42,15 @@ __all__ = [
     "ConjugateGradient",
     "DrMAD",
     "ExponentialAverage",
+    "FirstOrder",
     "ForwardMode",
+    "GeneralizedGreedy",
     "Lion",
     "LossAt",
     "MicroBatches",
     "Muon",
     "Neumann",
+    "OneStep",
     "PerParameter",
     "Plan",
     "RAdam",
@@ -67,15 +71,19 @@ __all__ = [
     "Rule",
     "Snapshots",
     "Start",
+    "Task",
     "TracedSGD",
     "TrainedWeights",
     "Truncated",
     "UniformAverage",
     "Unroll",
     "WeightsAt",
+    "Windowed",
+    "bilevel",
     "check_replayable",
     "clip_norm",
     "clip_value",
+    "compare",
     "core",
     "hypergradients",
     "plan",

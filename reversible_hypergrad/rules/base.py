@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from inspect import Parameter, Signature, signature
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -194,6 +195,25 @@ class Rule(ABC):
             self.given = {name: bound.arguments[name] for name in self.settings}
         for name, value in self.given.items():
             check_given(name, value)
+
+    def tensors(self) -> list[Tensor]:
+        """Those among its settings, as they were given."""
+        values = [v for given in self.given.values() for v in (given.values() if isinstance(given, Mapping) else [given])]
+        return [value for value in values if isinstance(value, Tensor)]
+
+    def cut(self, count: int, part: slice) -> "Rule":
+        """The same rule for a part of a run: of tensors with a value for each of ``count`` steps, those of ``part``."""
+
+        def cut(value: Any) -> Any:
+            is_schedule = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == value.numel() == count
+            return value.reshape(-1, 1)[part] if is_schedule else value  # so that it is not taken for one per weight
+
+        other = copy(self)
+        other.given = {
+            name: {key: cut(value) for key, value in given.items()} if isinstance(given, Mapping) else cut(given)
+            for name, given in self.given.items()
+        }
+        return other
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={shown(given)}' for name, given in self.given.items())})"

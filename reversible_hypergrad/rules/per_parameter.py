@@ -62,6 +62,9 @@ class PerParameter(Rule):
     def __repr__(self) -> str:
         return f"PerParameter({{{', '.join(f'{key!r}: {rule!r}' for key, rule in self.rules.items())}}})"
 
+    def cut(self, count: int, part: slice) -> Rule:
+        return PerParameter({key: rule.cut(count, part) for key, rule in self.rules.items()})
+
     def by_name(self, names: Sequence[str]) -> list[Rule]:
         return [self.rules[key] for key in keys_of("optimizer", self.rules, names)]
 

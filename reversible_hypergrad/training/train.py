@@ -230,7 +230,7 @@ def train(
     chosen = _choose(adjoint, problem, budget, cuda_graph, compile is not False)
     first = [states[i][name] for i, name in problem.wanted_states]
     inputs = [*starts.values(), *first, *resolved.tensors, *wanted, *([] if taken is None else taken.inputs)]
-    unchanged = [t for t in (*leaves, *_given_tensors(optimizer), clip and clip.limit) if isinstance(t, Tensor)]
+    unchanged = [t for t in (*leaves, *optimizer.tensors(), clip and clip.limit) if isinstance(t, Tensor)]
     record = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     environment = Environment.current({w.device for w in weights.values()})
     at = _derivatives_to_check(check_derivatives, problem, budget) if record else False
@@ -292,7 +292,3 @@ def _derivatives_to_check(wanted: bool | int, problem: Problem, budget: Budget |
     """Unless asked for, not where it takes more memory than the run may."""
     too_large = budget is not None and problem.report.weights * BYTES_PER_WEIGHT > bytes_of(budget)
     return False if wanted is True and too_large else wanted
-
-
-def _given_tensors(optimizer: Rule) -> list[Any]:
-    return [v for given in optimizer.given.values() for v in (given.values() if isinstance(given, Mapping) else [given])]
