@@ -20,10 +20,10 @@ from reversible_hypergrad.gradients.widened import double, widened
 from reversible_hypergrad.problem.gradient import Evaluation
 from reversible_hypergrad.replay.micro_batches import micro_batches
 
-__all__ = ["BYTES_PER_WEIGHT", "Derivatives", "check_derivatives", "compare_derivatives"]
+__all__ = ["BYTES_PER_WEIGHT", "Derivatives", "check_derivatives", "compare_derivatives", "is_checked"]
 
 BYTES_PER_WEIGHT = 45  # of the check, for a moment: a model, a direction, gradients and products in float64
-_CHECKED = Familiar(256)  # losses, models and shapes that a run of this process has checked
+_CHECKED = Familiar(256)  # losses, models and hyperparameters that a run of this process has checked
 
 
 class Derivatives(NamedTuple):
@@ -110,6 +110,12 @@ def _compare(model: nn.Module, gradient: LossGradient, dtype: torch.dtype | None
     return Derivatives(error, bound, watch.with_wrong_second_derivative(seed))
 
 
+def is_checked(gradient: LossGradient, hyperparameters: Any) -> bool:
+    """Whether a run of this process has found the second derivatives right, of the same code of the loss, the same kind of model
+    and hyperparameters of the same shapes. Arguments as :func:`check_derivatives` has them."""
+    return (gradient.bound.model, gradient.bound.loss, hyperparameters) in _CHECKED
+
+
 def check_derivatives(
     gradient: LossGradient, parts: int, hyperparameters: Any, seed: int, steps: range, wanted: bool | int
 ) -> float | None:
@@ -121,8 +127,7 @@ def check_derivatives(
         hyperparameters: as the loss takes them.
         seed: of the run.
         steps: of the run.
-        wanted: at how many of them. True: at the first one, unless a run of this process has checked the same loss, model and
-            shapes. False: at none.
+        wanted: at how many of them. True: at the first one. False: at none.
 
     Returns:
         The largest error; None if nothing was compared.
@@ -133,13 +138,11 @@ def check_derivatives(
     Warns where they seem so, but could be computed in float32 alone.
     """
     count = min(int(wanted), len(steps))
+    given = gradient.bound.model, gradient.bound.loss, hyperparameters
     errors = []
     for step in (steps[k * len(steps) // count] for k in range(count)):
         batch = micro_batches(step, gradient.load(step), parts)[0]
-        given = gradient.bound.model, gradient.bound.loss, batch, hyperparameters
-        if wanted is True and given in _CHECKED:
-            return None
-        found = compare_derivatives(*given, seed, step)
+        found = compare_derivatives(gradient.bound.model, gradient.bound.loss, batch, hyperparameters, seed, step)
         if not found.are_right:
             _complain(found, step)
         elif wanted is True:

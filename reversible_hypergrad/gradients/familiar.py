@@ -1,4 +1,4 @@
-"""Losses, models and shapes that have been seen before, though the objects are new."""
+"""Losses and models that have been seen before, though the objects are new."""
 
 from types import CodeType
 from typing import Any
@@ -11,7 +11,7 @@ from reversible_hypergrad.gradients.bound import Loss
 
 __all__ = ["Familiar", "code_of"]
 
-Given = tuple[nn.Module, Loss, Any, Any]  # model, loss, batch, hyperparameters
+Given = tuple[nn.Module, Loss, Any]  # model, loss, hyperparameters
 
 
 class Familiar:
@@ -41,9 +41,9 @@ def code_of(function: Any) -> Any:
     return code if isinstance(code, CodeType) else type(function)
 
 
-def _key(model: nn.Module, loss: Loss, batch: Any, hyperparameters: Any) -> Any:
-    nests = [(kinds_of(leaves), str(structure)) for leaves, structure in map(pytree.flatten, (batch, hyperparameters))]
-    return _function(loss), _model(model), nests
+def _key(model: nn.Module, loss: Loss, hyperparameters: Any) -> Any:
+    leaves, structure = pytree.flatten(hyperparameters)
+    return _function(loss), _model(model), kinds_of(leaves), structure
 
 
 def _function(function: Any) -> Any:

@@ -11,7 +11,7 @@ from reversible_hypergrad import pytree
 from reversible_hypergrad.adjoints import Adjoint, Reversible, Run
 from reversible_hypergrad.gradients.clip import Clip, check_gradient_options
 from reversible_hypergrad.gradients.compile_options import refuse_compiled
-from reversible_hypergrad.gradients.derivative_check import BYTES_PER_WEIGHT
+from reversible_hypergrad.gradients.derivative_check import BYTES_PER_WEIGHT, is_checked
 from reversible_hypergrad.gradients.derivative_check import check_derivatives as check_second_derivatives
 from reversible_hypergrad.gradients.loss import Loss, LossGradient
 from reversible_hypergrad.gradients.precision import CheckedOnce
@@ -109,8 +109,9 @@ def train(
             from the last kept point, to the same bits. Removed when the run has been walked back through.
         check_derivatives: at how many steps, evenly spread, to compare torch's second derivatives with differences of the
             gradient before training, as :func:`check_replayable` does. True: at the first one, unless a run of this process has
-            checked the same code of the loss, model and shapes, or ``budget`` is below the 45 bytes per weight that it takes for
-            a moment; False: at none. The loss is evaluated 4 to 10 more times for each, in float64 where that can be.
+            checked the same code of the loss, with the same kind of model and shapes of hyperparameters, or ``budget`` is below
+            the 45 bytes per weight that it takes for a moment; False: at none. The loss is evaluated 4 to 10 more times for
+            each, in float64 where that can be.
 
     Returns:
         A dict of name -> trained tensor, with ``.buffers``, ``.readouts``, ``.report``, and ``.state`` to go on from; works with
@@ -233,9 +234,12 @@ def train(
     unchanged = [t for t in (*leaves, *optimizer.tensors(), clip and clip.limit) if isinstance(t, Tensor)]
     record = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     environment = Environment.current({w.device for w in weights.values()})
-    at = _derivatives_to_check(check_derivatives, problem, budget) if record else False
-    with Uninterrupted() as signals, environment.pinned(), signals.but_for():
-        problem.report.derivative_error = check_second_derivatives(plain, accumulate, hyperparameters, seed, span, at)
+    at = check_derivatives
+    if at is True and (_takes_too_much(problem, budget) or is_checked(plain, hyperparameters)):
+        at = False
+    if at and record:
+        with Uninterrupted() as signals, environment.pinned(), signals.but_for():
+            problem.report.derivative_error = check_second_derivatives(plain, accumulate, hyperparameters, seed, span, at)
     run: Run = chosen.start(problem)
     if resume is not None:
         said = {"seed": seed, "readouts": readouts, "clip": clip, "accumulate": accumulate}
@@ -288,7 +292,6 @@ def _choose(adjoint: Adjoint | str | None, problem: Problem, budget: Budget | No
     return chosen
 
 
-def _derivatives_to_check(wanted: bool | int, problem: Problem, budget: Budget | None) -> bool | int:
-    """Unless asked for, not where it takes more memory than the run may."""
-    too_large = budget is not None and problem.report.weights * BYTES_PER_WEIGHT > bytes_of(budget)
-    return False if wanted is True and too_large else wanted
+def _takes_too_much(problem: Problem, budget: Budget | None) -> bool:
+    """Whether the check of derivatives would take more memory than the run may."""
+    return budget is not None and problem.report.weights * BYTES_PER_WEIGHT > bytes_of(budget)

@@ -140,7 +140,7 @@ def test_hyperparameters_and_micro_batches(accumulate):
 
     def run(function):
         loss = lambda model, x, scale: (model(x).square() * function(scale)).mean()  # noqa: E731
-        return train(model_of(), loss, hyperparameters=scale, accumulate=accumulate)
+        return train(model_of(), loss, hyperparameters=scale, accumulate=accumulate, check_derivatives=1)
 
     assert run(torch.exp).report.derivative_error < 1e-6
     with pytest.raises(RuntimeError, match="the second derivatives of the loss are wrong"):
