@@ -11,6 +11,7 @@ from reversible_hypergrad.bilevel.estimators import (
     Windowed,
     as_estimator,
 )
+from reversible_hypergrad.bilevel.stacked import Stacked
 from reversible_hypergrad.bilevel.task import Task, TaskOf
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "FirstOrder",
     "GeneralizedGreedy",
     "OneStep",
+    "Stacked",
     "Task",
     "TaskOf",
     "WholeRun",
