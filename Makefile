@@ -28,7 +28,8 @@ demo: build
 test: build
 	$(BIN)/python -m pytest --numprocesses 2
 
-# RH_TEXT=FILE names a text that the long runs of a transformer learn, in place of made-up sentences.
+# RH_TEXT=FILE names a text that the long runs of a transformer learn, in place of made-up sentences; RH_DATA=DIR a folder with
+# mnist/, cifar10/, omniglot/ and text/, without which the tests of the real files are skipped.
 test-slow: build
 	$(BIN)/python -m pytest --numprocesses 2 -m slow
 

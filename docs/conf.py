@@ -33,7 +33,7 @@ napoleon_use_ivar = True  # attributes in the class's own text, so that a datacl
 # Strict: `make docs` turns warnings into errors. What lies in other packages is not looked up, since that needs the network.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|numpy|np|nn|collections|pathlib|abc|typing)\..*"),
+    ("py:.*", r"(torch|numpy|np|nn|collections|os|pathlib|abc|typing)\..*"),
     ("py:.*", r"Path|ArrayLike|NDArray|Tensor|Module|Generator|ABC"),
     ("py:(exc|class|obj)", r"\w*(Error|Warning)"),
 ]

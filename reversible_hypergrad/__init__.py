@@ -1,6 +1,6 @@
 """Exact hypergradients through training, by optimizers whose every step can be undone bit for bit."""
 
-from reversible_hypergrad import bilevel, core
+from reversible_hypergrad import bilevel, core, datasets
 from reversible_hypergrad.adjoints import (
     Checkpoint,
     ConjugateGradient,
@@ -86,6 +86,7 @@ __all__ = [
     "clip_value",
     "compare",
     "core",
+    "datasets",
     "hypergradients",
     "plan",
     "train",

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reversible_hypergrad.datasets import CIFAR10
+
 __all__ = ["cifar10", "text"]
 
 
@@ -17,12 +19,9 @@ def cifar10(folder: Path | None, count: int) -> tuple[Tensor, Tensor, str]:
         made = torch.Generator().manual_seed(0)
         images = torch.randn(count, 3, 32, 32, generator=made)
         return images, torch.randint(10, (count,), generator=made), f"MADE-UP images, since {_missing(folder, 'cifar10/*.npz')}"
-    with np.load(files[0]) as arrays:
-        pixels, labels = arrays["x_train"][:count], arrays["y_train"][:count]
-    if pixels.dtype != np.uint8 or pixels.shape[1:] != (32, 32, 3):
-        raise ValueError(f"{files[0]}: expected x_train of uint8 (n, 32, 32, 3), got {pixels.dtype} {pixels.shape}")
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return images.contiguous(), torch.from_numpy(labels.astype(np.int64)), f"CIFAR-10, {len(labels):,} images of {files[0].name}"
+    train = CIFAR10(files[0]).train
+    images, labels = train.x[:count], train.y[:count]
+    return 2 * images - 1, labels, f"CIFAR-10, {len(labels):,} images of {files[0].name}"
 
 
 def text(folder: Path | None, count: int, length: int) -> tuple[Tensor, str]:

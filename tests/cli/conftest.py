@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from cli_helpers import write_mnist
+from dataset_files import write_mnist
 
 from reversible_hypergrad.cli import main
 
