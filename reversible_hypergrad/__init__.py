@@ -13,7 +13,7 @@ from reversible_hypergrad.adjoints import (
     Truncated,
     Unroll,
 )
-from reversible_hypergrad.bilevel import FirstOrder, GeneralizedGreedy, OneStep, Stacked, Task, Windowed, compare
+from reversible_hypergrad.bilevel import EvoGrad, FirstOrder, GeneralizedGreedy, OneStep, Stacked, Task, Windowed, compare
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.gradients.clip import clip_norm, clip_value
 from reversible_hypergrad.optim import (
@@ -41,6 +41,7 @@ __all__ = [
     "Checkpoint",
     "ConjugateGradient",
     "DrMAD",
+    "EvoGrad",
     "ExponentialAverage",
     "FirstOrder",
     "ForwardMode",

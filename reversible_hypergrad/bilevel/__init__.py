@@ -4,6 +4,7 @@ from reversible_hypergrad.bilevel.compare import Comparison, ComparisonRow, comp
 from reversible_hypergrad.bilevel.estimators import (
     Estimate,
     Estimator,
+    EvoGrad,
     FirstOrder,
     GeneralizedGreedy,
     OneStep,
@@ -19,6 +20,7 @@ __all__ = [
     "ComparisonRow",
     "Estimate",
     "Estimator",
+    "EvoGrad",
     "FirstOrder",
     "GeneralizedGreedy",
     "OneStep",

@@ -24,13 +24,19 @@ _PRODUCTS = {
 
 class CheckedOnce:
     """What a run looks at in the first loss and its gradients: second derivatives must be there, and few digits are a
-    RuntimeWarning, once for all losses of the run that have the same."""
+    RuntimeWarning, once for all losses of the run that have the same.
 
-    def __init__(self) -> None:
+    Args:
+        differentiates: whether the run may be differentiated; if not, it asks for no second derivatives.
+    """
+
+    def __init__(self, differentiates: bool = True) -> None:
         self._said: set[str] = set()
+        self._differentiates = differentiates
 
     def __call__(self, loss: Tensor, gradients: Sequence[Tensor | None], *known: Any) -> None:
-        check_second_derivative(loss, gradients, *known)
+        if self._differentiates:
+            check_second_derivative(loss, gradients, *known)
         for kind, what, remedy in (*_short_numbers(loss, gradients), *_short_products(loss)):
             if what not in self._said:
                 self._said.add(what)

@@ -124,8 +124,9 @@ def train(
         OverflowError: if a weight or a state leaves the range of floating-point numbers, at the step that the message says; with
             :class:`Reversible` on a GPU also if one outgrows its integers between two looks.
         ReversalError: from ``backward``, if the trajectory was not restored bit for bit; no gradient is returned then.
-        RuntimeError: for double backward, a loss without second derivatives or with wrong ones, another thread that is inside of
-            a run, or a forked process: for a backward always, and for training if torch has more than one thread there.
+        RuntimeError: for double backward, a loss without second derivatives or with wrong ones (unless under
+            ``torch.no_grad()``), another thread that is inside of a run, or a forked process: for a backward always, and for
+            training if torch has more than one thread there.
 
     Warns:
         RuntimeWarning: once per call, where the loss computes in fewer digits than float32 has: in 16 bits, by autocast or by its
@@ -205,7 +206,8 @@ def train(
     resolved = optimizer.resolve(names, list(weights.values()), span)
     leaves = pytree.leaves(hyperparameters)
     wanted = those_wanted(leaves)
-    plain = LossGradient(private, weights, loss, batch_of, hyperparameters, seed, CheckedOnce())
+    checks = CheckedOnce(differentiates=torch.is_grad_enabled())
+    plain = LossGradient(private, weights, loss, batch_of, hyperparameters, seed, checks)
     taken = Readouts(readouts, span, names, list(weights.values()), plain.with_loss) if readouts else None
     gradient, limits = decorated(plain, hyperparameters, span, compile, cuda_graph, accumulate, clip)
     wanted += limits

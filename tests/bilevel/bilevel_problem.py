@@ -68,3 +68,29 @@ class Problem:
 
 def cut(state):
     return [[t.detach() for t in part] for part in state]
+
+
+class Toy:
+    """One weight: training loss (x - 1)^2 + lam x^2, outer loss (x - 1/2)^2. At the minimum of the first, x = 1 / (1 + lam), the
+    hypergradient is (lam - 1) / (lam + 1)^3.
+
+    Source: the one-dimensional example of Bohdal, Yang, Hospedales, *EvoGrad*, NeurIPS 2021.
+    """
+
+    def __init__(self, x, lam, steps=1, rule=None):
+        self.lam = torch.tensor(lam, dtype=torch.float64, requires_grad=True)
+        model = nn.Module()
+        model.x = nn.Parameter(torch.tensor([x], dtype=torch.float64))
+        self.task = lambda: rh.Task(
+            model,
+            lambda model, _, lam: ((model.x - 1).square() + lam * model.x.square()).sum(),
+            [None] * steps,
+            outer=lambda weights: (weights["x"] - 0.5).square().sum(),
+            optimizer=rule or rh.SGD(0.1, momentum=0.0),
+            hyperparameters=self.lam,
+        )
+
+    @property
+    def exact(self):
+        lam = float(self.lam)
+        return (lam - 1) / (lam + 1) ** 3

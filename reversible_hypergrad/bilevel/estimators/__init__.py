@@ -4,12 +4,23 @@ from typing import Any
 
 from reversible_hypergrad.adjoints import Adjoint
 from reversible_hypergrad.bilevel.estimators.base import Estimate, Estimator
+from reversible_hypergrad.bilevel.estimators.evograd import EvoGrad
 from reversible_hypergrad.bilevel.estimators.first_order import FirstOrder
 from reversible_hypergrad.bilevel.estimators.greedy import GeneralizedGreedy
 from reversible_hypergrad.bilevel.estimators.whole_run import WholeRun
 from reversible_hypergrad.bilevel.estimators.windowed import OneStep, Windowed
 
-__all__ = ["Estimate", "Estimator", "FirstOrder", "GeneralizedGreedy", "OneStep", "WholeRun", "Windowed", "as_estimator"]
+__all__ = [
+    "Estimate",
+    "Estimator",
+    "EvoGrad",
+    "FirstOrder",
+    "GeneralizedGreedy",
+    "OneStep",
+    "WholeRun",
+    "Windowed",
+    "as_estimator",
+]
 
 
 def as_estimator(given: Any) -> Estimator:

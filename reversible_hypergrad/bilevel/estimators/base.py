@@ -3,12 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.adjoints import Snapshots
+from reversible_hypergrad.adjoints import Adjoint, Snapshots
 from reversible_hypergrad.bilevel.task import Task, detached
 from reversible_hypergrad.problem.start import Start
 from reversible_hypergrad.training import TrainedWeights
@@ -68,6 +68,13 @@ class Estimator(ABC):
             ValueError: for a problem whose hypergradient it cannot give.
         """
 
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers from walk to walk, in plain values, so that an outer loop can be resumed to the same numbers."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Goes on where the one was that gave ``state``."""
+
 
 class Inner:
     """An inner problem that is trained a few steps at a time, from state to state, each without the graph of those before.
@@ -81,17 +88,26 @@ class Inner:
         self.state: Start | None = None
         self.taken, self.count = 0, task().count
 
-    def train(self, steps: int, record: bool) -> tuple[Task, TrainedWeights]:
+    def next(self, steps: int = 1) -> Task:
+        """The inner problem of the next steps, at the present hyperparameters.
+
+        Args:
+            steps: how many; fewer if fewer are left.
+        """
+        return self._task().window(self.state, min(steps, self.count - self.taken))
+
+    def train(self, steps: int, record: bool, adjoint: Adjoint | None = None) -> tuple[Task, TrainedWeights]:
         """The next steps at the present hyperparameters.
 
         Args:
             steps: how many; fewer if fewer are left.
             record: whether to attach the result to the hyperparameters.
+            adjoint: by what strategy; :class:`Snapshots` if None.
         """
         task = self._task()
         steps = min(steps, self.count - self.taken)
         with torch.set_grad_enabled(record and torch.is_grad_enabled()):
-            trained = task.window(self.state, steps).train(Snapshots())
+            trained = task.window(self.state, steps).train(Snapshots() if adjoint is None else adjoint)
         self.state = detached(trained.state)
         self.taken += steps
         return task, trained
@@ -132,6 +148,9 @@ def refuse(name: str, task: Task, rates: bool = True, initial: bool = True) -> N
     remedy = "Use a strategy that sees the whole run, such as rh.Reversible() or rh.Snapshots()"
     if rates and any(t.requires_grad for t in task.optimizer.tensors()):
         raise ValueError(f"estimator: {name} gives no gradient by the optimizer's settings, on which this task depends. {remedy}")
+    limit = getattr(task.options.get("clip"), "limit", None)
+    if rates and isinstance(limit, Tensor) and limit.requires_grad:
+        raise ValueError(f"estimator: {name} gives no gradient by the limit of clip, on which this task depends. {remedy}")
     firsts = [*(task.initial or {}).values()]
     if task.start is not None:
         firsts += [*task.start.weights.values(), *(z for own in task.start.states.values() for z in own.values())]
