@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree
 
-__all__ = ["Structure", "flatten", "leaves", "map_tensors", "paths", "register", "register_dict", "unflatten"]
+__all__ = ["Structure", "flatten", "leaves", "map_tensors", "names", "paths", "register", "register_dict", "unflatten"]
 
 Structure = _pytree.TreeSpec  # a nest without its leaves
 
@@ -27,6 +27,15 @@ def leaves(nest: Any) -> list[Any]:
 def paths(nest: Any) -> list[str]:
     """How to get at each leaf, such as ``['x'][0]``, in the order of :func:`leaves`."""
     return [_pytree.keystr(path) for path, _ in _pytree.tree_flatten_with_path(nest)[0]]
+
+
+def names(nest: Any) -> list[str]:
+    """How a user would call each leaf, such as ``x.0``, in the order of :func:`leaves`; empty for a nest that is a leaf."""
+    return [".".join(map(_name, path)) for path, _ in _pytree.tree_flatten_with_path(nest)[0]]
+
+
+def _name(key: Any) -> str:
+    return str(next(getattr(key, kind) for kind in ("key", "idx", "name") if hasattr(key, kind)))
 
 
 def map_tensors(function: Callable[[Tensor], Any], nest: Any) -> Any:

@@ -13,6 +13,8 @@ def test_leaves_their_paths_and_the_nest_again() -> None:
     leaves, structure = pytree.flatten(nest)
     assert pytree.paths(nest) == ["['x'][0]", "['x'][1]", "['y'][0]", "['y'][1]"]
     assert [a is b for a, b in zip(pytree.leaves(nest), leaves, strict=True)] == [True] * 4
+    assert pytree.names(nest) == ["x.0", "x.1", "y.0", "y.1"]
+    assert pytree.names(torch.ones(2)) == [""]
     again = pytree.unflatten(leaves, structure)
     assert again["x"][0] is nest["x"][0]
     assert again["y"] == (3, "four")

@@ -16,7 +16,7 @@ from reversible_hypergrad.replay.fingerprint import Fingerprint
 from reversible_hypergrad.reversible.beginning import Frozen
 from reversible_hypergrad.storage.kept import KeptFiles
 
-__all__ = ["ResumableRun"]
+__all__ = ["ResumableRun", "check_call"]
 
 
 class ResumableRun(Run):
@@ -59,7 +59,7 @@ class ResumableRun(Run):
 
     def forward(self, record: bool) -> None:
         files = self.files = self._open_files()
-        self._check_call(files)
+        check_call(files, self.call, self.environment)
         self._undone = False
         problem, begin, stop = self.problem, self.borders[0], self.borders[-1]
         if _end_of(begin) not in files:
@@ -92,24 +92,6 @@ class ResumableRun(Run):
 
     def _part(self, first: int, last: int, begin: End) -> Problem:
         return replace(self.problem, steps=range(first, last), states=begin.states, exact=begin.exact, sees_start=False)
-
-    def _check_call(self, files: KeptFiles) -> None:
-        if "call" not in files:
-            files.write("call", {**self.call, "environment": dict(self.environment)})
-            return
-        kept = files.read("call")
-        different = [name for name in self.call if kept.get(name) != self.call[name]]
-        if different:
-            raise ValueError(
-                f"resume: the directory holds another run: {', '.join(different)} differ (kept: {kept.get(different[0])}; now: "
-                f"{self.call[different[0]]}). Make the same call, or give another directory"
-            )
-        changed = Fingerprint(kept["environment"]).difference(self.environment)
-        if changed is not None:
-            raise ValueError(
-                f"resume: the directory holds a run that began in another environment, whose bits may be others: {changed}. Go "
-                "on where it began, or give another directory"
-            )
 
     def _keep(self, files: KeptFiles, border: int, end: End) -> None:
         readouts = self.problem.readouts
@@ -254,6 +236,35 @@ class ResumableRun(Run):
         if before is not None and before != name:
             files.drop(before)
         return name
+
+
+def check_call(files: KeptFiles, call: dict[str, str], environment: Fingerprint) -> None:
+    """Writes down what is asked for, if nothing is kept yet.
+
+    Args:
+        files: of one call alone.
+        call: argument -> what tells it from others.
+        environment: where.
+
+    Raises:
+        ValueError: if they are another call's, or of an environment that may have other bits.
+    """
+    if "call" not in files:
+        files.write("call", {**call, "environment": dict(environment)})
+        return
+    kept = files.read("call")
+    different = [name for name in call if kept.get(name) != call[name]]
+    if different:
+        raise ValueError(
+            f"resume: the directory holds another run: {', '.join(different)} differ (kept: {kept.get(different[0])}; now: "
+            f"{call[different[0]]}). Make the same call, or give another directory"
+        )
+    changed = Fingerprint(kept["environment"]).difference(environment)
+    if changed is not None:
+        raise ValueError(
+            f"resume: the directory holds a run that began in another environment, whose bits may be others: {changed}. Go "
+            "on where it began, or give another directory"
+        )
 
 
 def _end_of(border: int) -> str:

@@ -25,7 +25,7 @@ class Bar:
 
 
 class _TqdmBar(Bar):
-    def __init__(self, what: str, steps: int) -> None:
+    def __init__(self, what: str, steps: int | None) -> None:
         from tqdm.auto import tqdm
 
         self._bar: Any = tqdm(total=steps, desc=what, unit="step", leave=False)
@@ -45,6 +45,6 @@ class _TqdmBar(Bar):
         self._bar.update()
 
 
-def bars(shown: bool) -> Callable[[str, int], Bar]:
-    """A maker of bars from a description and a number of steps."""
+def bars(shown: bool) -> Callable[[str, int | None], Bar]:
+    """A maker of bars from a description and a number of steps, None where it is not known."""
     return _TqdmBar if shown else lambda what, steps: Bar()

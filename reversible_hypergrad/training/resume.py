@@ -16,7 +16,7 @@ from reversible_hypergrad.problem.problem import Problem
 from reversible_hypergrad.replay.fingerprint import Fingerprint
 from reversible_hypergrad.storage.kept import KeptFiles
 
-__all__ = ["Resume", "check_resume", "resumable_run"]
+__all__ = ["Resume", "check_resume", "digest", "resumable_run", "values_in"]
 
 _PARTS = 10  # unless another number of steps is asked for
 
@@ -91,24 +91,25 @@ def resumable_run(
     said = {
         "steps": f"{steps.start} to {steps.stop}, kept every {every}",
         "adjoint": repr(adjoint),
-        "optimizer": f"{problem.rule!r}, settings {_digest(numbers)}",
-        "initial weights": f"{', '.join(problem.names)}: {_digest(problem.weights)}",
-        "first states": _digest(z for own in problem.states for z in own.values()),
-        "hyperparameters": _digest(hyperparameters),
-        **{name: f"{value!r}, values {_digest(_values(value))}" for name, value in others.items()},
+        "optimizer": f"{problem.rule!r}, settings {digest(numbers)}",
+        "initial weights": f"{', '.join(problem.names)}: {digest(problem.weights)}",
+        "first states": digest(z for own in problem.states for z in own.values()),
+        "hyperparameters": digest(hyperparameters),
+        **{name: f"{value!r}, values {digest(values_in(value))}" for name, value in others.items()},
     }
     here = Fingerprint.current({w.device for w in problem.weights})
     files, buffers = (lambda: KeptFiles(resume.directory)), (lambda: dict(model.named_buffers()))
     return ResumableRun(adjoint, problem, every, files, buffers, said, here)
 
 
-def _values(given: Any) -> list[Any]:
+def values_in(given: Any) -> list[Any]:
     """What clippings and readouts hold."""
     nest = [vars(leaf) if hasattr(leaf, "__dict__") and not isinstance(leaf, Tensor) else leaf for leaf in pytree.leaves(given)]
     return pytree.leaves([dict(one) if isinstance(one, dict) else one for one in nest])
 
 
-def _digest(values: Iterable[Any]) -> str:
+def digest(values: Iterable[Any]) -> str:
+    """Of tensors, numbers and text; other objects do not count."""
     digest = hashlib.blake2b(digest_size=8)
     for value in values:
         if isinstance(value, Tensor):
