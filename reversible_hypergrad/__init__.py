@@ -13,7 +13,21 @@ from reversible_hypergrad.adjoints import (
     Truncated,
     Unroll,
 )
-from reversible_hypergrad.bilevel import EvoGrad, FirstOrder, GeneralizedGreedy, OneStep, Stacked, Task, Windowed, compare
+from reversible_hypergrad.bilevel import (
+    Bilevel,
+    Box,
+    EvoGrad,
+    FirstOrder,
+    GeneralizedGreedy,
+    Guard,
+    L1Ball,
+    OneStep,
+    Simplex,
+    Stacked,
+    Task,
+    Windowed,
+    compare,
+)
 from reversible_hypergrad.errors import ReversalError
 from reversible_hypergrad.gradients.clip import clip_norm, clip_value
 from reversible_hypergrad.optim import (
@@ -38,6 +52,8 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "Bilevel",
+    "Box",
     "Checkpoint",
     "ConjugateGradient",
     "DrMAD",
@@ -46,6 +62,8 @@ __all__ = [
     "FirstOrder",
     "ForwardMode",
     "GeneralizedGreedy",
+    "Guard",
+    "L1Ball",
     "Lion",
     "LossAt",
     "MicroBatches",
@@ -70,6 +88,7 @@ __all__ = [
     "ReversibleSGD",
     "ReversibleTracedSGD",
     "Rule",
+    "Simplex",
     "Snapshots",
     "Stacked",
     "Start",

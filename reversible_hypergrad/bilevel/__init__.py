@@ -12,10 +12,16 @@ from reversible_hypergrad.bilevel.estimators import (
     Windowed,
     as_estimator,
 )
+from reversible_hypergrad.bilevel.guard import Guard
+from reversible_hypergrad.bilevel.loop import Bilevel
+from reversible_hypergrad.bilevel.result import Result
+from reversible_hypergrad.bilevel.sets import Box, L1Ball, Set, Simplex
 from reversible_hypergrad.bilevel.stacked import Stacked
 from reversible_hypergrad.bilevel.task import Task, TaskOf
 
 __all__ = [
+    "Bilevel",
+    "Box",
     "Comparison",
     "ComparisonRow",
     "Estimate",
@@ -23,7 +29,12 @@ __all__ = [
     "EvoGrad",
     "FirstOrder",
     "GeneralizedGreedy",
+    "Guard",
+    "L1Ball",
     "OneStep",
+    "Result",
+    "Set",
+    "Simplex",
     "Stacked",
     "Task",
     "TaskOf",
