@@ -1,6 +1,7 @@
 """The outer loop of bilevel problems."""
 
 import contextlib
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ class Bilevel:
             each of them.
         h: any nest of tensors. Those that require grad are learned. They stay as they are: copies of them are moved.
         estimator: a strategy such as ``rh.Reversible()``, with one outer step per task, or an estimator such as ``rh.OneStep()``:
-            online ones are followed at inner steps.
+            online ones are followed at inner steps. It stays as it is, too: what it learns about tasks, each ``run`` learns anew.
         optimizer: a class of ``torch.optim``, or a function of tensors, ``lr`` and the options that returns such an optimizer.
         lr: its learning rate; one, or by name of a hyperparameter: ``{"net": 1e-3, "lr": 0.1}``.
         scheduler: a function of the optimizer that returns one of ``torch.optim.lr_scheduler``, such as ``lambda optimizer:
@@ -96,7 +97,9 @@ class Bilevel:
             if not callable(given) and not (name == "scheduler" and given is None):
                 raise TypeError(f"{name}: expected a function, got {type(given).__name__}")
         check_guard(guard)
-        self._task, self._h, self._estimator = task, h, as_estimator(estimator)
+        self._task, self._h = task, h
+        self._estimator = copy.deepcopy(as_estimator(estimator))
+        self._known = copy.deepcopy(self._estimator.state_dict())
         self._optimizer, self._lr, self._options, self._scheduler = optimizer, lr, options, scheduler
         self._sets, self._guard = sets, guard
         self._mover()
@@ -153,6 +156,7 @@ class Bilevel:
         kept = check_resume(resume)
         mover = self._mover()
         hyperparameters = mover.hyperparameters
+        self._estimator.load_state_dict(copy.deepcopy(self._known))
         source = Mean(self._task, hyperparameters.nest, hyperparameters.leaves, self._estimator)
         loop = OuterLoop(source, mover, wanted, whole=not self._estimator.online)
         keeper = None if kept is None else _Keeper(kept, loop, self._said(mover, wanted))
@@ -182,7 +186,7 @@ class Bilevel:
         begun = mover.plain()
         return {
             "h": f"{', '.join(learned)}: {digest(values_in(self._h))}",
-            "estimator": repr(self._estimator),
+            "estimator": f"{self._estimator!r}, {self._known}",
             "optimizer": f"{type(mover.optimizer).__name__}, {begun['optimizer']['param_groups']}",
             "scheduler": f"{begun['scheduler']}",
             "sets": f"{self._sets}, values {digest(values_in(self._sets))}",

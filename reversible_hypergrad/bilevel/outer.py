@@ -1,12 +1,13 @@
 """The outer loop: it sees estimates of a hypergradient for outer step k, wherever they come from."""
 
+import copy
 import itertools
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -47,7 +48,18 @@ class Hypergradient:
     steps: int
 
 
-Source = Callable[[int], Iterator[Hypergradient]]
+class Source(Protocol):
+    """What gives estimates."""
+
+    def __call__(self, task: int, /) -> Iterator[Hypergradient]:
+        """At the present hyperparameters, which are moved between two of them."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers from task to task, in plain values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 Score = Callable[[Any, int], float]
 
 
@@ -100,7 +112,7 @@ class OuterLoop:
     """Asks for estimates, follows them, and remembers the best hyperparameters.
 
     Args:
-        source: number of a task -> estimates at the present hyperparameters, which are moved between two of them.
+        source: of estimates, by the number of a task.
         mover: of the hyperparameters.
         wanted: when to end, and what to watch.
         whole: whether a task has one estimate, of a whole inner run. Only then does a lower outer loss at another step mean
@@ -120,12 +132,14 @@ class OuterLoop:
         return {
             "state": self.state.plain(),
             "mover": self.mover.plain(),
+            "source": copy.deepcopy(self._source.state_dict()),
             "random": [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if on_cuda else ())],
         }
 
     def restore(self, kept: dict[str, Any]) -> None:
         self.state.restore(kept["state"])
         self.mover.restore(kept["mover"])
+        self._source.load_state_dict(kept["source"])
         torch.set_rng_state(kept["random"][0])
         if kept["random"][1:]:
             torch.cuda.set_rng_state_all(kept["random"][1:])

@@ -41,6 +41,12 @@ class Mean:
             for walk in walks:
                 walk.close()  # type: ignore[attr-defined]
 
+    def state_dict(self) -> dict[str, Any]:
+        return self._estimator.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._estimator.load_state_dict(state)
+
     def _maker(self, k: int, i: int, count: int, made: list[Task]) -> Callable[[], Task]:
         """Each task has a graph of its own: the backward of one frees what others would share. The first is there already."""
 

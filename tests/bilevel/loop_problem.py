@@ -12,7 +12,7 @@ import torch
 
 import reversible_hypergrad as rh
 
-ESTIMATORS = {"whole": rh.Snapshots(), "online": rh.Windowed(2)}
+ESTIMATORS = {"whole": rh.Snapshots(), "online": rh.Windowed(2), "random": rh.EvoGrad(sigma=0.1)}
 
 
 class Interrupted(BaseException):

@@ -192,6 +192,24 @@ def test_online_the_last_one_is_returned():
     assert result.best_step == 7
 
 
+def test_an_estimator_that_remembers_begins_each_run_alike():
+    """EvoGrad's noise is another one in every walk."""
+    torch.manual_seed(0)
+    model, estimator = torch.nn.Linear(1, 1), rh.EvoGrad(sigma=0.1)
+
+    def task(k, h):
+        outer = lambda weights: weights["weight"].square().sum()  # noqa: E731
+        return rh.Task(
+            model, lambda m, b, a: m(b).square().mean() * a, torch.ones(2, 3, 1), outer, rh.SGD(0.1), hyperparameters=h
+        )
+
+    loop = rh.Bilevel(task, torch.ones((), requires_grad=True), estimator, torch.optim.SGD, lr=10.0)
+    one, other = loop.run(6), loop.run(6)
+    assert torch.equal(one.last, other.last)
+    assert estimator.state_dict() == rh.EvoGrad().state_dict()
+    assert len({record["norm"] for record in one.history}) > 1
+
+
 def test_minutes():
     result = bilevel().run(minutes=1e-4)
     assert 1e-4 * 60 <= result.seconds < 30
