@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reversible_hypergrad import pytree
 from reversible_hypergrad.bilevel.guard import Guard, Watch
 from reversible_hypergrad.bilevel.hyperparameters import Hyperparameters
 from reversible_hypergrad.bilevel.sets import Set
@@ -94,17 +95,21 @@ class Mover:
         if self.watch is not None:
             self.watch.accept(norm)
             self._good = before
-        self._advance(value)
+        if isinstance(self._scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self._scheduler.step(value)
+        elif self._scheduler is not None:
+            self._scheduler.step()
         return None
 
-    def go_back(self, value: float) -> None:
+    def go_back(self) -> None:
         """To where the last accepted hypergradient was taken."""
         assert self.watch is not None
         self.watch.refuse()
         values, states = self._good
         self.hyperparameters.move_to(values)
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": copy.deepcopy(states)})
-        self._advance(value)
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": _copied(states)})
+        if self._scheduler is not None and not isinstance(self._scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self._scheduler.step()  # a plateau is one of outer losses, and here is none
 
     def plain(self) -> dict[str, Any]:
         """Everything that :meth:`restore` needs, in tensors and plain values."""
@@ -130,7 +135,7 @@ class Mover:
         return 1.0 if self.watch is None else self.watch.scale
 
     def _now(self) -> tuple[list[Tensor], dict[Any, Any]]:
-        return self.hyperparameters.values(), copy.deepcopy(self.optimizer.state_dict()["state"])
+        return self.hyperparameters.values(), _copied(self.optimizer.state_dict()["state"])
 
     def _step(self) -> None:
         """With the guard's share of the learning rates, of which schedulers do not know."""
@@ -143,17 +148,17 @@ class Mover:
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
 
-    def _advance(self, value: float) -> None:
-        if isinstance(self._scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            self._scheduler.step(value)
-        elif self._scheduler is not None:
-            self._scheduler.step()
-
     def _not_finite(self) -> str:
         reason = "the hyperparameters were not finite after it"
         if self.watch is None:
             raise FloatingPointError(f"outer step: {reason}. Lower lr, or give guard=rh.Guard(), which takes such steps back")
         return reason
+
+
+def _copied(states: dict[Any, Any]) -> dict[Any, Any]:
+    """Of what optimizers hold: nests of tensors and plain values."""
+    copied: dict[Any, Any] = pytree.map_tensors(torch.clone, states)
+    return copied
 
 
 def norm_of(gradients: Sequence[Tensor]) -> float:

@@ -250,7 +250,7 @@ class OuterLoop:
     def _record(self, value: float, norm: float, rate: float, objection: str | None, score: float = math.nan) -> Record:
         state = self.state
         if objection is not None:
-            self.mover.go_back(value)
+            self.mover.go_back()
             self._warn(objection)
         self._read_clocks()
         numbers = (

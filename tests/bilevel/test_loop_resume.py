@@ -45,7 +45,7 @@ def test_a_finished_loop_returns_at_once_and_goes_on_if_asked_to(estimator, tmp_
     assert len(again.history) == 4
     found, _ = outcome(tmp_path / "kept", tmp_path / "kept.csv", estimator)
     assert plain(found, tmp_path / "kept.csv") == expected
-    with pytest.raises(ValueError, match="resume: the directory holds 1[12] outer steps, but steps=5"):
+    with pytest.raises(ValueError, match=r"resume: the directory holds 1[12] outer steps, but steps=5"):
         outcome(tmp_path / "kept", tmp_path / "kept.csv", estimator, steps=5)
 
 
