@@ -121,7 +121,10 @@ def compare(
         check_integer("horizons", horizon, least=1)
         exacts = [_mean(task, h, k, horizon, truth, leaves) for k in at]
         rows.append(_row(truth, horizon, exacts, exacts))
-        rows += [_row(e, horizon, [_mean(task, h, k, horizon, e, leaves) for k in at], exacts) for e in estimators]
+        for e in estimators:
+            kept = as_estimator(e).state_dict()  # each row begins with what an estimator knew before
+            rows.append(_row(e, horizon, [_mean(task, h, k, horizon, e, leaves) for k in at], exacts))
+            as_estimator(e).load_state_dict(kept)
     return Comparison(rows)
 
 

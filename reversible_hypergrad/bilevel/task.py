@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from reversible_hypergrad import pytree
-from reversible_hypergrad.adjoints import Adjoint
+from reversible_hypergrad.adjoints import Adjoint, Snapshots
 from reversible_hypergrad.gradients.bound import Loss
 from reversible_hypergrad.problem.start import Start
 from reversible_hypergrad.rules.base import Rule
@@ -107,6 +108,11 @@ class Task:
             seed=self.seed,
             **self.options,
         )
+
+    def untrained(self) -> TrainedWeights:
+        """The weights that the run begins with, as if after no step, without a graph."""
+        with torch.no_grad():
+            return replace(self.until(0), options={}).train(Snapshots())
 
     def until(self, stop: int) -> "Task":
         """The same run, which ends after ``stop`` of its steps. Schedules are cut."""

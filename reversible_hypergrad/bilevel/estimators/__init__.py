@@ -7,6 +7,7 @@ from reversible_hypergrad.bilevel.estimators.base import Estimate, Estimator
 from reversible_hypergrad.bilevel.estimators.evograd import EvoGrad
 from reversible_hypergrad.bilevel.estimators.first_order import FirstOrder
 from reversible_hypergrad.bilevel.estimators.greedy import GeneralizedGreedy
+from reversible_hypergrad.bilevel.estimators.hyperdistill import HyperDistill
 from reversible_hypergrad.bilevel.estimators.whole_run import WholeRun
 from reversible_hypergrad.bilevel.estimators.windowed import OneStep, Windowed
 
@@ -16,6 +17,7 @@ __all__ = [
     "EvoGrad",
     "FirstOrder",
     "GeneralizedGreedy",
+    "HyperDistill",
     "OneStep",
     "WholeRun",
     "Windowed",

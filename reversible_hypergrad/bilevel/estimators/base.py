@@ -13,7 +13,7 @@ from reversible_hypergrad.bilevel.task import Task, detached
 from reversible_hypergrad.problem.start import Start
 from reversible_hypergrad.training import TrainedWeights
 
-__all__ = ["Estimate", "Estimator", "Inner", "direct_part", "gradients_of", "refuse"]
+__all__ = ["Estimate", "Estimator", "Inner", "direct_part", "gradients_of", "pulled", "refuse"]
 
 
 @dataclass
@@ -128,6 +128,17 @@ def gradients_of(value: Tensor, leaves: Sequence[Tensor], keep: bool = False) ->
     if not value.requires_grad:
         return [torch.zeros_like(x) for x in leaves]
     found = torch.autograd.grad(value, list(leaves), allow_unused=True, retain_graph=keep)
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
+
+
+def pulled(outputs: Sequence[Tensor], cotangents: Sequence[Any], leaves: Sequence[Tensor]) -> list[Tensor]:
+    """``cotangents`` of ``outputs`` back to the leaves: zero where nothing depends on one. The graph is kept."""
+    attached = [(output, by) for output, by in zip(outputs, cotangents, strict=True) if output.requires_grad]
+    if not attached:
+        return [torch.zeros_like(x) for x in leaves]
+    found = torch.autograd.grad(
+        [output for output, _ in attached], list(leaves), [by for _, by in attached], allow_unused=True, retain_graph=True
+    )
     return [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
 
 

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.adjoints import Snapshots
-from reversible_hypergrad.bilevel.estimators.base import Estimate, Estimator, Inner, gradients_of, refuse
+from reversible_hypergrad.bilevel.estimators.base import Estimate, Estimator, Inner, gradients_of, pulled, refuse
 from reversible_hypergrad.bilevel.estimators.step_loss import StepLoss
 from reversible_hypergrad.bilevel.task import Task, detached
 from reversible_hypergrad.checks import check_integer
@@ -125,8 +124,7 @@ class EvoGrad(Estimator):
 
     def _estimate(self, one: Task, leaves: Sequence[Tensor], word: int) -> tuple[float, list[Tensor], list[Tensor]]:
         """The outer loss at the mean of copies of the weights where ``one`` begins; its direct part, and that by their shares."""
-        with torch.no_grad():
-            before = one.until(0).train(Snapshots())
+        before = one.untrained()
         loss = StepLoss(one, before.state)
         draws = [self._draw(before, mix(word ^ k)) for k in range(self.copies)]
         losses, by_hyperparameters = [], []
@@ -142,7 +140,7 @@ class EvoGrad(Estimator):
         alphas, direct = (gradients_of(outer, by, keep=True) for by in (list(mixed.values()), leaves))
         slopes = [self._slope(share, noise, mean, alphas) for share, noise in zip(shares, draws, strict=True)]
         totals = [sum(s * g for s, g in zip(slopes, column, strict=True)) for column in zip(*by_hyperparameters, strict=True)]
-        return float(outer.detach()), direct, _pulled(loss.attached, totals, leaves)
+        return float(outer.detach()), direct, pulled(loss.attached, totals, leaves)
 
     def _draw(self, weights: TrainedWeights, word: int) -> dict[str, Tensor]:
         """One number per weight."""
@@ -157,11 +155,3 @@ class EvoGrad(Estimator):
         pairs = zip(alphas, noise, strict=True)
         along = sum(float((alpha.double() * (noise[name] - mean[name])).sum()) for alpha, name in pairs)
         return -share * self.sigma * along / self.tau
-
-
-def _pulled(attached: Sequence[Tensor], gradients: Sequence[Any], leaves: Sequence[Tensor]) -> list[Tensor]:
-    """From what the loss was given back to what that is computed from."""
-    if not attached:
-        return [torch.zeros_like(x) for x in leaves]
-    found = torch.autograd.grad(list(attached), list(leaves), list(gradients), allow_unused=True, retain_graph=True)
-    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
