@@ -12,7 +12,7 @@ import torch
 
 import reversible_hypergrad as rh
 
-ESTIMATORS = {"whole": rh.Snapshots(), "online": rh.Windowed(2), "random": rh.EvoGrad(sigma=0.1)}
+ESTIMATORS = {"whole": rh.Snapshots(), "online": rh.Windowed(2), "random": rh.EvoGrad(sigma=0.1), "fitted": rh.HyperDistill(0.9)}
 
 
 class Interrupted(BaseException):

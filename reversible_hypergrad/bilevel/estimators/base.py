@@ -96,21 +96,24 @@ class Inner:
         """
         return self._task().window(self.state, min(steps, self.count - self.taken))
 
-    def train(self, steps: int, record: bool, adjoint: Adjoint | None = None) -> tuple[Task, TrainedWeights]:
-        """The next steps at the present hyperparameters.
+    def take(self, one: Task, record: bool, adjoint: Adjoint | None = None) -> TrainedWeights:
+        """Trains what :meth:`next` gave.
 
         Args:
-            steps: how many; fewer if fewer are left.
+            one: the problem of the next steps.
             record: whether to attach the result to the hyperparameters.
             adjoint: by what strategy; :class:`Snapshots` if None.
         """
-        task = self._task()
-        steps = min(steps, self.count - self.taken)
         with torch.set_grad_enabled(record and torch.is_grad_enabled()):
-            trained = task.window(self.state, steps).train(Snapshots() if adjoint is None else adjoint)
+            trained = one.train(Snapshots() if adjoint is None else adjoint)
         self.state = detached(trained.state)
-        self.taken += steps
-        return task, trained
+        self.taken += one.count
+        return trained
+
+    def train(self, steps: int, record: bool) -> tuple[Task, TrainedWeights]:
+        """Both in one."""
+        one = self.next(steps)
+        return one, self.take(one, record)
 
     @property
     def is_done(self) -> bool:

@@ -117,8 +117,9 @@ class EvoGrad(Estimator):
             steps = min(self.every, inner.count - inner.taken)
             if steps > 1:
                 inner.train(steps - 1, record=False)
-            value, direct, through = self._estimate(inner.next(), leaves, mix(word ^ inner.taken))
-            _, trained = inner.train(1, record=False)
+            one = inner.next()
+            value, direct, through = self._estimate(one, leaves, mix(word ^ inner.taken))
+            trained = inner.take(one, record=False)
             gradients = [d + t for d, t in zip(direct, through, strict=True)]
             yield Estimate(value, gradients, direct if split else None, detached(trained), inner.taken)
 

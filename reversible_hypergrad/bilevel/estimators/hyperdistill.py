@@ -126,9 +126,9 @@ class HyperDistill(Estimator):
             one, t = inner.next(), inner.taken + 1
             before = inner.state or one.untrained().state
             distilled.add(before.weights, StepLoss(one, before).data, 1 - 1 / _sum(self.gamma, t))
-            after, trained = inner.train(1, record=False)
+            trained = inner.take(one, record=False)
             at = detached(trained, requires_grad=True)
-            value = after.value(at)
+            value = one.value(at)
             alphas, direct = (gradients_of(value, by, keep=True) for by in (list(at.values()), leaves))
             scale = self.theta * _sum(self.gamma, t)
             v = _one_step(one, before, distilled, alphas, leaves)
