@@ -47,6 +47,6 @@ def root(s: Tensor) -> Tensor:
     ([0.0, 2.0], [0.0, 0.25])
     """
     if getattr(_mode, "exact", False) and s.device.type == "cpu":
-        return torch.from_numpy(np.sqrt(np.maximum(s.detach().numpy(), 0)))
+        return torch.from_numpy(np.asarray(np.sqrt(np.maximum(s.detach().numpy(), 0))))  # without dimensions it is a scalar
     positive = s > 0
     return torch.where(positive, torch.where(positive, s, 1.0).sqrt(), 0.0)

@@ -160,9 +160,9 @@ class Halfway:
 
 def looks_at_states(rule: Rule, settings: Settings) -> bool:
     """Whether the transposed step of one parameter needs the old states: not where they enter linearly, and no derivative by a
-    setting holds them. Seen from the graph of the derivative; a rule that is not elementwise counts as if it did, and one that
-    keeps signs, which are made of states and have no graph."""
-    if not rule.elementwise or rule.keeps_signs:
+    setting holds them. Seen from the graph of the derivative. A rule that does not promise to be linear counts as if it did need
+    them: one look does not tell what it does at other steps and settings."""
+    if not rule.linear:
         return True
     with torch.enable_grad():
 

@@ -40,6 +40,42 @@ def test_its_bits(name):
     assert report.limit_bits - slots / steps <= report.information_bits <= report.limit_bits + (2 * slots) / steps + 8 / 4096
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("adjoint", [rh.Snapshots(), rh.Checkpoint(), rh.RecursiveCheckpoint()], ids=lambda x: type(x).__name__)
+def test_initial_weights_where_no_setting_is_learned(name, adjoint):
+    """A rule may need its states in some steps only, as RAdam does when rho has grown above 5."""
+    found = []
+    for one in (adjoint, rh.Unroll()):
+        model, x, y = task(SHIPPED[name])
+        weights = trained(SHIPPED[name].rule(), model, x, y, one)
+        found.append(torch.autograd.grad(downstream(weights.values()), list(model.parameters())))
+    assert error(*(torch.cat([g.flatten() for g in own]) for own in found)) < 1e-9  # rounding, through roots and eps of 1e-3
+
+
+class Gained(nn.Module):
+    """A parameter without dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+
+    def forward(self, x):
+        return self.gain * x
+
+
+@pytest.mark.parametrize("name", [name for name in REVERSIBLE if not SHIPPED[name].matrices])
+def test_a_parameter_without_dimensions(name):
+    """64-bit integers hold 40 bits of a step's increments."""
+    found = []
+    for adjoint in (rh.Reversible(), rh.Unroll()):
+        model = Gained()
+        weights = rh.train(
+            model, lambda m, b, _: (m(b) - 1).square().mean(), range(1, 6), optimizer=SHIPPED[name].rule(), adjoint=adjoint
+        )
+        found.append(torch.autograd.grad(weights["gain"], model.gain)[0])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=0)
+
+
 def test_zeros_among_the_signs_cost_a_second_bit():
     """In the tensor and the steps that have them: those of a weight without gradient."""
     sizes = []
