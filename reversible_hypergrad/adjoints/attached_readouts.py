@@ -72,6 +72,5 @@ class AttachedReadouts:
                 self._sums[j] = [total + (w * factor).to(w.dtype) for total, w in zip(self._sums[j], weights, strict=True)]
             for losses, values in zip(readouts.losses, self._losses, strict=True):
                 if taken in losses.places:
-                    before = losses.loss.side_effects()
-                    values[losses.places[taken]] = losses.loss.value_at(losses.loss.batch(taken), weights)
-                    before.put_back()
+                    with losses.loss.aside():
+                        values[losses.places[taken]] = losses.loss.value_at(losses.loss.batch(taken), weights)

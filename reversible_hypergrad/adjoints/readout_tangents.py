@@ -63,9 +63,8 @@ class ReadoutTangents:
         for losses, tangent in zip(readouts.losses, self._losses, strict=True):
             if taken not in losses.places:
                 continue
-            before = losses.loss.side_effects()
-            by_weights, by_hyperparameters = losses.loss.first_order(losses.loss.batch(taken))
-            before.put_back()
+            with losses.loss.aside():
+                by_weights, by_hyperparameters = losses.loss.first_order(losses.loss.batch(taken))
             column = tangent[:, losses.places[taken]]
             for group, rows in zip(self._groups, self._w, strict=True):
                 column += rows @ group.gather(by_weights)

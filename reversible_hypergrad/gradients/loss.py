@@ -1,6 +1,7 @@
 """The training loss's gradient as a function of the step: one code path for training and for its reversal."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import copy
 from typing import Any
 
@@ -14,7 +15,7 @@ from reversible_hypergrad.gradients.diagnosis import diagnose
 from reversible_hypergrad.gradients.evaluation import LossEvaluation, dense
 from reversible_hypergrad.gradients.input_gradients import InputGradients
 from reversible_hypergrad.gradients.loss_checks import Check, LossChecks, check_second_derivative
-from reversible_hypergrad.gradients.side_effects import Buffers, LossSideEffects
+from reversible_hypergrad.gradients.side_effects import Buffers, LossSideEffects, set_aside
 from reversible_hypergrad.gradients.weight_writes import WeightWrites
 from reversible_hypergrad.problem.gradient import Gradient
 from reversible_hypergrad.replay.batches import BatchOf
@@ -170,6 +171,10 @@ class LossGradient(Gradient):
 
     def restart(self) -> None:
         self._first_buffers.put_back()
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Inside, evaluations leave buffers and random numbers as they were."""
+        return set_aside(self._model, self._cuda_devices)
 
     def side_effects(self) -> LossSideEffects:
         return LossSideEffects(self._model, self._cuda_devices)

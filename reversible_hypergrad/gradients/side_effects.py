@@ -1,6 +1,7 @@
 """What an evaluation of a loss changes beside its result."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from reversible_hypergrad.gradients.same_bits import same_bits
 from reversible_hypergrad.problem.gradient import SideEffects
 from reversible_hypergrad.replay.environment import RandomStates
 
-__all__ = ["Buffers", "LossSideEffects"]
+__all__ = ["Buffers", "LossSideEffects", "set_aside"]
 
 
 class Buffers:
@@ -35,6 +36,23 @@ class Buffers:
             of[name] = buffer  # a module may have put another one there
             if buffer is not None and copy is not None:
                 buffer.copy_(copy)
+
+
+@contextmanager
+def set_aside(model: nn.Module, cuda_devices: Iterable[torch.device]) -> Iterator[None]:
+    """Inside, a loss of ``model`` moves copies of its buffers. Afterwards they and the global generators are as before, and
+    nothing has been written to: a graph may hold the buffers."""
+    random = RandomStates(cuda_devices)
+    places = [(m._buffers, name, b) for m in model.modules() for name, b in m._buffers.items()]
+    copies = {id(b): b.clone() for *_, b in places if b is not None}  # some are shared
+    try:
+        for of, name, buffer in places:
+            of[name] = copies.get(id(buffer))
+        yield
+    finally:
+        for of, name, buffer in places:
+            of[name] = buffer
+        random.put_back()
 
 
 class LossSideEffects(SideEffects):

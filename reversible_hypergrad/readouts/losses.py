@@ -1,12 +1,12 @@
 """The losses of one readout, along one run."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from reversible_hypergrad.problem.gradient import SideEffects
 from reversible_hypergrad.problem.problem import Cotangents
 
 __all__ = ["LossOf", "Losses"]
@@ -27,7 +27,9 @@ class LossOf(Protocol):
         """As a differentiable function of ``weights``."""
         ...
 
-    def side_effects(self) -> SideEffects: ...
+    def aside(self) -> AbstractContextManager[None]:
+        """Inside, evaluations leave buffers and random numbers as they were."""
+        ...
 
 
 class Losses:
@@ -48,9 +50,8 @@ class Losses:
 
     def see(self, taken: int) -> None:
         if taken in self.places:
-            before = self.loss.side_effects()
-            self.values[self.places[taken]] = self.loss.value(self.loss.batch(taken))
-            before.put_back()
+            with self.loss.aside():
+                self.values[self.places[taken]] = self.loss.value(self.loss.batch(taken))
 
     def output(self, like: Tensor) -> Tensor:
         values = [like.new_zeros((), requires_grad=False) if value is None else value.reshape(()) for value in self.values]
@@ -66,9 +67,8 @@ class Losses:
         """Its gradients, times those by the vector of losses."""
         if taken not in self.places or all(vector is None for vector in given):
             return
-        before = self.loss.side_effects()
-        of_weights, of_hyperparameters = self.loss.first_order(self.loss.batch(taken))
-        before.put_back()
+        with self.loss.aside():
+            of_weights, of_hyperparameters = self.loss.first_order(self.loss.batch(taken))
         for vector, views, total in zip(given, by_weights, totals, strict=True):
             if vector is None:
                 continue

@@ -109,6 +109,20 @@ def test_a_run_is_the_same_with_readouts():
         assert same(trained.buffers.values(), plain.buffers.values())
 
 
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_losses_along_an_unroll_of_batch_norm(evaluates):
+    """Its graph holds the buffers, so that putting them back after a loss must not write to them."""
+    found = []
+    for adjoint in (rh.Unroll(), rh.Snapshots()):
+        run = Run("SGD", "convolution and batch norm")
+        run.model.train(not evaluates)
+        data = run.x, run.y
+        curve = rh.LossAt(lambda model, batch, h: F.cross_entropy(model(batch[0]), batch[1]), data, [0, 3, 12])
+        trained = run.train(adjoint, readouts={"curve": curve})
+        found.append(run.gradients(trained.readouts["curve"].sum() + run.value(trained)))
+    assert error(*found) < 1e-12  # a few steps of rounding
+
+
 def test_16_bit_weights_are_averaged_in_32():
     run = Run(dtype=torch.bfloat16)
     trained = run.train(readouts={"mean": rh.UniformAverage(), "all": rh.WeightsAt(range(STEPS + 1))})
