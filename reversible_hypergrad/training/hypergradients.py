@@ -32,7 +32,8 @@ def hypergradients(losses: Sequence[Tensor] | Tensor, inputs: Any, at_a_time: in
 
     Raises:
         TypeError: for losses that are no scalar tensors, inputs that are no tensors, and a number that is no integer.
-        ValueError: for a loss that no run leads to, an input that does not require grad, and a number below 1.
+        ValueError: for a loss that no run leads to, an input that does not require grad, a number below 1, and a model's own
+            parameters as inputs of a run under :class:`ForwardMode`, which gives no gradient by them.
         ReversalError: if a run was not restored; no gradient is returned then.
 
     Cost: of the run, one undoing and one gradient per step; for each loss one product per step, and vectors as large as the
@@ -72,12 +73,24 @@ def hypergradients(losses: Sequence[Tensor] | Tensor, inputs: Any, at_a_time: in
         size = at_a_time or max(len(asked), 1)
         for chunk in (asked[i : i + size] for i in range(0, len(asked), size)):
             for (q, _), by_inputs in zip(chunk, call.pull_back([one for _, one in chunk]), strict=True):
+                _check_given(call, by_inputs, inputs)
                 pairs = [(t, by) for t, by in zip(call.inputs, by_inputs, strict=True) if t.requires_grad and by is not None]
                 _collect([t for t, _ in pairs], [by for _, by in pairs], leaves, nodes, totals[q], waiting, q)
     return [
         pytree.unflatten([torch.zeros_like(x) if g is None else g for g, x in zip(own, leaves, strict=True)], structure)
         for own in totals
     ]
+
+
+def _check_given(call: Call, by_inputs: Sequence[Tensor | None], inputs: Any) -> None:
+    """Raises ValueError for one of ``inputs`` that went into the run, which gives no gradient by it: zero would be wrong."""
+    missing = {id(t) for t, by in zip(call.inputs, by_inputs, strict=True) if t.requires_grad and by is None}
+    for path, leaf in zip(pytree.paths(inputs), pytree.leaves(inputs), strict=True):
+        if id(leaf) in missing:
+            raise ValueError(
+                f"inputs{path}: expected a tensor that {call.problem.report.adjoint} gives a gradient by, got a parameter of the "
+                "model. Pass it to train() as initial=, or use rh.Reversible()"
+            )
 
 
 def _checked_losses(losses: Sequence[Tensor] | Tensor) -> list[Tensor]:

@@ -8,7 +8,8 @@ from runs import MODELS, STRATEGIES, Run, same
 
 import reversible_hypergrad as rh
 
-ALL = {**STRATEGIES, "forward mode": rh.ForwardMode(force=True, chunk=64), "truncated": rh.Truncated(5, rh.Reversible())}
+FORWARD = rh.ForwardMode(force=True, chunk=64)
+ALL = {**STRATEGIES, "forward mode": FORWARD, "truncated": rh.Truncated(5, rh.Reversible())}
 
 
 def losses_of(run, trained):
@@ -31,11 +32,13 @@ def flat(found):
 @pytest.mark.parametrize("strategy", ALL)
 def test_the_bits_of_a_walk_of_its_own(strategy, rule):
     run, trained = trained_by(ALL[strategy], rule, "mlp")
-    many = rh.hypergradients(losses_of(run, trained), run.leaves)
+    leaves = {"lr": run.lr, "l2": run.l2, "weights": {} if ALL[strategy] is FORWARD else run.weights}
+    many = rh.hypergradients(losses_of(run, trained), leaves)
     assert len(many) == 3
     for q, found in enumerate(many):
         run, trained = trained_by(ALL[strategy], rule, "mlp")
-        assert same(flat(found), run.gradients(losses_of(run, trained)[q]))
+        expected = run.gradients(losses_of(run, trained)[q])
+        assert same(flat(found), expected[: len(flat(found))])
     assert all(p.grad is None for p in run.weights.values())
 
 
@@ -103,6 +106,16 @@ def test_inputs_that_hyperparameters_are_made_of():
     trained = run.train(lr=log.exp())
     (found,) = rh.hypergradients([run.value(trained)], log)
     assert torch.equal(found, torch.autograd.grad(run.value(trained), log)[0])  # it trains once more: undone steps are gone
+
+
+def test_a_strategy_without_gradients_by_the_models_parameters():
+    """They would have been zeros."""
+    run = Run()
+    trained = run.train(FORWARD)
+    with pytest.raises(ValueError, match=r"inputs\['weights'\]\['0.weight'\]: .* gives a gradient by.* as initial=, or use"):
+        rh.hypergradients([run.value(trained)], {"lr": run.lr, "weights": run.weights})
+    (found,) = rh.hypergradients([run.value(trained)], run.lr)
+    assert same([found], run.gradients(run.value(trained))[:1])
 
 
 def test_nothing_depends_on_it():
