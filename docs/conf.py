@@ -34,7 +34,7 @@ napoleon_use_ivar = True  # attributes in the class's own text, so that a datacl
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|numpy|np|nn|collections|os|pathlib|abc|typing)\..*"),
-    ("py:.*", r"Path|ArrayLike|NDArray|Tensor|Module|Generator|ABC"),
+    ("py:.*", r"Path|ArrayLike|NDArray|Tensor|Module|Generator|ABC|array"),
     ("py:(exc|class|obj)", r"\w*(Error|Warning)"),
 ]
 

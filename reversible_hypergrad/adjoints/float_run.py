@@ -73,10 +73,10 @@ class FloatRun(Run):
                         self._refuse_non_finite(step)
                     bar.advance()
             problem.report.weights_below_eps = sum(group.weights_below_eps() for group in self.groups)
+            self._at_end = record
         except BaseException:
             self._rewind()
             raise
-        self._at_end = record
         if not record:
             self.let_go()
             self.begin, self._losses = [], torch.empty(0)

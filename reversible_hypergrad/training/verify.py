@@ -1,7 +1,7 @@
 """Whether a hypergradient is the derivative of what it is said to be: the whole computation, run again at other inputs."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +41,7 @@ class Verification:
     uncertainty: float
     reach: float
     wrong: list[str] = field(default_factory=list)
-    differences: dict[float, float] = field(default_factory=dict, repr=False)
+    differences: Mapping[float, float] = field(default_factory=dict, repr=False)
 
     def __bool__(self) -> bool:
         return self.verdict == "right"
