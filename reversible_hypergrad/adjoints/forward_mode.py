@@ -17,7 +17,7 @@ from reversible_hypergrad.problem.problem import Cotangents, Downstream, Problem
 from reversible_hypergrad.problem.setting import Setting
 from reversible_hypergrad.rules.step import step
 
-__all__ = ["ForwardMode"]
+__all__ = ["ForwardMode", "ForwardModeRun"]
 
 
 class ForwardMode(Adjoint):
@@ -112,11 +112,7 @@ class ForwardModeRun(Run):
         problem = self.problem
         self.groups = float_groups(problem)
         if record:
-            self._w = [g.vector().new_zeros(self.count, len(g.w)) for g in self.groups]
-            self._z = [
-                {name: torch.zeros_like(w) for name in group.rule.states} for group, w in zip(self.groups, self._w, strict=True)
-            ]
-            self._begin()
+            self.begin()
         self._readouts.begin(self.groups, self._w)
         with problem.progress("training", len(problem.steps)) as bar:
             for step in problem.steps:
@@ -138,7 +134,12 @@ class ForwardModeRun(Run):
     def end(self) -> End | None:
         return End(states_of(self.groups))
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """The tangents of the first weights and states."""
+        self._w = [g.vector().new_zeros(self.count, len(g.w)) for g in self.groups]
+        self._z = [
+            {name: torch.zeros_like(w) for name in group.rule.states} for group, w in zip(self.groups, self._w, strict=True)
+        ]
         for begin, m in zip(self._of_initial, self.problem.given, strict=True):
             for group, w in zip(self.groups, self._w, strict=True):
                 if m in group.members:
@@ -161,10 +162,7 @@ class ForwardModeRun(Run):
         for group, w in zip(self.groups, self._w, strict=True):
             for i, m in enumerate(group.members):
                 by_weights[m] = group.view_rows(w[rows], i)
-        by_hyperparameters = [
-            self._unit_rows(begin, tensor, rows)
-            for begin, tensor in zip(self._of_hyperparameters, problem.hyperparameters, strict=True)
-        ]
+        by_hyperparameters = [self.rows_of_hyperparameter(k, rows) for k in range(len(problem.hyperparameters))]
         changes = evaluation.tangents(by_weights, by_hyperparameters)
         for group, w, z in zip(self.groups, self._w, self._z, strict=True):
             g = torch.zeros_like(w[rows])
@@ -206,17 +204,26 @@ class ForwardModeRun(Run):
     def _setting_rows(self, t: int, rows: slice, span: FloatSpan, setting: Setting, value: Tensor) -> Tensor:
         """How a setting's value at this step changes along each of ``rows``."""
         assert setting.source is not None
-        begin = self._of_sources[setting.source]
-        count = rows.stop - rows.start
         if setting.elementwise is None:
-            found = value.new_zeros(count)
-            row = begin + (0 if setting.place is None else setting.place + t - setting.first) - rows.start
-            if 0 <= row < count:
-                found[row] = 1.0
-            return found
-        source = self.problem.sources[setting.source]
-        units = self._unit_rows(begin, source, rows).to(value)
-        return span.rows_per_weight(units)
+            place = 0 if setting.place is None else setting.place + t - setting.first
+            return self.rows_of_number(setting.source, place, rows).to(value)
+        return span.rows_per_weight(self.rows_of_source(setting.source, rows).to(value))
+
+    def rows_of_hyperparameter(self, k: int, rows: slice) -> Tensor:
+        """How one of the loss's hyperparameters changes along each of ``rows``."""
+        return self._unit_rows(self._of_hyperparameters[k], self.problem.hyperparameters[k], rows)
+
+    def rows_of_source(self, i: int, rows: slice) -> Tensor:
+        """How one of the optimizer's tensors does."""
+        return self._unit_rows(self._of_sources[i], self.problem.sources[i], rows)
+
+    def rows_of_number(self, i: int, place: int, rows: slice) -> Tensor:
+        """How one number in it does."""
+        found = torch.zeros(rows.stop - rows.start, dtype=torch.float64, device=self.groups[0].device)
+        row = self._of_sources[i] + place - rows.start
+        if 0 <= row < len(found):
+            found[row] = 1.0
+        return found
 
     def _unit_rows(self, begin: int, tensor: Tensor, rows: slice) -> Tensor:
         unit = torch.zeros(rows.stop - rows.start, tensor.numel(), dtype=tensor.dtype, device=tensor.device)

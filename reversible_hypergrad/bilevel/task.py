@@ -1,6 +1,5 @@
 """An inner problem: a training run, and the loss of what comes out of it."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -150,7 +149,5 @@ def detached(nest: Any, requires_grad: bool = False) -> Any:
         return found.requires_grad_() if requires_grad and found.is_floating_point() else found
 
     if isinstance(nest, TrainedWeights):
-        found = copy.copy(nest)
-        found.update({name: leaf(weight) for name, weight in nest.items()})
-        return found
+        return nest.standing_for({name: leaf(weight) for name, weight in nest.items()})
     return pytree.map_tensors(leaf, nest)

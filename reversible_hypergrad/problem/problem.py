@@ -39,6 +39,9 @@ class Problem:
     readouts: "Readouts | None" = None
     sees_start: bool = True  # whether readouts look at the first weights, too: not if another part of the run has
     exact: Any = None  # the integers that weights and states come from, if a run in fixed point is continued
+    # What all of these were made of, attached: initial weights, first states that are wanted, sources, hyperparameters, and the
+    # inputs of readouts.
+    inputs: Sequence[Tensor] = ()
 
     def __post_init__(self) -> None:
         self._rules = self.rule.by_name(self.names)

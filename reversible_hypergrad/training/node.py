@@ -26,8 +26,6 @@ class Call:
     """What forward and backward of one call of ``train`` share.
 
     Attributes:
-        inputs: of the node, attached: initial weights, first states, the optimizer's tensors, hyperparameters, coefficients of
-            readouts.
         number: later calls have larger ones.
         collected: where a backward leaves its cotangents, in place of going back through the run; None: it goes back.
     """
@@ -37,14 +35,18 @@ class Call:
         run: Run,
         problem: Problem,
         environment: Environment,
-        inputs: Sequence[Tensor],
         unchanged: Sequence[Tensor],
         record: bool,
     ) -> None:
         self.run, self.problem, self.environment = run, problem, environment
-        self.inputs, self.unchanged, self.record = inputs, unchanged, record
+        self.unchanged, self.record = unchanged, record
         self.number = next(_numbers)
         self.collected: list[Downstream] | None = None
+
+    @property
+    def inputs(self) -> Sequence[Tensor]:
+        """Of the node."""
+        return self.problem.inputs
 
     def go(self, way: Callable[[], _Result], last: bool) -> _Result:
         """One way of the run, in its environment. What its gradient keeps stays for the other one, unless this is the ``last``.

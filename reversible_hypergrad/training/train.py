@@ -213,6 +213,7 @@ def train(
     wanted += limits
     if start.memory is not None:
         gradient.remember(start.memory)
+    first = [values for own in states for values in own.values() if values.requires_grad]
     problem = Problem(
         names=names,
         weights=list(weights.values()),
@@ -229,12 +230,11 @@ def train(
         wanted_states=[(i, name) for i, own in enumerate(states) for name, values in own.items() if values.requires_grad],
         readouts=taken,
         exact=start.exact,
+        inputs=[*starts.values(), *first, *resolved.tensors, *wanted, *([] if taken is None else taken.inputs)],
     )
     chosen = _choose(adjoint, problem, budget, cuda_graph, compile is not False)
-    first = [states[i][name] for i, name in problem.wanted_states]
-    inputs = [*starts.values(), *first, *resolved.tensors, *wanted, *([] if taken is None else taken.inputs)]
     unchanged = [t for t in (*leaves, *optimizer.tensors(), clip and clip.limit) if isinstance(t, Tensor)]
-    record = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    record = torch.is_grad_enabled() and any(t.requires_grad for t in problem.inputs)
     environment = Environment.current({w.device for w in weights.values()})
     at = check_derivatives
     if at is True and (_takes_too_much(problem, budget) or is_checked(plain, hyperparameters)):
@@ -246,8 +246,8 @@ def train(
     if resume is not None:
         said = {"seed": seed, "readouts": readouts, "clip": clip, "accumulate": accumulate}
         run = resumable_run(resume, chosen, problem, private, leaves, said)
-    call = Call(run, problem, environment, inputs, unchanged, record)
-    outputs: tuple[Tensor, ...] = Training.apply(call, *inputs)  # type: ignore[no-untyped-call]
+    call = Call(run, problem, environment, unchanged, record)
+    outputs: tuple[Tensor, ...] = Training.apply(call, *problem.inputs)  # type: ignore[no-untyped-call]
     note_compilation(gradient, problem.report)
     buffers = {name: buffer.detach().clone() for name, buffer in private.named_buffers()}
     count, places = len(names), len(names) + len(call.states)

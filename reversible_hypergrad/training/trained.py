@@ -1,6 +1,8 @@
 """What a training run returns."""
 
+import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -54,6 +56,24 @@ class TrainedWeights(dict[str, Tensor]):
         if self._state is None:
             self._state = self._make_state()
         return self._state
+
+    def standing_for(
+        self, weights: Mapping[str, Tensor], states: Mapping[str, Mapping[str, Tensor]] | None = None
+    ) -> "TrainedWeights":
+        """A copy with other tensors of the same values; what is not given is detached, and so are readouts.
+
+        Args:
+            weights: in place of its own.
+            states: in place of those of :attr:`state`.
+        """
+        other = copy.copy(self)
+        other.update(weights)
+        other.readouts = pytree.map_tensors(Tensor.detach, self.readouts)
+        other._places = [place.detach() for place in self._places]
+        if self._state is not None:
+            own = pytree.map_tensors(Tensor.detach, dict(self._state.states)) if states is None else states
+            other._state = replace(self._state, weights=dict(other), states=own)
+        return other
 
     def _make_state(self) -> Start:
         call = self._call

@@ -57,6 +57,24 @@ def test_windows(steps):
     assert first == STEPS
 
 
+@pytest.mark.parametrize("estimator", [rh.Snapshots(), rh.Reversible(), rh.Windowed(STEPS)], ids=repr)
+def test_states_and_readouts_do_not_belong_to_the_direct_part(estimator):
+    problem = Problem()
+
+    def outer(weights):
+        velocity = sum(own["v"].square().sum() for own in weights.state.states.values())
+        return velocity + sum(w.sum() for w in weights.readouts["mean"].values()) + problem.l2.square().sum()
+
+    def task():
+        readouts = {"readouts": {"mean": rh.UniformAverage()}}
+        rule = rh.SGD(0.1, momentum=0.9)
+        return rh.Task(problem.model, problem.loss, problem.x, outer, rule, hyperparameters=problem.l2, options=readouts)
+
+    (found,) = as_estimator(estimator).walk(task, [problem.l2], split=True)
+    assert torch.equal(found.direct[0], 2 * problem.l2.detach())
+    assert found.indirect[0].abs().min() > 1e-3
+
+
 def test_a_window_of_all_steps_is_exact():
     problem = Problem()
     (window,), (whole,) = walk(problem, rh.Windowed(STEPS)), walk(problem, rh.Snapshots())

@@ -8,6 +8,7 @@ from reversible_hypergrad.bilevel.estimators.evograd import EvoGrad
 from reversible_hypergrad.bilevel.estimators.first_order import FirstOrder
 from reversible_hypergrad.bilevel.estimators.greedy import GeneralizedGreedy
 from reversible_hypergrad.bilevel.estimators.hyperdistill import HyperDistill
+from reversible_hypergrad.bilevel.estimators.real_time import RealTime
 from reversible_hypergrad.bilevel.estimators.whole_run import WholeRun
 from reversible_hypergrad.bilevel.estimators.windowed import OneStep, Windowed
 
@@ -19,6 +20,7 @@ __all__ = [
     "GeneralizedGreedy",
     "HyperDistill",
     "OneStep",
+    "RealTime",
     "WholeRun",
     "Windowed",
     "as_estimator",
