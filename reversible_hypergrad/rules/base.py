@@ -249,15 +249,29 @@ class Rule(ABC):
         return False
 
     def _factors(self, settings: Settings, steps: range) -> dict[str, NDArray[np.float64]]:
-        if self.linear or self.program:
-            t = 0 if self.linear else torch.arange(steps.start, steps.stop, dtype=torch.float64)
-            columns = self.decay(self.columns(settings, steps), t)
+        if self.linear:
+            columns = self.decay(self.columns(settings, steps), 0)
             return {n: torch.as_tensor(own, dtype=torch.float64).expand(len(steps)).numpy() for n, own in columns.items()}
+        if self.program:
+            return self._mapped_factors(settings, steps)
         found: dict[str, array[float]] = {}
         for t in steps:
             for name, factor in self.decay(self.at(settings, t), t).items():
                 found.setdefault(name, array("d")).append(float(factor))
         return {name: np.array(own) for name, own in found.items()}
+
+    def _mapped_factors(self, settings: Settings, steps: range) -> dict[str, NDArray[np.float64]]:
+        """``decay`` of all steps at once, which sees numbers without dimensions, as of one step."""
+        h = vars(self.columns(settings, steps))
+        per_weight = {name: math.nan for name, setting in settings.items() if setting.elementwise is not None}
+        numbers = {name: column for name, column in h.items() if name not in per_weight}
+
+        def one(own: dict[str, Tensor], t: Tensor) -> dict[str, Tensor]:
+            found = self.decay(SimpleNamespace(**own, **per_weight), t)
+            return {name: torch.as_tensor(factor, dtype=torch.float64) for name, factor in found.items()}
+
+        found = torch.func.vmap(one)(numbers, torch.arange(steps.start, steps.stop, dtype=torch.float64))
+        return {name: factors.numpy() for name, factors in found.items()}
 
     def columns(self, settings: Settings, steps: range) -> SimpleNamespace:
         """``h`` of one parameter: a float64 tensor of shape (steps,) per setting, NaN where it has one number per weight."""

@@ -129,7 +129,16 @@ def test_batches_go_on():
         seen.append(step)
         return batch_indices(step)
 
-    rh.train(run.model, run.loss, batches, steps=3, optimizer=rh.SGD(0.1), hyperparameters=run.l2.detach(), start=start)
+    rh.train(
+        run.model,
+        run.loss,
+        batches,
+        steps=3,
+        optimizer=rh.SGD(0.1),
+        hyperparameters=run.l2.detach(),
+        start=start,
+        check_derivatives=False,
+    )
     assert seen[:3] == [5, 6, 7]
     listed = [batch_indices(step) for step in range(9)]
     trained = rh.train(run.model, run.loss, listed, optimizer=rh.SGD(0.1), hyperparameters=run.l2, start=start)
