@@ -237,3 +237,10 @@ def test_buffers_that_move_and_are_not_read():
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2))
     assert train(model).report.derivative_error < 1e-6
     assert int(model[1].num_batches_tracked) == 0
+
+
+def test_a_transformation_of_torch_func_in_the_loss():
+    def slope(model, x, _):
+        return torch.func.grad(lambda x: model(x).sum())(x).square().mean()
+
+    assert train(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)), slope).report.derivative_error < 1e-6

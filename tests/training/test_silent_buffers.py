@@ -46,7 +46,8 @@ def run(strategy, way, loss=squares, reads=1.0, batches=None, **more):
     torch.manual_seed(0)
     model, rate = Teacher(way).double(), torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     batches = torch.randn(STEPS, 8, 4).double() if batches is None else batches
-    trained = rh.train(model, loss, batches, optimizer=rh.SGD(rate), hyperparameters=reads, adjoint=ALL[strategy], **more)
+    arguments = {"optimizer": rh.SGD(rate), "hyperparameters": reads, "adjoint": ALL[strategy], **more}
+    trained = rh.train(model, loss, batches, check_derivatives=False, **arguments)  # which finds it, too
     trained["weight"].square().sum().backward()
     return trained, rate.grad
 
