@@ -47,11 +47,13 @@ def resolve_by_last_name(app: Sphinx, env: BuildEnvironment, node: pending_xref,
         return None
     domain = env.domains["py"]
     last = target.rsplit(".", 1)[-1]
-    found = [
-        name
+    named = [
+        (name, kind)
         for name, _, kind, _, _, priority in domain.get_objects()
         if name.rsplit(".", 1)[-1] == last and kind != "module" and priority >= 0  # below 0: another name for the same
     ]
+    # A function comes before a method of the same name.
+    found = [name for name, kind in named if kind != "method"] or [name for name, _ in named]
     if len(found) != 1:
         return None
     return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", found[0], node, contents)
