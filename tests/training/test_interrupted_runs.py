@@ -155,7 +155,10 @@ def test_many_losses(tmp_path):
         value = task.value(task.train())
         assert interrupt_at(place, partial(walk, value)), lines[place]
         task.check(settings, lines[place])
-        assert same(task.gradients(value), expected), lines[place]
+        try:
+            assert same(task.gradients(value), expected), lines[place]
+        except rh.ReversalError as error:
+            assert str(error).startswith("an earlier backward through this run"), lines[place]  # noqa: PT017
 
 
 def test_check_replayable(tmp_path):
