@@ -24,6 +24,12 @@ ROOT = Path(__file__).parents[1]
 PAGES = [path for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))] if path.exists()]
 
 
+@pytest.fixture(autouse=True)
+def one_thread(set_num_threads):
+    """Two processes of tests with two threads each would wait for each other: small examples take ten times as long."""
+    set_num_threads(1)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
