@@ -54,7 +54,7 @@ class Derivatives(NamedTuple):
 
 
 def compare_derivatives(model: nn.Module, loss: Loss, batch: Any, hyperparameters: Any, seed: int, step: int = 0) -> Derivatives:
-    """The second derivatives of one step's loss, along random directions, beside central differences of its gradient.
+    """The second derivatives of one step's loss beside central differences of its gradient.
 
     In float64 if the loss can be computed in it, whatever it is written in. Nothing given is modified.
 
@@ -66,7 +66,8 @@ def compare_derivatives(model: nn.Module, loss: Loss, batch: Any, hyperparameter
         seed: of the run.
         step: with the seed, of the random numbers.
 
-    Cost: 4 to 10 gradients and 1 to 3 products, in float64; :data:`BYTES_PER_WEIGHT`, and twice a step's activations.
+    Cost: 4 to 10 gradients and 1 to 3 products, in float64, and as many again before something is called wrong;
+    :data:`BYTES_PER_WEIGHT`, and twice a step's activations.
     """
     found = None
     # Transformations of torch.func see a mode of torch's functions, and may compute something else in it: what is right in one of

@@ -111,7 +111,7 @@ def train(
             gradient before training, as :func:`check_replayable` does. True: at the first one, unless a run of this process has
             checked the same code of the loss, with the same kind of model and shapes of hyperparameters, or ``budget`` is below
             the 45 bytes per weight that it takes for a moment; False: at none. The loss is evaluated 4 to 10 more times for
-            each, in float64 where that can be.
+            each, in float64 where that can be, and as often again before something is called wrong.
 
     Returns:
         A dict of name -> trained tensor, with ``.buffers``, ``.readouts``, ``.report``, and ``.state`` to go on from; works with

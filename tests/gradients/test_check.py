@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from wrong_derivative import Wrong
 
 import reversible_hypergrad as rh
 
@@ -97,20 +98,6 @@ def test_check_with_hyperparameters():
     scale = torch.ones((), requires_grad=True)
     assert check(loss=lambda m, b, h: h["s"] * square(m, b, h), hyperparameters={"s": scale})
     assert scale.grad is None
-
-
-class Wrong(torch.autograd.Function):
-    """Its gradient is right; that of its gradient is not."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return 3 * g * x.detach().square()
 
 
 class OnlyWrong(nn.Module):
